@@ -1,0 +1,32 @@
+"""mixlab: train, evaluate, compare and use MLP-Mixer image classifiers.
+
+`train`, `load` and `create_model` are found here; importing mixlab itself imports neither torch nor timm.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixlab.models.catalog import create_model
+    from mixlab.recipes import train
+    from mixlab.serving.predict import load
+
+__all__ = ["__version__", "create_model", "load", "train"]
+__version__ = "0.1.0"
+
+STARTED = time.monotonic()  # as near to the start of the process as we can know; budgets count from here
+
+_LAZY = {
+    "train": ("mixlab.recipes", "train"),
+    "load": ("mixlab.serving.predict", "load"),
+    "create_model": ("mixlab.models.catalog", "create_model"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mixlab' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute)

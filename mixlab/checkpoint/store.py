@@ -1,0 +1,210 @@
+"""Weights (the deliverable of a run) and checkpoints (what a run resumes from), on disk.
+
+Weights: `weights.safetensors` and `config.json` (model, preprocess, class names, provenance).
+A checkpoint: `checkpoints/step_00000500/` with the tensors, `state.json`, and `manifest.json` holding the
+size and SHA-256 of each; it is written under another name and renamed when all of it is on the disk.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import MixlabError, WeightsError
+from mixlab.files import remove, write_atomically, written_whole
+from mixlab.models.catalog import create_model
+
+WEIGHTS_NAME = "weights.safetensors"
+CONFIG_NAME = "config.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model with everything that is needed to use it.
+
+    model_settings: keyword arguments of `create_model`. provenance: where the weights come from, for people.
+    """
+
+    model: nn.Module
+    model_settings: dict[str, Any]
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
+def save_weights(folder: Path, weights: Weights, tensors: dict[str, Tensor] | None = None) -> None:
+    """Write weights.safetensors and config.json into `folder`; `tensors` replaces the model's own state."""
+    tensors = weights.model.state_dict() if tensors is None else tensors
+    config = {
+        "format": "mixlab",
+        "format_version": FORMAT_VERSION,
+        "model": weights.model_settings,
+        "preprocess": weights.preprocess.to_json(),
+        "class_names": list(weights.class_names),
+        "provenance": weights.provenance,
+    }
+    with written_whole(folder / WEIGHTS_NAME) as temporary:
+        _save_tensors(tensors, temporary)
+    write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_weights(path: Path) -> Weights:
+    """The weights in a run or weights folder; WeightsError names what is missing or does not fit."""
+    if not path.exists():
+        raise WeightsError("there is no such run or weights folder", where=str(path), hint="`mixlab runs` lists runs")
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (path / name).is_file():
+            raise WeightsError(
+                f"{name} is missing", where=str(path), hint="a run has it once its first epoch is over"
+            )
+    config = _read_config(path / CONFIG_NAME)
+    try:
+        settings = dict(config["model"])
+        settings["image_size"] = tuple(settings["image_size"])
+        preprocess = Preprocess.from_json(config["preprocess"])
+        class_names = tuple(str(name) for name in config["class_names"])
+        # Without memory for the weights: a Mixer's come from the file. timm models keep values outside theirs.
+        with torch.device("cpu" if settings["name"].startswith("timm/") else "meta"):
+            model = create_model(**settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"a key is missing or wrong: {error}", where=str(path / CONFIG_NAME)) from error
+    except MixlabError as error:
+        raise WeightsError(f"the model cannot be built: {error}", where=str(path / CONFIG_NAME)) from error
+    tensors = read_tensors(path / WEIGHTS_NAME, expected=model.state_dict())
+    model.load_state_dict(tensors, assign=True)
+    model.eval()
+    return Weights(
+        model=model,
+        model_settings=settings,
+        preprocess=preprocess,
+        class_names=class_names,
+        provenance=dict(config.get("provenance", {})),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
+    if not isinstance(config, dict) or config.get("format") != "mixlab":
+        raise WeightsError("it does not describe mixlab weights", where=str(path))
+    if config.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"format version {config.get('format_version')} is unknown; this mixlab reads {FORMAT_VERSION}",
+            where=str(path),
+            hint="use the mixlab that wrote it, or a newer one",
+        )
+    return config
+
+
+def read_tensors(path: Path, *, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file after checking names and shapes against `expected`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"it is damaged or no safetensors file: {error}", where=str(path)) from error
+    check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()}, str(path))
+    return load_file(path)
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
+    """WeightsError naming missing, extra and misshapen tensors, if any."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    wrong = [
+        f"{name}: has {found[name]}, needs {expected[name]}"
+        for name in sorted(set(found) & set(expected))
+        if found[name] != expected[name]
+    ]
+    if not (missing or extra or wrong):
+        return
+    parts = []
+    for title, names in (("missing", missing), ("not expected", extra), ("wrong shape", wrong)):
+        if names:
+            rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            parts.append(f"{title}: {'; '.join(names[:3])}{rest}")
+    raise WeightsError("the weights are of another model; " + "; ".join(parts), where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a run resumes from: tensors by file (`model`, `ema`, `optimizer`) and plain values."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
+    """Write `folder/step_NNNNNNNN`, then remove all but the newest `keep`. DiskError leaves the old ones."""
+    path = folder / f"step_{checkpoint.step:08d}"
+    with written_whole(path) as temporary:
+        temporary.mkdir()
+        for name, tensors in checkpoint.tensors.items():
+            _save_tensors(tensors, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state))
+        manifest = {
+            file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(temporary.iterdir())
+        }
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        if path.exists():  # the same step once more, after a resume: the content is the same
+            remove(path)
+    for old in sorted(_checkpoint_paths(folder))[:-keep]:
+        remove(old)
+    return path
+
+
+def load_newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that verifies, and why each newer one was passed over. WeightsError if none does."""
+    rejected = []
+    for path in sorted(_checkpoint_paths(folder), reverse=True):
+        try:
+            return _load_checkpoint(path), rejected
+        except WeightsError as error:
+            rejected.append(f"{path.name}: {error.message}")
+    raise WeightsError(
+        "there is no checkpoint to resume from" + "".join(f"; {reason}" for reason in rejected), where=str(folder)
+    )
+
+
+def _checkpoint_paths(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,}", path.name))
+
+
+def _load_checkpoint(path: Path) -> Checkpoint:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, facts in manifest.items():
+            file = path / Path(name).name
+            if file.stat().st_size != facts["size"] or _sha256(file) != facts["sha256"]:
+                raise WeightsError(f"{name} is damaged: size or SHA-256 differ from the manifest", where=str(path))
+        state = json.loads((path / "state.json").read_text())
+        tensors = {
+            name.removesuffix(".safetensors"): load_file(path / name)
+            for name in manifest
+            if name.endswith(".safetensors")
+        }
+        return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,147 @@
+"""Training-time changes to whole batches of pictures; every draw is keyed by (seed, epoch, index, purpose).
+
+Shapes: pixels uint8 (B, channels, H, W); epoch one integer; index int64 (B,), the images' numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixlab.data.policy import apply_policy
+from mixlab.data.random import Purpose, uniform
+from mixlab.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What training does to its pictures.
+
+    crop: `pad` shifts by up to crop_padding pixels over a black border; `resized` cuts a random box of
+        min_area to all of the picture, with a side ratio of 3:4 to 4:3, and scales it; `none`.
+    flip: mirror left-right with probability 1/2.
+    policy: `randaugment` (policy_layers random operations at policy_magnitude of 10), `trivialaugment` (one
+        operation at a random strength, Muller and Hutter 2021), or `none`.
+    erase_prob: probability of a grey rectangle of 2 to 33 % of the picture (Zhong et al. 2017).
+    mixup_alpha, cutmix_alpha: Beta parameters; 0 is off; with both on, each batch draws one of the two.
+    """
+
+    crop: Literal["none", "pad", "resized"] = "none"
+    crop_padding: int = 4
+    min_area: float = 0.08
+    flip: bool = False
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    policy_layers: int = 2
+    policy_magnitude: float = 9.0
+    erase_prob: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_area <= 1.0:
+            raise UsageError(f"min_area must be in (0, 1], got {self.min_area}", where="augment.min_area")
+        if not 0.0 <= self.erase_prob <= 1.0:
+            raise UsageError(f"erase_prob must be in [0, 1], got {self.erase_prob}", where="augment.erase_prob")
+        for key in ("crop_padding", "mixup_alpha", "cutmix_alpha", "policy_layers", "policy_magnitude"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=f"augment.{key}")
+
+
+def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, index: np.ndarray) -> Tensor:
+    """uint8 (B, channels, H, W) -> the same shape, changed as `config` says.
+
+    `resized` crops are cut where a picture is decoded (`crop_boxes`), so here they are already done.
+    """
+    num_images = len(pixels)
+    if config.crop == "pad" and config.crop_padding:
+        draws = uniform(seed, epoch, index, Purpose.CROP, 2)
+        offsets = (draws * (2 * config.crop_padding + 1)).astype(np.int64)
+        pixels = shift_crop(pixels, offsets, config.crop_padding)
+    if config.flip:
+        flipped = uniform(seed, epoch, index, Purpose.FLIP, 1)[:, 0] < 0.5
+        pixels = torch.where(torch.from_numpy(flipped).view(-1, 1, 1, 1), pixels.flip(3), pixels)
+    if config.policy != "none":
+        num_draws = 3 * (config.policy_layers if config.policy == "randaugment" else 1)
+        draws = uniform(seed, epoch, index, Purpose.POLICY, num_draws).reshape(num_images, -1, 3)
+        pixels = apply_policy(pixels, draws, config.policy_magnitude if config.policy == "randaugment" else None)
+    if config.erase_prob:
+        pixels = erase(pixels, uniform(seed, epoch, index, Purpose.ERASE, 5), config.erase_prob)
+    return pixels
+
+
+def shift_crop(pixels: Tensor, offsets: np.ndarray, padding: int) -> Tensor:
+    """Windows of the pictures in a black border: offsets int (B, 2), top and left in 0 ... 2 * padding."""
+    height, width = pixels.shape[2:]
+    padded = F.pad(pixels, (padding, padding, padding, padding))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, 2p+1, 2p+1, H, W)
+    top, left = torch.from_numpy(offsets).unbind(1)
+    return windows[torch.arange(len(pixels)), :, top, left].contiguous()
+
+
+def erase(pixels: Tensor, draws: np.ndarray, probability: float) -> Tensor:
+    """A mid-grey rectangle in some pictures: draws (B, 5) for whether, area, side ratio, top, left."""
+    num_images, _, height, width = pixels.shape
+    area = height * width * (0.02 + 0.31 * draws[:, 1])
+    ratio = np.exp(np.log(0.3) + draws[:, 2] * (np.log(3.3) - np.log(0.3)))
+    box_height = np.clip(np.rint(np.sqrt(area * ratio)), 1, height)
+    box_width = np.clip(np.rint(np.sqrt(area / ratio)), 1, width)
+    top = np.floor(draws[:, 3] * (height - box_height + 1))
+    left = np.floor(draws[:, 4] * (width - box_width + 1))
+    rows, columns = np.arange(height), np.arange(width)
+    in_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])
+    hit = (draws[:, 0] < probability)[:, None, None] & in_rows[:, :, None] & in_columns[:, None, :]
+    return torch.where(torch.from_numpy(hit).view(num_images, 1, height, width), 128, pixels)
+
+
+def crop_boxes(
+    heights: np.ndarray, widths: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int, index: np.ndarray
+) -> np.ndarray:
+    """Random resized crops of n pictures: float (n, 4), left, top, right, bottom, in pixels."""
+    draws = uniform(seed, epoch, index, Purpose.CROP, 4)
+    area = heights * widths * (config.min_area + draws[:, 0] * (1 - config.min_area))
+    ratio = np.exp((2 * draws[:, 1] - 1) * np.log(4 / 3))
+    box_widths = np.minimum(np.sqrt(area * ratio), widths)
+    box_heights = np.minimum(np.sqrt(area / ratio), heights)
+    left = draws[:, 2] * (widths - box_widths)
+    top = draws[:, 3] * (heights - box_heights)
+    return np.stack([left, top, left + box_widths, top + box_heights], axis=1)
+
+
+def mix(
+    image: Tensor, label: Tensor, num_classes: int, config: AugmentConfig, *, seed: int, step: int, shard: int
+) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with its own roll by one.
+
+    image float (B, channels, H, W), label int64 (B,) -> the mixed images and targets float (B, K), rows summing
+    to 1. One lambda per batch, at least 1/2 and the partner the next image, as the authors' code has them.
+    """
+    target = F.one_hot(label, num_classes).to(image.dtype)
+    if not config.mixup_alpha and not config.cutmix_alpha:
+        return image, target
+    use_cutmix = config.cutmix_alpha > 0
+    draws = uniform(seed, step, np.array([shard]), Purpose.MIX, 4)[0]
+    if use_cutmix and config.mixup_alpha:
+        use_cutmix = draws[0] < 0.5
+    alpha = config.cutmix_alpha if use_cutmix else config.mixup_alpha
+    share = _beta(alpha, int(draws[1] * 2**32))
+    share = max(share, 1 - share)
+    if use_cutmix:
+        height, width = image.shape[2:]
+        box_height, box_width = (round(side * (1 - share) ** 0.5) for side in (height, width))
+        top = int(draws[2] * (height - box_height + 1))
+        left = int(draws[3] * (width - box_width + 1))
+        image = image.clone()
+        rows, columns = slice(top, top + box_height), slice(left, left + box_width)
+        image[:, :, rows, columns] = image[:, :, rows, columns].roll(1, dims=0)
+        share = 1 - box_height * box_width / (height * width)
+    else:
+        image = share * image + (1 - share) * image.roll(1, dims=0)
+    return image, share * target + (1 - share) * target.roll(1, dims=0)
+
+
+def _beta(alpha: float, seed: int) -> float:
+    return float(np.random.Generator(np.random.Philox(seed)).beta(alpha, alpha))

@@ -1,0 +1,252 @@
+"""From a split to batches: in memory as one uint8 array where it fits, else streamed through workers.
+
+Sample order and every draw depend on (seed, epoch, index) alone, so the number of workers changes nothing.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixlab.data.augment import AugmentConfig, augment, crop_boxes
+from mixlab.data.dataset import Split
+from mixlab.data.decode import decode
+from mixlab.data.preprocess import Preprocess
+from mixlab.data.random import epoch_order
+from mixlab.errors import DataError, ImageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """image float32 (B, channels, H, W), normalised; label int64 (B,); index int64 (B,), numbers in the split."""
+
+    image: Tensor
+    label: Tensor
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A picture that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Images:
+    """The readable pictures of a split.
+
+    split: names and labels of those that could be read. pixels: uint8 (n, channels, H, W) at model size if
+    they are kept in memory, else None. bad: the others.
+    """
+
+    split: Split
+    preprocess: Preprocess
+    pixels: Tensor | None
+    bad: list[BadFile] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def pictures(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (n, channels, H, W): the preprocessed pictures at `indices`. ImageError if one went bad since."""
+        if self.pixels is not None:
+            return self.pixels[torch.as_tensor(np.asarray(indices))]
+        return torch.from_numpy(np.stack([self.preprocess.pixels(_picture(self.split, i)) for i in indices]))
+
+
+Progress = Callable[[int, int], None]
+
+
+def load_images(
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    in_memory: bool = True,
+    max_bad_share: float = 1.0,
+    progress: Progress | None = None,
+) -> Images:
+    """Read every picture of `split` once; keep the pixels if `in_memory`, else only learn which are readable.
+
+    DataError, listing the first of them, if more than `max_bad_share` of the pictures are unreadable, or all.
+    """
+    shape = (len(split), preprocess.channels, *preprocess.image_size)
+    pixels = np.empty(shape, dtype=np.uint8) if in_memory else None
+    bad: dict[int, BadFile] = {}
+
+    def read(index: int) -> None:
+        try:
+            picture = _picture(split, index)
+            if pixels is not None:
+                pixels[index] = preprocess.pixels(picture)
+        except ImageError as error:
+            bad[index] = BadFile(split.names[index], error.message)
+
+    if split.pixels is not None and pixels is not None and _is_model_size(split.pixels, preprocess):
+        pixels[:] = split.pixels.transpose(0, 3, 1, 2)
+    else:
+        # Decoders and resizing release the GIL, so threads keep all cores busy without copies.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for done, _ in enumerate(pool.map(read, range(len(split))), start=1):
+                if progress is not None and (done % 256 == 0 or done == len(split)):
+                    progress(done, len(split))
+    if bad:
+        _check_bad_share(bad, len(split), max_bad_share)
+        good = np.array([i for i in range(len(split)) if i not in bad], dtype=np.int64)
+        split = split.take(good)
+        pixels = None if pixels is None else pixels[good]
+    listed = [bad[i] for i in sorted(bad)]
+    return Images(split, preprocess, None if pixels is None else torch.from_numpy(pixels), listed)
+
+
+def _is_model_size(pixels: np.ndarray, preprocess: Preprocess) -> bool:
+    height, width = pixels.shape[1:3]
+    whole = (0.0, 0.0, float(width), float(height))
+    return (
+        (height, width) == preprocess.image_size
+        and pixels.shape[3] == preprocess.channels
+        and preprocess.box(height, width) == whole
+    )
+
+
+def _picture(split: Split, index: int, min_size: int | None = None) -> np.ndarray:
+    if split.pixels is not None:
+        return split.pixels[index]
+    return decode(split.names[index], min_size=min_size)
+
+
+def _check_bad_share(bad: dict[int, BadFile], total: int, max_share: float) -> None:
+    if len(bad) < total and len(bad) <= max_share * total:
+        return
+    first = [bad[i] for i in sorted(bad)[:10]]
+    lines = "".join(f"\n  {file.path}: {file.reason}" for file in first)
+    more = "" if len(bad) <= 10 else f"\n  and {len(bad) - 10} more"
+    raise DataError(
+        f"{len(bad)} of {total} images cannot be read, more than the {max_share:.0%} allowed:{lines}{more}",
+        where="data.max_bad_share",
+        hint="mend or remove them (`mixlab check DATA` lists all), or allow more with --data.max-bad-share",
+    )
+
+
+def evaluation_batches(images: Images, batch_size: int) -> Iterator[Batch]:
+    """Every picture once, in order, without augmentation; the last batch may be smaller."""
+    for start in range(0, len(images), batch_size):
+        index = np.arange(start, min(start + batch_size, len(images)))
+        label = torch.from_numpy(images.split.labels[index])
+        yield Batch(images.preprocess.normalize(images.pictures(index)), label, index)
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Full batches in one epoch; a training set smaller than a batch is one batch."""
+    return max(num_images // batch_size, 1)
+
+
+def batch_indices(num_images: int, batch_size: int, *, seed: int, step: int) -> tuple[int, np.ndarray]:
+    """The epoch that `step` (from 0) belongs to, and the numbers of its pictures."""
+    per_epoch = steps_per_epoch(num_images, batch_size)
+    epoch, position = divmod(step, per_epoch)
+    order = _cached_order(seed, epoch, num_images)
+    return epoch, order[position * batch_size : (position + 1) * batch_size]
+
+
+_order_cache: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _cached_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    key = (seed, epoch, num_images)
+    if key not in _order_cache:
+        _order_cache.clear()  # one epoch at a time: the order of ImageNet is 10 MB
+        _order_cache[key] = epoch_order(seed, epoch, num_images)
+    return _order_cache[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPictures(torch.utils.data.Dataset[tuple[Tensor, np.ndarray, int, list[BadFile]]]):
+    """The picture batches of training, one item a step: uint8 pixels, indices, epoch, files that went bad.
+
+    An item depends only on its step, so any worker may make it.
+    """
+
+    images: Images
+    augment: AugmentConfig
+    batch_size: int
+    seed: int
+
+    def __getitem__(self, step: int) -> tuple[Tensor, np.ndarray, int, list[BadFile]]:
+        epoch, index = batch_indices(len(self.images), self.batch_size, seed=self.seed, step=step)
+        bad: list[BadFile] = []
+        if self.images.pixels is not None and self.augment.crop != "resized":
+            pixels = self.images.pictures(index)
+        else:
+            pixels, index = self._cut(epoch, index, bad)
+        pixels = augment(pixels, self.augment, seed=self.seed, epoch=epoch, index=index)
+        return pixels, index, epoch, bad
+
+    def _cut(self, epoch: int, index: np.ndarray, bad: list[BadFile]) -> tuple[Tensor, np.ndarray]:
+        """Decode (or take from memory), cut and scale each picture; leave out those that fail."""
+        preprocess, good, pixels = self.images.preprocess, [], []
+        for i in index:
+            try:
+                picture = self._read(int(i))
+            except ImageError as error:
+                bad.append(BadFile(self.images.split.names[i], error.message))
+                continue
+            box = preprocess.box(*picture.shape[:2])
+            if self.augment.crop == "resized":
+                height, width = picture.shape[:2]
+                one = np.array([i])
+                boxes = crop_boxes(
+                    np.array([height]), np.array([width]), self.augment, seed=self.seed, epoch=epoch, index=one
+                )
+                box = tuple(boxes[0])
+            pixels.append(preprocess.cut(picture, box))
+            good.append(i)
+        if not good:
+            raise DataError(
+                f"no picture of a whole batch can be read any more, {bad[0].path}: {bad[0].reason}",
+                hint="was the data set moved or deleted during training?",
+            )
+        return torch.from_numpy(np.stack(pixels)), np.array(good, dtype=np.int64)
+
+    def _read(self, index: int) -> np.ndarray:
+        if self.images.pixels is not None:
+            return self.images.pixels[index].numpy().transpose(1, 2, 0)
+        # A random crop covers at least sqrt(min_area) of a side; decoding down to the size at which the
+        # smallest still has the model's resolution loses nothing.
+        side = max(self.images.preprocess.image_size)
+        smallest = self.augment.min_area**0.5 if self.augment.crop == "resized" else 1.0
+        return _picture(self.images.split, index, min_size=round(2 * side / smallest))
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def training_batches(
+    pictures: TrainingPictures, *, first_step: int, num_steps: int, num_workers: int, on_bad: Callable[[BadFile], None]
+) -> Iterator[Batch]:
+    """The batches of steps first_step ... num_steps - 1, normalised; calls `on_bad` for each new bad file."""
+    steps = range(first_step, num_steps)
+    if pictures.images.pixels is not None or num_workers == 0:
+        items: Any = (pictures[step] for step in steps)
+    else:
+        items = torch.utils.data.DataLoader(
+            pictures,
+            batch_size=None,
+            sampler=list(steps),
+            num_workers=num_workers,
+            prefetch_factor=4,
+            collate_fn=_as_it_is,
+        )
+    labels = torch.from_numpy(pictures.images.split.labels)
+    normalize = pictures.images.preprocess.normalize
+    for pixels, index, _, bad in items:
+        for file in bad:
+            on_bad(file)
+        yield Batch(normalize(pixels), labels[torch.from_numpy(index)], index)

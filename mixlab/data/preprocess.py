@@ -1,0 +1,90 @@
+"""From a decoded picture to the model's input: the one place where size, crop, mean and std are known."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mixlab.errors import WeightsError
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How any picture becomes the model's input. Saved with the weights; predict and export use that one.
+
+    image_size: (height, width) in pixels.
+    channels: 3 (RGB) or 1 (grey: ITU-R 601 luma of the RGB picture).
+    fit: `crop` scales the picture, keeping its shape, until it covers image_size / crop_fraction, and cuts
+        the centre out; `stretch` scales each side on its own and cuts nothing.
+    crop_fraction: share of the scaled picture's shorter side that the crop keeps, in (0, 1].
+    interpolation: `bicubic` or `bilinear`, antialiased.
+    mean, std: per channel, on the scale of pixels / 255.
+    """
+
+    image_size: tuple[int, int]
+    channels: int = 3
+    fit: Literal["crop", "stretch"] = "crop"
+    crop_fraction: float = 1.0
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of an (height, width) picture that is scaled to image_size: left, top, right, bottom."""
+        if self.fit == "stretch":
+            return (0.0, 0.0, float(width), float(height))
+        target_height, target_width = self.image_size
+        scale = self.crop_fraction * min(height / target_height, width / target_width)
+        box_height, box_width = target_height * scale, target_width * scale
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+        return (left, top, left + box_width, top + box_height)
+
+    def pixels(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3 or 1) -> uint8 (channels, height, width) at model size."""
+        return self.cut(picture, self.box(*picture.shape[:2]))
+
+    def cut(self, picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
+        """The part `box` of `picture`, scaled to image_size: uint8 (channels, height, width)."""
+        picture = self._match_channels(picture)
+        height, width = self.image_size
+        if picture.shape[:2] != (height, width) or box != (0.0, 0.0, float(width), float(height)):
+            image = Image.fromarray(picture[..., 0] if self.channels == 1 else picture)
+            image = image.resize((width, height), _FILTERS[self.interpolation], box=box)
+            picture = np.asarray(image).reshape(height, width, self.channels)
+        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, channels, H, W) -> float32 (B, channels, H, W), (x / 255 - mean) / std."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device)
+        shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
+        return pixels.float().mul_(scale.view(-1, 1, 1)).sub_(shift.view(-1, 1, 1))
+
+    def denormalize(self, image: Tensor) -> Tensor:
+        """The inverse of `normalize`, rounded and clipped to uint8."""
+        mean = torch.tensor(self.mean, device=image.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=image.device).view(-1, 1, 1)
+        return ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _match_channels(self, picture: np.ndarray) -> np.ndarray:
+        if picture.shape[2] == self.channels:
+            return picture
+        if self.channels == 3:
+            return np.repeat(picture, 3, axis=2)
+        return np.asarray(Image.fromarray(picture).convert("L"))[..., None]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocess":
+        """The inverse of `to_json`; WeightsError if a key is missing or unknown."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            wrong = ", ".join(sorted(set(values) ^ names))
+            raise WeightsError(f"the stored preprocess has missing or unknown keys: {wrong}", where="config.json")
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

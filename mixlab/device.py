@@ -1,0 +1,94 @@
+"""How this process uses the machine: device, threads, precision. Chosen once, outside the models."""
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+
+from mixlab.errors import UsageError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def num_cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; UsageError for a device that is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if name not in available:
+        raise UsageError(f"there is no device {name!r}", where="--device", hint="choose auto, cpu, cuda or mps")
+    if not available[name]:
+        raise UsageError(f"this machine or this torch has no {name} device", where="--device", hint="use --device cpu")
+    return torch.device(name)
+
+
+def set_threads(threads: int | None) -> int:
+    """Set and return torch's number of CPU threads; None takes one a core."""
+    threads = threads or num_cores()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """A context in which matrix products run in `precision`; fp32 changes nothing. Not run on a GPU yet."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    if precision == "fp16" and device.type != "cuda":
+        raise UsageError("fp16 needs a CUDA device", where="precision", hint="use bf16 or fp32")
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done its work, for timing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, processor and device, for environment.json and `doctor`."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("mixlab", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "safetensors")
+    facts: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    facts |= {"versions": {name: _version(version, name) for name in packages}}
+    facts |= {"cpu": _cpu_name(), "cores": num_cores(), "memory_bytes": memory_bytes()}
+    facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    facts["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    facts["mps"] = torch.backends.mps.is_available()
+    return facts
+
+
+def memory_bytes() -> int:
+    """Physical memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _version(version: Any, name: str) -> str | None:
+    try:
+        return str(version(name))
+    except Exception:  # a package may be there without metadata; doctor then says so
+        return None
+
+
+def _cpu_name() -> str:
+    import platform
+
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

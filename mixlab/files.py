@@ -1,0 +1,61 @@
+"""Files that are either the old one or the whole new one, never half of each."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixlab.errors import DiskError
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, file or folder, that takes its place if the block ends well.
+
+    What was written is on the disk (fsync) before it gets its name. DiskError says what failed; the old
+    file then remains and the temporary one is gone.
+    """
+    path = Path(path)
+    # In the same folder, because os.replace is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
+                _fsync(file)
+            if temporary.is_dir():
+                _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            remove(temporary)
+    except OSError as error:
+        raise DiskError(
+            f"could not write: {error.strerror or error}",
+            where=str(path),
+            hint="is the disk full, or the folder read-only?",
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, making its folder if needed. DiskError if it fails; the old file then remains."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,162 @@
+"""Models by name: our Mixers (`mixer_b16`) and any timm model (`timm/resnet18`)."""
+
+import difflib
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from mixlab.errors import UsageError
+from mixlab.models.mixer import SIZES, Mixer, MixerConfig
+
+# The models the paper names, then ours for small images: name -> (image side, what it is for).
+# Any other patch size works too: `mixer_SIZE` followed by the patch side.
+MODELS = {
+    "mixer_s32": (224, "paper, Table 1"),
+    "mixer_s16": (224, "paper, Table 1"),
+    "mixer_s8": (224, "as released with GSAM"),
+    "mixer_b32": (224, "paper, Table 1"),
+    "mixer_b16": (224, "paper, Table 1"),
+    "mixer_l32": (224, "paper, Table 1"),
+    "mixer_l16": (224, "paper, Table 1"),
+    "mixer_h14": (224, "paper, Table 1"),
+    "mixer_nano4": (32, "small images, hours of training"),
+    "mixer_micro4": (32, "small images, minutes of training"),
+    "mixer_pico2": (8, "8-pixel images such as digits"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model; what is None follows from the name or from the data.
+
+    name: a name from `mixlab models`, `mixer_SIZE` with any patch side, or `timm/NAME`.
+    patch_size, hidden_dim, token_mlp_dim, channel_mlp_dim, num_blocks: replace the named size's value.
+    stochastic_depth: drop probability of the last block's branches (timm models: their drop_path_rate).
+    head_bias: initial classifier bias of a Mixer.
+    """
+
+    name: str | None = None
+    patch_size: int | None = None
+    hidden_dim: int | None = None
+    token_mlp_dim: int | None = None
+    channel_mlp_dim: int | None = None
+    num_blocks: int | None = None
+    stochastic_depth: float = 0.0
+    head_bias: float = 0.0
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int = 3,
+    **overrides: Any,
+) -> nn.Module:
+    """A freshly initialised model: images (B, in_channels, H, W) to logits (B, num_classes).
+
+    image_size: side or (height, width) in pixels; None takes the named model's own.
+    overrides: fields of `ModelConfig` other than the name. Unknown names raise UsageError.
+    """
+    config = ModelConfig(name=name, **_known(overrides))
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    if name.startswith("timm/"):
+        return _create_timm(config, num_classes, image_size, in_channels)
+    return Mixer(mixer_config(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels))
+
+
+def mixer_config(
+    config: ModelConfig, *, num_classes: int, image_size: tuple[int, int] | None = None, in_channels: int = 3
+) -> MixerConfig:
+    """The full dimensions of the Mixer that `config` names."""
+    assert config.name is not None
+    size, patch_size = parse_mixer_name(config.name)
+    num_blocks, hidden_dim, token_mlp_dim, channel_mlp_dim = SIZES[size]
+    side = MODELS.get(config.name, (224 if size in "sblh" else 32, ""))[0]
+    return MixerConfig(
+        image_size=image_size or (side, side),
+        patch_size=config.patch_size or patch_size,
+        hidden_dim=config.hidden_dim or hidden_dim,
+        token_mlp_dim=config.token_mlp_dim or token_mlp_dim,
+        channel_mlp_dim=config.channel_mlp_dim or channel_mlp_dim,
+        num_blocks=config.num_blocks or num_blocks,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        stochastic_depth=config.stochastic_depth,
+        head_bias=config.head_bias,
+    )
+
+
+def parse_mixer_name(name: str) -> tuple[str, int]:
+    """`mixer_b16` -> ("b", 16); UsageError with the nearest name for anything else."""
+    match = re.fullmatch(r"mixer_([a-z]+?)(\d+)", name)
+    if match is None or match[1] not in SIZES or int(match[2]) == 0:
+        raise UsageError(f"there is no model called {name!r}", where="model", hint=_nearest(name, MODELS))
+    return match[1], int(match[2])
+
+
+def display_name(name: str) -> str:
+    """`mixer_b16` -> `Mixer-B/16`; other names stay as they are."""
+    if not name.startswith("mixer_"):
+        return name
+    size, patch_size = parse_mixer_name(name)
+    return f"Mixer-{size.capitalize()}/{patch_size}"
+
+
+def _known(overrides: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(ModelConfig)} - {"name"}
+    for key in overrides:
+        if key not in names:
+            raise UsageError(f"models have no setting {key!r}", where=f"model.{key}", hint=_nearest(key, names))
+    return overrides
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "`mixlab models` lists the names"
+
+
+def _create_timm(
+    config: ModelConfig, num_classes: int, image_size: tuple[int, int] | None, in_channels: int
+) -> nn.Module:
+    import timm
+
+    assert config.name is not None
+    timm_name = config.name.removeprefix("timm/")
+    if not timm.is_model(timm_name.split(".")[0]):
+        known = timm.list_models()
+        raise UsageError(
+            f"timm has no model called {timm_name!r}",
+            where="model",
+            hint=_nearest(timm_name, known).replace("mixlab models", "mixlab models --timm"),
+        )
+    for key in ("hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks", "head_bias"):
+        if getattr(config, key):
+            raise UsageError(f"{key} cannot be set for a timm model", where=f"model.{key}")
+    settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    if config.stochastic_depth:
+        settings["drop_path_rate"] = config.stochastic_depth
+    if config.patch_size:
+        settings["patch_size"] = config.patch_size
+    if image_size is not None:
+        try:
+            return timm.create_model(timm_name, img_size=image_size, **settings)
+        except TypeError as error:
+            # Convolutional networks take any size and have no such argument; anything else is a real error.
+            if "img_size" not in str(error):
+                raise _timm_refusal(timm_name, error) from error
+        except (AssertionError, ValueError) as error:
+            raise _timm_refusal(timm_name, error) from error
+    try:
+        return timm.create_model(timm_name, **settings)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise _timm_refusal(timm_name, error) from error
+
+
+def _timm_refusal(timm_name: str, error: Exception) -> UsageError:
+    return UsageError(f"timm cannot build {timm_name!r} with these settings: {error}", where="model")

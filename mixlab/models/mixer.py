@@ -1,0 +1,152 @@
+"""MLP-Mixer as its authors wrote it (Tolstikhin et al. 2021, arXiv 2105.01601, section 2 and Table 1).
+
+Axes: B batch, H W image, S patches (tokens), C hidden_dim, K classes.
+Token mixing (eq. 1) acts on columns of the (S, C) table, channel mixing on its rows; both are
+pre-norm residual MLPs. Tokens are numbered in raster order; there are no position embeddings.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixlab.errors import UsageError
+from mixlab.models.layers import Mlp, StochasticDepth, init_lecun_normal
+
+LAYER_NORM_EPS = 1e-6  # flax's default, which the authors use; torch's own is 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerConfig:
+    """Every dimension of a Mixer, absolute.
+
+    image_size: (height, width) in pixels, both multiples of `patch_size`.
+    stochastic_depth: drop probability of the last block; block i of N has this times i / (N - 1).
+    head_bias: initial value of the classifier's bias (the authors use -6.9 with the sigmoid loss).
+    """
+
+    image_size: tuple[int, int]
+    patch_size: int
+    hidden_dim: int
+    token_mlp_dim: int
+    channel_mlp_dim: int
+    num_blocks: int
+    num_classes: int
+    in_channels: int = 3
+    stochastic_depth: float = 0.0
+    head_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}", where=f"model.{name}")
+        if not 0.0 <= self.stochastic_depth < 1.0:
+            raise UsageError(
+                f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}",
+                where="model.stochastic_depth",
+            )
+        for side in self.image_size:
+            if side < self.patch_size:
+                raise UsageError(
+                    f"image_size {_times(self.image_size)} is smaller than one patch of {self.patch_size} pixels",
+                    where="model.patch_size",
+                    hint="choose a smaller patch_size or a larger image_size",
+                )
+            if side % self.patch_size:
+                lower = side - side % self.patch_size
+                raise UsageError(
+                    f"image_size {_times(self.image_size)} is not a multiple of patch_size {self.patch_size}",
+                    where="data.image_size",
+                    hint=f"use {lower} or {lower + self.patch_size} instead of {side}",
+                )
+
+    @property
+    def num_patches(self) -> int:
+        """S, the number of tokens."""
+        height, width = self.image_size
+        return (height // self.patch_size) * (width // self.patch_size)
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+class MixerBlock(nn.Module):
+    """One layer: token mixing, then channel mixing, each on a LayerNorm's output and added back."""
+
+    def __init__(self, config: MixerConfig, drop_prob: float) -> None:
+        super().__init__()
+        self.token_norm = nn.LayerNorm(config.hidden_dim, eps=LAYER_NORM_EPS)
+        self.token_mixing = Mlp(config.num_patches, config.token_mlp_dim)
+        self.channel_norm = nn.LayerNorm(config.hidden_dim, eps=LAYER_NORM_EPS)
+        self.channel_mixing = Mlp(config.hidden_dim, config.channel_mlp_dim)
+        self.drop = StochasticDepth(drop_prob)  # called twice: independent draws for the two branches
+
+    def forward(self, x_BSC: Tensor) -> Tensor:
+        y_BCS = self.token_norm(x_BSC).transpose(1, 2)
+        x_BSC = x_BSC + self.drop(self.token_mixing(y_BCS).transpose(1, 2))
+        return x_BSC + self.drop(self.channel_mixing(self.channel_norm(x_BSC)))
+
+
+class Mixer(nn.Module):
+    """Images (B, in_channels, H, W) to logits (B, K)."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Conv2d(
+            config.in_channels, config.hidden_dim, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        last = max(config.num_blocks - 1, 1)
+        self.blocks = nn.ModuleList(
+            MixerBlock(config, config.stochastic_depth * i / last) for i in range(config.num_blocks)
+        )
+        self.pre_head_norm = nn.LayerNorm(config.hidden_dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(config.hidden_dim, config.num_classes)
+        self.init_weights()
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """The head's input (B, C), called pre_logits by the authors: mean over tokens after the last norm."""
+        if image_BCHW.shape[2:] != self.config.image_size:
+            raise UsageError(
+                f"this Mixer takes images of {_times(self.config.image_size)} pixels, "
+                f"got {_times((image_BCHW.shape[2], image_BCHW.shape[3]))}",
+                hint="its token mixing is tied to that grid; preprocess the images with the model's own Preprocess",
+            )
+        x_BSC = self.stem(image_BCHW).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x_BSC = block(x_BSC)
+        return self.pre_head_norm(x_BSC).mean(dim=1)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.head(self.features(image_BCHW))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The authors' initialisation.
+
+        Stem and MLP kernels: lecun normal (truncated, variance 1 / fan-in). All biases zero.
+        LayerNorm scale one, bias zero. Head kernel zero, head bias `head_bias`.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                init_lecun_normal(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, self.config.head_bias)
+
+
+# Dimensions by size. S to H are the paper's Table 1; the small ones are ours, for 8 to 64 pixel images.
+# Nano has the dimensions of the best known open CIFAR Mixer (omihub777's), 1.13 million parameters at /4.
+#              num_blocks, hidden_dim, token_mlp_dim, channel_mlp_dim
+SIZES = {
+    "pico": (4, 64, 32, 128),
+    "micro": (6, 96, 64, 192),
+    "nano": (8, 128, 64, 512),
+    "s": (8, 512, 256, 2048),
+    "b": (12, 768, 384, 3072),
+    "l": (24, 1024, 512, 4096),
+    "h": (32, 1280, 640, 5120),
+}

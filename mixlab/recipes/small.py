@@ -1,0 +1,50 @@
+"""Recipes for pictures of at most some 64 pixels, from scratch, on a CPU."""
+
+from mixlab.data.augment import AugmentConfig
+from mixlab.models.catalog import ModelConfig
+from mixlab.training.losses import LossConfig
+from mixlab.training.optimizer import OptimizerConfig
+from mixlab.training.recipe import DataConfig, Recipe
+from mixlab.training.schedule import ScheduleConfig
+
+
+def digits() -> Recipe:
+    """scikit-learn's 8 x 8 digits in under a minute. Not yet measured."""
+    return Recipe(
+        name="digits",
+        data=DataConfig(source="digits"),
+        augment=AugmentConfig(crop="pad", crop_padding=1),
+        model=ModelConfig(name="mixer_pico2"),
+        optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.1),
+        loss=LossConfig(label_smoothing=0.1),
+        ema_decay=0.99,
+        epochs=100,
+        batch_size=64,
+    )
+
+
+def small_images() -> Recipe:
+    """Tens of thousands of small pictures. Not yet measured."""
+    return Recipe(
+        name="small_images",
+        augment=AugmentConfig(crop="pad", crop_padding=4, flip=True),
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.05),
+        schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),
+        loss=LossConfig(label_smoothing=0.1),
+        epochs=30,
+        batch_size=128,
+    )
+
+
+def few_images() -> Recipe:
+    """A few hundred pictures a class, your own folder. Not yet measured."""
+    return Recipe(
+        name="few_images",
+        augment=AugmentConfig(crop="resized", min_area=0.4, flip=True),
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1),
+        schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),
+        loss=LossConfig(label_smoothing=0.1),
+        ema_decay=0.99,
+        epochs=60,
+        batch_size=64,
+    )

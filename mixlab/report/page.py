@@ -1,0 +1,86 @@
+"""report.html: one run on one page that needs no other file, no network and no script."""
+
+import base64
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mixlab.errors import MixlabError
+from mixlab.files import write_atomically
+
+DOTS_PER_INCH, CSS_PIXELS_PER_INCH = 120, 96  # Figures are saved with 120; a browser's inch has 96.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the page says, as plain data."""
+
+    title: str
+    headline: list[tuple[str, str]]  # Name and value, such as ("Test accuracy", "98.3 % (354 of 360)").
+    notes: list[str]  # Plain sentences.
+    figures: list[tuple[str, str, Path]]  # Heading, one sentence (also the alt text), PNG file.
+    per_class: list[
+        dict[str, Any]
+    ]  # label, num_images, num_correct; precision, recall, f1: fraction or None.
+    recipe_text: str  # TOML.
+    environment: dict[str, object]
+    cost: list[tuple[str, str]]
+    figures_before_table: int = 2  # How many figures stand above the per-class table.
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page as one HTML file. Raises DiskError, or MixlabError if a figure cannot be read."""
+    environment = Environment(
+        loader=PackageLoader("mixlab.report"),
+        autoescape=True,  # Class names and file names come from anywhere.
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["plain"] = _plain
+    figures = [_embed(*figure) for figure in report.figures]
+    split = report.figures_before_table
+    html = environment.get_template("report.html").render(
+        report=report, figures_above=figures[:split], figures_below=figures[split:]
+    )
+    # A file name may hold bytes that are no text; they become question marks rather than an error.
+    write_atomically(path, html.encode("utf-8", errors="replace"))
+
+
+def _embed(heading: str, text: str, path: Path) -> dict[str, Any]:
+    """The PNG as base64, with the CSS pixels at which its 8 pt text is 8 pt on the page."""
+    try:
+        png = Path(path).read_bytes()
+    except OSError as error:
+        message = f"could not read a figure of the report: {error.strerror or error}"
+        raise MixlabError(message, where=str(path)) from error
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
+        raise MixlabError("a figure of the report is not a PNG file", where=str(path))
+    width, height = (
+        round(side * CSS_PIXELS_PER_INCH / DOTS_PER_INCH) for side in struct.unpack(">II", png[16:24])
+    )
+    data = base64.b64encode(png).decode("ascii")
+    return {"heading": heading, "text": text, "data": data, "width": width, "height": height}
+
+
+def _percent(fraction: float | None) -> str:
+    # The space before the sign is one that does not break the line.
+    return "–" if fraction is None else f"{100 * fraction:.1f}\u00a0%"
+
+
+def _plain(value: object) -> str:
+    """A value of the environment as a person would write it."""
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)

@@ -1,0 +1,80 @@
+"""What a command shows while it works: a progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINE_SECONDS = 10.0  # between two plain progress lines
+
+
+class Screen:
+    """Text for the person at the command. With `to_stderr` standard output stays free for one JSON object."""
+
+    def __init__(self, *, to_stderr: bool = False, quiet: bool = False) -> None:
+        self.quiet = quiet
+        # A log file gets whole lines; only a terminal has a width to wrap at.
+        stream = sys.stderr if to_stderr else sys.stdout
+        width = None if stream.isatty() else 10_000
+        self.console = Console(stderr=to_stderr, highlight=False, soft_wrap=True, width=width)
+
+    def say(self, text: str = "") -> None:
+        """One line of text, as it is."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def show(self, renderable: Any) -> None:
+        """A rich table."""
+        if not self.quiet:
+            if not self.console.is_terminal:
+                # Without a terminal a table is as wide as its content.
+                Console(file=self.console.file, width=200, highlight=False).print(renderable)
+            else:
+                self.console.print(renderable)
+
+    @contextmanager
+    def progress(self, label: str, total: int, start: int = 0) -> Iterator["Bar"]:
+        """A bar for `total` units of work."""
+        if self.quiet or not self.console.is_terminal:
+            yield Bar(self, label, total, start, None)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(label, total=total, completed=start, note="")
+            yield Bar(self, label, total, start, (progress, task))
+
+
+class Bar:
+    """One running piece of work; `update` tells how far it is."""
+
+    def __init__(self, screen: Screen, label: str, total: int, start: int, rich_task: Any) -> None:
+        self._screen, self._label, self._total, self._start = screen, label, total, start
+        self._rich_task = rich_task
+        self._started = self._last_line = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show `done` of the total, with `note`, and the time left at the speed so far."""
+        now = time.monotonic()
+        fresh = done - self._start
+        left = (now - self._started) / fresh * (self._total - done) if fresh > 0 else None
+        note = f"{done}/{self._total}  {note}" + (f"  ETA {format_seconds(left)}" if left is not None else "")
+        if self._rich_task is not None:
+            progress, task = self._rich_task
+            progress.update(task, completed=done, note=note)
+        elif now - self._last_line >= LINE_SECONDS:
+            self._screen.say(f"{self._label} {note}")
+            self._last_line = now
+
+
+def format_seconds(seconds: float) -> str:
+    """`95.2` -> `1m 35s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

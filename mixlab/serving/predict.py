@@ -1,0 +1,148 @@
+"""A trained model for use: pictures in, labels with probabilities out."""
+
+import csv
+import glob
+import io
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from mixlab.checkpoint.store import load_weights
+from mixlab.data.decode import decode, is_image_name
+from mixlab.data.preprocess import Preprocess
+from mixlab.device import num_cores, pick_device
+from mixlab.errors import ImageError, UsageError
+from mixlab.files import write_atomically
+
+Picture = str | Path | bytes | np.ndarray
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A model with its preprocessing and class names; what `mixlab.load` returns.
+
+    model: float32 (B, channels, H, W), normalised -> logits (B, K).
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+    provenance: dict[str, Any]
+    device: torch.device
+
+    @torch.inference_mode()
+    def predict(self, images: Picture | Iterable[Picture], *, top: int = 5) -> list[dict[str, Any]]:
+        """For each image its `top` labels: {"path", "predictions": [{"label", "probability"}]} or {"path", "error"}.
+
+        images: paths, encoded bytes, or uint8 arrays (H, W, 3 or 1), or one of them. Arrays and bytes have
+        their position in the list as path. An image that cannot be read becomes an error row, not an exception.
+        """
+        single = isinstance(images, str | Path | bytes | np.ndarray)
+        pictures: list[Picture] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        if top < 1:
+            raise UsageError(f"top must be at least 1, got {top}", where="--top")
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(pictures), BATCH_SIZE):
+            part = pictures[start : start + BATCH_SIZE]
+            names = [str(p) if isinstance(p, str | Path) else str(start + i) for i, p in enumerate(part)]
+            with ThreadPoolExecutor(num_cores()) as pool:
+                read = list(pool.map(self._read, part))
+            good = [i for i, result in enumerate(read) if isinstance(result, np.ndarray)]
+            found = iter(self._classify(np.stack([read[i] for i in good]), top) if good else [])
+            for name, result in zip(names, read, strict=True):
+                if isinstance(result, np.ndarray):
+                    rows.append({"path": name, "predictions": next(found)})
+                else:
+                    rows.append({"path": name, "error": result})
+        return rows
+
+    def _read(self, picture: Picture) -> np.ndarray | str:
+        try:
+            if not isinstance(picture, np.ndarray):
+                return self.preprocess.pixels(decode(picture))
+        except ImageError as error:
+            return error.message
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (1, 3) or not picture.size:
+            return f"an array must be uint8 (H, W, 3) or (H, W, 1), got {picture.dtype} {picture.shape}"
+        return self.preprocess.pixels(picture)
+
+    def _classify(self, pixels: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
+        image = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
+        probabilities = self.model(image).float().softmax(dim=1).cpu()
+        values, labels = probabilities.topk(min(top, len(self.class_names)), dim=1)
+        return [
+            [
+                {"label": self.class_names[int(label)], "probability": float(value)}
+                for value, label in zip(row_values, row_labels, strict=True)
+            ]
+            for row_values, row_labels in zip(values, labels, strict=True)
+        ]
+
+
+def load(path: str | Path, *, device: str = "auto") -> Classifier:
+    """The classifier in a run or weights folder. WeightsError says what is missing or damaged."""
+    weights = load_weights(Path(path))
+    torch_device = pick_device(device)
+    return Classifier(
+        model=weights.model.to(torch_device).eval(),
+        preprocess=weights.preprocess,
+        class_names=weights.class_names,
+        provenance=weights.provenance,
+        device=torch_device,
+    )
+
+
+def find_images(arguments: Sequence[str]) -> list[str]:
+    """Files named by paths, folders (all images below, sorted) and globs. UsageError if one names nothing."""
+    found: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if is_image_name(p) and not p.is_dir())
+            if not inside:
+                raise UsageError("there are no images in this folder", where=argument)
+            found += inside
+        elif path.exists() or path.is_symlink():
+            found.append(argument)
+        else:
+            matches = sorted(p for p in glob.glob(argument, recursive=True) if not Path(p).is_dir())
+            if not matches:
+                raise UsageError("there is no such image, folder or match", where=argument)
+            found += matches
+    return found
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """path, rank, label, probability, error: one line a label, one a failed image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "rank", "label", "probability", "error"])
+    for row in rows:
+        if "error" in row:
+            writer.writerow([row["path"], "", "", "", row["error"]])
+        for rank, guess in enumerate(row.get("predictions", []), start=1):
+            writer.writerow([row["path"], rank, guess["label"], f"{guess['probability']:.6f}", ""])
+    write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """The same for a person."""
+    table = Table("image", "label", "probability")
+    for row in rows:
+        if "error" in row:
+            table.add_row(escape(row["path"]), escape(f"unreadable: {row['error']}"), "")
+        for rank, guess in enumerate(row.get("predictions", [])):
+            name = escape(row["path"]) if rank == 0 else ""
+            table.add_row(name, escape(guess["label"]), f"{100 * guess['probability']:.1f} %")
+    return table

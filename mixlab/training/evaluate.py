@@ -1,0 +1,98 @@
+"""`mixlab evaluate`: a run's weights on a split of its own data, or on any other labelled data."""
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mixlab.checkpoint.store import load_weights
+from mixlab.data.dataset import Source, Split
+from mixlab.data.loader import BadFile, evaluation_batches, load_images
+from mixlab.data.sources import open_source
+from mixlab.device import pick_device, set_threads
+from mixlab.errors import DataError, UsageError
+from mixlab.evaluation.classify import classify
+from mixlab.evaluation.metrics import Evaluation, summarize
+from mixlab.report.screen import Screen
+from mixlab.training.recipe import Recipe, from_toml, override
+from mixlab.training.setup import fits_in_memory, open_data, reopen_splits
+
+EVALUATION_BATCH = 128
+
+
+def evaluate(
+    run: Path,
+    data: str | None = None,
+    *,
+    split: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    screen: Screen | None = None,
+) -> tuple[Evaluation, list[BadFile]]:
+    """Metrics of the weights in `run`, and the images that could not be read.
+
+    data: None takes the run's own data set and the splits it was trained with. split: by default `test`, or
+    everything where `data` has no splits.
+    """
+    screen = screen or Screen()
+    weights = load_weights(run)
+    chosen = _own_split(run, split or "test") if data is None else _other_split(run, data, split, data_dir, screen)
+    source, images_split = chosen
+    images_split = _with_class_numbers(images_split, source, weights.class_names)
+    torch_device = pick_device(device)
+    set_threads(threads)
+    in_memory = fits_in_memory(len(images_split), weights.preprocess)
+    with screen.progress("reading", len(images_split)) as bar:
+        images = load_images(
+            images_split, weights.preprocess, in_memory=in_memory, progress=lambda done, total: bar.update(done)
+        )
+    model = weights.model.to(torch_device)
+    predictions = classify(model, evaluation_batches(images, EVALUATION_BATCH), torch_device)
+    return summarize(predictions, weights.class_names), images.bad
+
+
+def _own_split(run: Path, name: str) -> tuple[Source, Split]:
+    if not (run / "recipe.toml").is_file():
+        raise UsageError("these weights have no data set of their own", where=str(run), hint="name one: DATA")
+    recipe = override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
+    source = open_data(recipe)
+    return source, _pick(reopen_splits(source, run / "split.csv"), name, source.name)
+
+
+def _other_split(
+    run: Path, data: str, name: str | None, data_dir: str | None, screen: Screen
+) -> tuple[Source, Split]:
+    source = open_source(data, data_dir=data_dir)
+    if "all" in source.splits and (run / "split.csv").is_file() and (run / "recipe.toml").is_file():
+        recipe = override(Recipe(), from_toml(run / "recipe.toml"))
+        if Path(recipe.data.source).exists() and Path(recipe.data.source).resolve() == Path(data).resolve():
+            # The folder the run learnt from: all of it would count training images as a test.
+            return _own_split(run, name or "test")
+    if "all" in source.splits and name is None:
+        screen.say(f"{source.name} has no splits: all {len(source.splits['all'])} images are used")
+    return source, _pick(dict(source.splits), name or ("all" if "all" in source.splits else "test"), source.name)
+
+
+def _pick(splits: dict[str, Split], name: str, where: str) -> Split:
+    if name not in splits:
+        close = difflib.get_close_matches(name, splits, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(splits)}"
+        raise UsageError(f"there is no split {name!r}", where=where, hint=hint)
+    return splits[name]
+
+
+def _with_class_numbers(split: Split, source: Source, class_names: tuple[str, ...]) -> Split:
+    """The same images with labels numbered as the model numbers its classes."""
+    number = {name: i for i, name in enumerate(class_names)}
+    used = [source.class_names[i] for i in np.unique(split.labels)]
+    unknown = [name for name in used if name not in number]
+    if unknown:
+        raise DataError(
+            f"the model does not know {len(unknown)} of the classes: {', '.join(unknown[:5])}",
+            where=source.name,
+            hint=f"it knows {', '.join(class_names[:10])}{', ...' if len(class_names) > 10 else ''}",
+        )
+    table = np.array([number.get(name, -1) for name in source.class_names], dtype=np.int64)
+    return replace(split, labels=table[split.labels])

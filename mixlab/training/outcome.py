@@ -1,0 +1,252 @@
+"""After the last step: the test split, read once, then figures and report.html."""
+
+import csv
+import io
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixlab.checkpoint.store import load_weights
+from mixlab.data.augment import mix
+from mixlab.data.loader import Images, TrainingPictures, evaluation_batches, load_images, training_batches
+from mixlab.evaluation.classify import classify
+from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
+from mixlab.files import write_atomically
+from mixlab.models.catalog import display_name
+from mixlab.models.cost import measure_cost
+from mixlab.report import figures
+from mixlab.report.page import Report, write_report
+from mixlab.report.run_log import RunLog, read_run_log
+from mixlab.report.screen import Screen, format_seconds
+from mixlab.training.recipe import to_toml
+from mixlab.training.run_folder import append_bad_file, read_bad_files
+from mixlab.training.setup import Prepared, fits_in_memory
+
+NUM_MISTAKES = 32
+NUM_SAMPLES = 32
+PICTURE_SIDE = 96  # in galleries, pixels of the larger side at most
+
+
+def finish(
+    prepared: Prepared,
+    run: Path,
+    *,
+    steps: int,
+    seconds: float,
+    device: torch.device,
+    started: float,
+    with_pictures: bool,
+    notes: list[str],
+    screen: Screen,
+) -> dict[str, Any]:
+    """Evaluate the kept weights, write predictions.csv, figures and report.html; the `train --json` object."""
+    recipe = prepared.recipe
+    weights = load_weights(run)
+    model = weights.model.to(device)
+    images, evaluation, predictions = None, None, None
+    if "test" in prepared.splits:
+        test = prepared.splits["test"]
+        images = load_images(
+            test,
+            prepared.preprocess,
+            in_memory=fits_in_memory(len(test), prepared.preprocess),
+            max_bad_share=recipe.data.max_bad_share,
+        )
+        for file in images.bad:
+            append_bad_file(run, file)
+        predictions = classify(model, evaluation_batches(images, recipe.batch_size), device)
+        evaluation = summarize(predictions, weights.class_names)
+        write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
+    assert recipe.data.image_size is not None
+    cost = measure_cost(model.cpu(), recipe.data.image_size, in_channels=recipe.data.channels or 3)
+    per_second = _mean_speed(run)
+    result = {
+        "run": str(run),
+        "num_parameters": cost.num_parameters,
+        "epochs": steps * recipe.batch_size / max(len(prepared.train), recipe.batch_size),
+        "steps": steps,
+        "seconds": seconds,
+        "images_per_second": per_second,
+        "num_bad_files": len(read_bad_files(run)),
+        "test": None if evaluation is None else evaluation.to_json(),
+        "report": str(run / "report.html"),
+    }
+    RunLog(run / "metrics.jsonl").write("end", step=steps, **{k: v for k, v in result.items() if k != "steps"})
+    core_seconds = sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
+    num_seen = steps * min(recipe.batch_size, len(prepared.train))
+    costs = [
+        ("Time in training and validation", format_seconds(seconds)),
+        ("Whole command so far", format_seconds(time.monotonic() - started)),
+        ("Core-seconds of this sitting", f"{core_seconds:,.0f}"),
+        ("Training compute (3 x forward)", f"{3 * cost.flops * num_seen:.3g} FLOP"),
+        ("One image, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
+        ("Mean training speed", f"{per_second:,.0f} images/s" if per_second else "not measured"),
+    ]
+    notes = notes + _notes(prepared, run, evaluation)
+    pictures = with_pictures
+    drawn = _draw(prepared, run, images, evaluation, predictions, pictures)
+    report = Report(
+        title=run.name,
+        headline=_headline(prepared, weights.provenance, evaluation, cost.num_parameters, seconds),
+        notes=notes,
+        figures=drawn,
+        per_class=[] if evaluation is None else evaluation.per_class(),
+        recipe_text=to_toml(recipe),
+        environment=json.loads((run / "environment.json").read_text()),
+        cost=costs,
+    )
+    write_report(report, run / "report.html")
+    _say(result, evaluation, screen)
+    return result
+
+
+def _say(result: dict[str, Any], evaluation: Evaluation | None, screen: Screen) -> None:
+    if evaluation is not None:
+        line = f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct} of {evaluation.num_images})"
+        if evaluation.balanced_accuracy is not None:
+            line += f", balanced {100 * evaluation.balanced_accuracy:.2f} %"
+        screen.say(line)
+    if result["num_bad_files"]:
+        screen.say(f"{result['num_bad_files']} unreadable images were left out: {result['run']}/bad_files.csv")
+    screen.say(f"report: {result['report']}")
+
+
+def write_predictions(path: Path, images: Images, predictions: Predictions, class_names: tuple[str, ...]) -> None:
+    """path, label, prediction, probability for every image of the test split."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "prediction", "probability"])
+    for i, label, predicted, confidence in zip(
+        predictions.index, predictions.label, predictions.predicted, predictions.confidence, strict=True
+    ):
+        writer.writerow([images.split.names[i], class_names[label], class_names[predicted], f"{confidence:.6f}"])
+    write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
+
+
+def _mean_speed(run: Path) -> float | None:
+    """Images a second over the run, from its log: the median of the rows."""
+    speeds = [row["images_per_second"] for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"]
+    return float(np.median(speeds)) if speeds else None
+
+
+def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None) -> list[str]:
+    notes = []
+    bad = read_bad_files(run)
+    if bad:
+        notes.append(
+            f"{len(bad)} images could not be read and were left out; bad_files.csv lists them with the reasons."
+        )
+    if prepared.val is None:
+        notes.append("Nothing was held out for validation: the weights are those after the last step.")
+    if evaluation is None:
+        notes.append("There is no test split, so nothing here says how good the model is on new images.")
+    elif evaluation.balanced_accuracy is not None:
+        notes.append("The classes differ in size by more than 1.5 times, so read the balanced accuracy first.")
+    if prepared.source.splits.keys() == {"all"}:
+        notes.append("The data had no splits; they were drawn by class, and split.csv lists them.")
+    return notes
+
+
+def _headline(
+    prepared: Prepared,
+    provenance: dict[str, Any],
+    evaluation: Evaluation | None,
+    num_parameters: int,
+    seconds: float,
+) -> list[tuple[str, str]]:
+    recipe = prepared.recipe
+    cards = []
+    if evaluation is not None:
+        counts = f"{evaluation.num_correct:,} of {evaluation.num_images:,}"
+        cards.append(("Test accuracy", f"{100 * evaluation.top1:.2f} % ({counts})"))
+        if evaluation.balanced_accuracy is not None:
+            cards.append(("Balanced accuracy", f"{100 * evaluation.balanced_accuracy:.2f} %"))
+    if "validation_top1" in provenance:
+        cards.append(("Validation accuracy of the kept weights", f"{100 * provenance['validation_top1']:.2f} %"))
+    if evaluation is not None:
+        cards.append(("Calibration error (ECE)", f"{100 * evaluation.ece:.1f} points"))
+    assert recipe.model.name is not None
+    cards.append(("Model", f"{display_name(recipe.model.name)}, {num_parameters:,} parameters"))
+    size = " x ".join(str(side) for side in recipe.data.image_size or ())
+    num_train, num_classes = len(prepared.train), len(prepared.source.class_names)
+    cards.append(("Data", f"{prepared.source.name}: {num_train:,} training images, {num_classes} classes, {size} px"))
+    cards.append(("Training time", format_seconds(seconds)))
+    return cards
+
+
+def _draw(
+    prepared: Prepared,
+    run: Path,
+    images: Images | None,
+    evaluation: Evaluation | None,
+    predictions: Predictions | None,
+    with_pictures: bool,
+) -> list[tuple[str, str, Path]]:
+    """Draw and save every figure; heading, explanation and file of each."""
+    folder = run / "figures"
+    names = prepared.source.class_names
+    drawn: list[tuple[str, str, Path]] = []
+
+    def add(name: str, heading: str, text: str, figure: Any) -> None:
+        figures.save_figure(figure, folder / f"{name}.png")
+        drawn.append((heading, text, folder / f"{name}.png"))
+
+    rows = read_run_log(run / "metrics.jsonl")
+    text = "Loss, accuracy, learning rate and speed over the epochs."
+    add("curves", "Learning curves", text, figures.learning_curves(rows))
+    if evaluation is not None:
+        text = "Rows are the true classes, columns what the model said; colour is the share of the row."
+        add("confusion", "Confusion matrix", text, figures.confusion_matrix(evaluation.confusion, list(names)))
+        text = "How often the model is right when it claims a given probability; on the diagonal the claim is true."
+        figure = figures.reliability_diagram(evaluation.bins, evaluation.ece)
+        add("reliability", "Calibration", text, figure)
+    if with_pictures and predictions is not None and images is not None:
+        wrong = np.flatnonzero(predictions.predicted != predictions.label)
+        worst = wrong[np.argsort(-predictions.loss[wrong], kind="stable")][:NUM_MISTAKES]
+        if len(worst):
+            grid = [_shown(picture) for picture in images.pictures(predictions.index[worst]).numpy()]
+            captions = [
+                f"true: {names[predictions.label[i]]}\n"
+                f"said: {names[predictions.predicted[i]]} {100 * predictions.confidence[i]:.0f} %"
+                for i in worst
+            ]
+            text = "Test images with the largest loss: wrong, and sure of it. Labels may be wrong here too."
+            add("mistakes", "Worst mistakes", text, figures.picture_grid(grid, captions))
+    if with_pictures:
+        grid, captions = _training_sample(prepared)
+        text = "The first images of training after augmentation, as the model saw them."
+        add("samples", "Training images as the model saw them", text, figures.picture_grid(grid, captions))
+    return drawn
+
+
+def _training_sample(prepared: Prepared) -> tuple[list[np.ndarray], list[str]]:
+    recipe, names = prepared.recipe, prepared.source.class_names
+    pictures = TrainingPictures(
+        images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+    )
+    batches = training_batches(pictures, first_step=0, num_steps=1, num_workers=0, on_bad=lambda file: None)
+    batch = next(iter(batches))
+    image, target = mix(
+        batch.image, batch.label, len(names), recipe.augment, seed=recipe.seed, step=0, shard=0
+    )
+    seen = prepared.preprocess.denormalize(image[:NUM_SAMPLES]).numpy()
+    captions = []
+    for row in target[:NUM_SAMPLES]:
+        top = row.topk(2)
+        pair = [(names[int(i)], float(share)) for share, i in zip(*top, strict=True) if share > 0]
+        captions.append(pair[0][0] if len(pair) == 1 else "\n".join(f"{name} {share:.0%}" for name, share in pair))
+    return [_shown(picture) for picture in seen], captions
+
+
+def _shown(picture: np.ndarray) -> np.ndarray:
+    """uint8 (channels, H, W) -> (H, W, channels), thinned to PICTURE_SIDE so that reports stay small."""
+    stride = max(max(picture.shape[1:]) // PICTURE_SIDE, 1)
+    return picture.transpose(1, 2, 0)[::stride, ::stride]

@@ -1,0 +1,221 @@
+"""A recipe: everything that decides the result of a training, in one frozen object."""
+
+import re
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mixlab.data.augment import AugmentConfig
+from mixlab.errors import UsageError
+from mixlab.models.catalog import ModelConfig
+from mixlab.training.losses import LossConfig
+from mixlab.training.optimizer import OptimizerConfig
+from mixlab.training.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures, and how they are brought to the model's size. None follows from the data.
+
+    source: `digits`, a folder, a CSV file, or a torchvision name. data_dir: where torchvision's files are.
+    image_size: model input (height, width). channels: 3 or 1. fit, crop_fraction, interpolation: see Preprocess.
+    in_memory: keep all pixels in memory; None does so if they take less than a quarter of the machine's.
+    val_fraction: share of train held out where there is no val split (at most 5,000 images); 0 for none.
+    split_seed: seed of every automatic split. max_bad_share: largest tolerated share of unreadable files.
+    num_workers: decoding processes of a streamed set; None takes one a core.
+    """
+
+    source: str = "digits"
+    data_dir: str | None = None
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    fit: Literal["crop", "stretch"] = "crop"
+    crop_fraction: float = 1.0
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    in_memory: bool | None = None
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    max_bad_share: float = 0.05
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.val_fraction < 1.0:
+            raise UsageError(f"val_fraction must be in [0, 1), got {self.val_fraction}", where="data.val_fraction")
+        if not 0.0 < self.crop_fraction <= 1.0:
+            raise UsageError(
+                f"crop_fraction must be in (0, 1], got {self.crop_fraction}", where="data.crop_fraction"
+            )
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"channels must be 1 or 3, got {self.channels}", where="data.channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, on what, how, and for how long. `steps`, else `epochs`, sets the length.
+
+    batch_size: images a step; accumulate: parts it is computed in, one after the other.
+    ema_decay: weights used are an exponential moving average of this decay; 0 is off.
+    early_stop: stop after this many epochs without a better validation accuracy; 0 never.
+    keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
+    threads: CPU threads, part of the recipe because they change the last bits; None takes one a core.
+    checkpoint_seconds: at least this long between two checkpoints at epoch ends.
+    budget_seconds: a note of the --budget from which `steps` was set.
+    """
+
+    name: str = "custom"
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    early_stop: int = 0
+    keep_weights: Literal["best", "last"] = "best"
+    seed: int = 0
+    threads: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    checkpoint_seconds: float = 15.0
+    budget_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "accumulate", "steps", "epochs", "threads"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise UsageError(f"{key} must be above 0, got {value}", where=key)
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"batch_size {self.batch_size} cannot be divided into {self.accumulate} equal parts",
+                where="accumulate",
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UsageError(f"ema_decay must be in [0, 1), got {self.ema_decay}", where="ema_decay")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML that `from_toml` reads back equal; what is None is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(asdict(recipe)))
+
+
+def from_toml(path: Path) -> dict[str, Any]:
+    """Flat overrides, `optimizer.lr` -> value, of a TOML file; UsageError with line or key if it is wrong."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("there is no such recipe file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"the recipe file cannot be read: {error}", where=str(path)) from error
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def override(recipe: Recipe, values: dict[str, Any], *, where: str | None = None) -> Recipe:
+    """`recipe` with keys replaced; values may be text. UsageError names the nearest key or the type.
+
+    A key is dotted (`optimizer.lr`), or its last part where only one key ends so (`lr`).
+    """
+    import difflib
+
+    known = recipe_fields()
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        inner = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+        if key not in known and "." not in key and len(inner) == 1:
+            key = inner[0]  # `lr` can only be optimizer.lr
+        if key not in known:
+            close = difflib.get_close_matches(key, [*known, *(name.split(".")[-1] for name in known)], n=1)
+            nearest = (inner or close or [None])[0]
+            raise UsageError(
+                f"recipes have no key {key!r}",
+                where=where,
+                hint=f"did you mean {nearest!r}?" if nearest else "`mixlab train --help` lists the keys",
+            )
+        group, _, name = key.rpartition(".")
+        groups.setdefault(group, {})[name] = _convert(value, known[key], key, where)
+    top = groups.pop("", {})
+    parts = {group: replace(getattr(recipe, group), **changes) for group, changes in groups.items()}
+    return replace(recipe, **parts, **top)
+
+
+def recipe_fields() -> dict[str, Any]:
+    """Every dotted key of a recipe with its type, in order."""
+    types: dict[str, Any] = {}
+    for outer in fields(Recipe):
+        hint = get_type_hints(Recipe)[outer.name]
+        if is_dataclass(hint):
+            inner_hints = get_type_hints(hint)
+            types |= {f"{outer.name}.{inner.name}": inner_hints[inner.name] for inner in fields(hint)}
+        else:
+            types[outer.name] = hint
+    return types
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+
+def type_name(hint: Any) -> str:
+    """A type as a person writes it: `fp32|bf16`, `number`, `on|off`, `HxW`."""
+    if get_origin(hint) is Literal:
+        return "|".join(str(value) for value in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "HxW"
+    plain = [part for part in get_args(hint) if part is not type(None)]
+    if plain:
+        return type_name(plain[0])
+    return {float: "number", int: "integer", bool: "true|false", str: "text"}[hint]
+
+
+def _convert(value: Any, hint: Any, key: str, where: str | None) -> Any:
+    """`value`, text or TOML, as the type `hint`; UsageError says what is expected."""
+    options = get_args(hint) if get_origin(hint) is not Literal and get_origin(hint) is not tuple else (hint,)
+    options = options or (hint,)
+    if type(None) in options and value in (None, "none", "auto"):
+        return None
+    target = next(option for option in options if option is not type(None))
+    try:
+        return _parse(value, target)
+    except (ValueError, TypeError, KeyError):
+        raise UsageError(f"{key} takes {type_name(target)}, got {value!r}", where=where or key) from None
+
+
+def parse_image_size(text: Any) -> tuple[int, int]:
+    """`64` or `64x48` -> (height, width); UsageError for anything else."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(text).strip().lower())
+    if match is None:
+        raise UsageError(f"{text!r} is no image size", where="image_size", hint="write 64 or 64x48 (height x width)")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _parse(value: Any, target: Any) -> Any:
+    if get_origin(target) is Literal:
+        if value not in get_args(target):
+            raise ValueError
+        return value
+    if get_origin(target) is tuple:
+        return parse_image_size("x".join(str(side) for side in value) if isinstance(value, list | tuple) else value)
+    if target is bool:
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[str(value).lower()]
+    if isinstance(value, bool):
+        raise ValueError
+    if target is int and isinstance(value, float):
+        raise ValueError
+    return target(value)

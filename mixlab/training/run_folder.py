@@ -1,0 +1,121 @@
+"""The folder of one run: what is written before the first step, and how it is found again."""
+
+import csv
+import io
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mixlab.data.loader import BadFile
+from mixlab.data.sources import write_split_csv
+from mixlab.device import describe_machine
+from mixlab.errors import DiskError
+from mixlab.files import write_atomically
+from mixlab.training.recipe import Recipe, to_toml
+from mixlab.training.setup import Prepared
+
+RUNS = Path("runs")  # where runs go that are given by a bare name, or by none
+BAD_FILES_NAME = "bad_files.csv"
+
+
+def run_path(name: str) -> Path:
+    """RUN as a person gives it: a path, or a bare name under ./runs."""
+    path = Path(name)
+    if len(path.parts) > 1 or path.is_absolute() or name in (".", ".."):
+        return path
+    return RUNS / name if not path.is_dir() or (RUNS / name).is_dir() else path
+
+
+def default_run_path(recipe: Recipe) -> Path:
+    """runs/DATA-MODEL-YYYYmmdd-HHMMSS."""
+    data = Path(recipe.data.source).resolve().name if Path(recipe.data.source).exists() else recipe.data.source
+    model = (recipe.model.name or "model").removeprefix("timm/")
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{Path(data).stem}-{model}")
+    path = RUNS / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while path.exists():  # two runs in one second
+        number += 1
+        path = path.with_name(f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{number}")
+    return path
+
+
+def create_run(run: Path, prepared: Prepared) -> None:
+    """Make the folder with recipe.toml, environment.json, split.csv and bad_files.csv. DiskError if it can't."""
+    try:
+        run.mkdir(parents=True)
+    except OSError as error:
+        raise DiskError(f"the run folder cannot be made: {error.strerror}", where=str(run)) from error
+    write_atomically(run / "recipe.toml", to_toml(prepared.recipe).encode())
+    environment = describe_machine() | {
+        "command": sys.argv,
+        "commit": _commit(),
+        "threads": prepared.recipe.threads,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_atomically(run / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
+    write_split_csv(prepared.splits, prepared.source.class_names, run / "split.csv")
+    write_bad_files(run, prepared.bad_files)
+
+
+def write_bad_files(run: Path, bad_files: list[BadFile]) -> None:
+    """bad_files.csv: path, reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "reason"])
+    writer.writerows([file.path, file.reason] for file in bad_files)
+    write_atomically(run / BAD_FILES_NAME, text.getvalue().encode("utf-8", errors="surrogateescape"))
+
+
+def append_bad_file(run: Path, file: BadFile) -> None:
+    """Add one unreadable file to bad_files.csv, unless it is listed."""
+    listed = read_bad_files(run)
+    if file.path not in {other.path for other in listed}:
+        write_bad_files(run, [*listed, file])
+
+
+def read_bad_files(run: Path) -> list[BadFile]:
+    """The unreadable files that the run has met."""
+    try:
+        text = (run / BAD_FILES_NAME).read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return []
+    return [BadFile(row["path"], row["reason"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def _commit() -> str | None:
+    """The commit of mixlab's own source tree, if it is run from one."""
+    import subprocess
+
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """A row for each run under `folder`, best test (else validation) accuracy first, unfinished ones last."""
+    from mixlab.report.run_log import read_run_log
+
+    rows = []
+    for run in sorted(path.parent for path in folder.glob("*/recipe.toml")):
+        log = read_run_log(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+        last: dict[str, dict[str, Any]] = {row["event"]: row for row in log}
+        validations = [row["top1"] for row in log if row["event"] == "validation"]
+        rows.append(
+            {
+                "run": str(run),
+                "test_top1": ((last.get("end") or {}).get("test") or {}).get("top1"),
+                "validation_top1": max(validations) if validations else None,
+                "steps": max((row.get("step") or 0 for row in log), default=0),
+                "seconds": max((row.get("seconds") or 0.0 for row in log), default=0.0),
+                "finished": "end" in last,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["test_top1"] or -1, row["validation_top1"] or -1), reverse=True)

@@ -1,0 +1,226 @@
+"""Before the first step: open the data, split it, read it, and fill in what the recipe left open."""
+
+from dataclasses import dataclass, replace
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixlab.data.dataset import Source, Split
+from mixlab.data.decode import describe
+from mixlab.data.loader import BadFile, Images, load_images
+from mixlab.data.preprocess import Preprocess
+from mixlab.data.sources import open_source, read_split_csv
+from mixlab.data.splits import hold_out, stratified_split
+from mixlab.device import memory_bytes, num_cores
+from mixlab.errors import DataError, ImageError
+from mixlab.models.catalog import MODELS
+from mixlab.report.screen import Screen
+from mixlab.training.recipe import DataConfig, Recipe
+
+AUTO_FRACTIONS = (0.8, 0.1, 0.1)  # train, val, test, where a source names no splits
+MAX_VAL_IMAGES = 5_000
+MEMORY_SHARE = 0.25  # of the machine's memory, that pixels of one run may take
+PHOTO_SIDE = 64  # model size for pictures of many sizes: what two cores can train on in minutes
+SAMPLE_SIZE = 64  # pictures looked at to learn the usual size
+
+
+def split_source(source: Source, recipe: Recipe) -> dict[str, Split]:
+    """`train`, and `val` and `test` where there are any: the source's own splits, or stratified ones."""
+    seed = recipe.data.split_seed
+    splits = dict(source.splits)
+    if "all" in splits:
+        everything = splits.pop("all")
+        parts = stratified_split(everything.labels, AUTO_FRACTIONS, seed)
+        splits = {name: everything.take(part) for name, part in zip(("train", "val", "test"), parts, strict=True)}
+        if recipe.data.val_fraction == 0:
+            both = np.sort(np.concatenate([parts[0], parts[1]]))
+            splits = {"train": everything.take(both), "test": splits["test"]}
+    if "train" not in splits:
+        raise DataError("there is no train split to learn from", where=source.name, hint="add a folder train/CLASS/*")
+    if "val" not in splits and recipe.data.val_fraction > 0:
+        rest, held = hold_out(splits["train"].labels, recipe.data.val_fraction, MAX_VAL_IMAGES, seed)
+        splits |= {"val": splits["train"].take(held), "train": splits["train"].take(rest)}
+    elif recipe.data.val_fraction == 0 and "val" in splits and "all" not in source.splits:
+        splits["train"] = _join(splits["train"], splits.pop("val"))
+    return {name: split for name, split in splits.items() if len(split)}
+
+
+def _join(a: Split, b: Split) -> Split:
+    pixels = None if a.pixels is None or b.pixels is None else np.concatenate([a.pixels, b.pixels])
+    return Split(names=a.names + b.names, labels=np.concatenate([a.labels, b.labels]), pixels=pixels)
+
+
+def reopen_splits(source: Source, split_csv: Path) -> dict[str, Split]:
+    """The splits that a run wrote down, found again in `source`. DataError if images are gone."""
+    joined = None
+    for split in source.splits.values():
+        joined = split if joined is None else _join(joined, split)
+    assert joined is not None
+    position = {_key(name, joined): i for i, name in enumerate(joined.names)}
+    splits = {}
+    for name, wanted in read_split_csv(split_csv).items():
+        missing = [image for image in wanted if image not in position]
+        if missing:
+            raise DataError(
+                f"{len(missing)} images of this run's {name} split are gone, the first is {missing[0]}",
+                where=source.name,
+                hint="bring them back, or name another data set",
+            )
+        splits[name] = joined.take(np.array([position[image] for image in wanted], dtype=np.int64))
+    return splits
+
+
+def _key(name: str, split: Split) -> str:
+    return name if split.pixels is not None else str(Path(name).absolute())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything a training needs: the resolved recipe, its images, and the splits as they were drawn."""
+
+    recipe: Recipe
+    source: Source
+    splits: dict[str, Split]
+    train: Images
+    val: Images | None
+    preprocess: Preprocess
+
+    @property
+    def bad_files(self) -> list[BadFile]:
+        """Unreadable pictures met so far."""
+        return self.train.bad + (self.val.bad if self.val else [])
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """Keyword arguments of `create_model` for this run."""
+        return model_settings(self.recipe, len(self.source.class_names))
+
+
+def model_settings(recipe: Recipe, num_classes: int) -> dict[str, Any]:
+    """Keyword arguments of `create_model`: the recipe's, without what was left to the name."""
+    model = recipe.model
+    settings = {
+        "name": model.name,
+        "num_classes": num_classes,
+        "image_size": recipe.data.image_size,
+        "in_channels": recipe.data.channels,
+    }
+    for key in ("patch_size", "hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks"):
+        if getattr(model, key) is not None:
+            settings[key] = getattr(model, key)
+    for key in ("stochastic_depth", "head_bias"):
+        if getattr(model, key):
+            settings[key] = getattr(model, key)
+    return settings
+
+
+def open_data(recipe: Recipe, *, download: bool = False) -> Source:
+    """The recipe's data set."""
+    return open_source(recipe.data.source, data_dir=recipe.data.data_dir, download=download)
+
+
+def resolve(recipe: Recipe, train: Split) -> Recipe:
+    """Fill in what `recipe` leaves to the data: image size, channels, model, patch, memory, threads, batch."""
+    data, model = recipe.data, recipe.model
+    sizes, channels = _look_at(train)
+    if data.image_size is None:
+        data = replace(data, image_size=_usual_size(sizes, model.name))
+    if data.channels is None:
+        data = replace(data, channels=channels)
+    assert data.image_size is not None
+    assert data.channels is not None
+    if model.name is None:
+        size = "pico" if max(data.image_size) <= 16 else "micro"
+        model = replace(model, name=f"mixer_{size}{model.patch_size or choose_patch(data.image_size)}")
+    if data.in_memory is None:
+        preprocess = build_preprocess(data)
+        data = replace(data, in_memory=fits_in_memory(len(train), preprocess))
+    if data.num_workers is None:
+        data = replace(data, num_workers=num_cores())
+    # A small set still gets several steps an epoch.
+    batch_size = recipe.batch_size
+    while batch_size > 8 and batch_size * 4 > len(train) and (batch_size // 2) % recipe.accumulate == 0:
+        batch_size //= 2
+    return replace(recipe, data=data, model=model, threads=recipe.threads or num_cores(), batch_size=batch_size)
+
+
+def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:
+    """(height, width) of some pictures, and 1 if all of them are grey, else 3."""
+    if train.pixels is not None:
+        return [(train.pixels.shape[1], train.pixels.shape[2])], train.pixels.shape[3]
+    sizes, grey = [], True
+    step = max(len(train) // SAMPLE_SIZE, 1)
+    for name in train.names[::step]:
+        try:
+            width, height, mode, _ = describe(name)
+        except ImageError:
+            continue
+        sizes.append((height, width))
+        grey = grey and mode in ("1", "L", "I;16", "I;16B", "I")
+    return sizes, 1 if grey and sizes else 3
+
+
+def _usual_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[int, int]:
+    if model_name in MODELS and MODELS[model_name][0] >= 64:
+        return (MODELS[model_name][0], MODELS[model_name][0])
+    if sizes and len(set(sizes)) == 1 and max(sizes[0]) <= PHOTO_SIDE:
+        return sizes[0]
+    if model_name is not None and model_name.startswith("timm/"):
+        return (224, 224)
+    if model_name in MODELS:
+        return (MODELS[model_name][0], MODELS[model_name][0])
+    return (PHOTO_SIDE, PHOTO_SIDE)
+
+
+def choose_patch(image_size: tuple[int, int]) -> int:
+    """The patch side, dividing both sides, that comes nearest to 8 patches along the shorter one (4 for tiny)."""
+    target = min(image_size) / (8 if min(image_size) > 16 else 4)
+    common = gcd(*image_size)
+    divisors = [side for side in range(1, common + 1) if common % side == 0]
+    return min(divisors, key=lambda side: (abs(side - target), side))
+
+
+def build_preprocess(data: DataConfig) -> Preprocess:
+    """The preprocessing that a resolved recipe asks for; pixels go to [-1, 1], as the authors have it."""
+    assert data.image_size is not None
+    assert data.channels is not None
+    return Preprocess(
+        image_size=data.image_size,
+        channels=data.channels,
+        fit=data.fit,
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        mean=(0.5,) * data.channels,
+        std=(0.5,) * data.channels,
+    )
+
+
+def fits_in_memory(num_images: int, preprocess: Preprocess) -> bool:
+    """Whether that many pictures at model size take less than MEMORY_SHARE of the machine's memory."""
+    height, width = preprocess.image_size
+    return num_images * preprocess.channels * height * width <= MEMORY_SHARE * memory_bytes()
+
+
+def prepare(recipe: Recipe, source: Source, splits: dict[str, Split], screen: Screen) -> Prepared:
+    """Read the training and validation pictures. `recipe` is resolved."""
+    preprocess = build_preprocess(recipe.data)
+
+    def read(name: str) -> Images:
+        split = splits[name]
+        with screen.progress(f"reading {name}", len(split)) as bar:
+            return load_images(
+                split,
+                preprocess,
+                in_memory=bool(recipe.data.in_memory),
+                max_bad_share=recipe.data.max_bad_share,
+                progress=lambda done, total: bar.update(done),
+            )
+
+    train = read("train")
+    present = len(np.unique(train.split.labels))
+    if present < 2:
+        raise DataError("fewer than two classes have readable training images", where=source.name)
+    val = read("val") if "val" in splits else None
+    return Prepared(recipe=recipe, source=source, splits=splits, train=train, val=val, preprocess=preprocess)

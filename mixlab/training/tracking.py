@@ -1,0 +1,76 @@
+"""From steps to rows of the log, and to the trackers that people already use."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mixlab.errors import UsageError
+from mixlab.training.step import StepResult
+
+
+class Rows:
+    """Collects steps into rows of the log: mean loss and accuracy since the last row, and images a second."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.text = every, ""
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new row now; time spent outside training steps is not counted."""
+        self.began = time.monotonic()
+        self.loss, self.num_correct, self.num_images, self.num_steps = 0.0, 0, 0, 0
+
+    def add(self, result: StepResult, step: int, per_epoch: int, seconds: float) -> dict[str, Any] | None:
+        """Add a step; the finished row when there is one."""
+        self.loss += result.loss * result.num_images
+        self.num_correct += result.num_correct
+        self.num_images += result.num_images
+        self.num_steps += 1
+        if self.num_steps < self.every and step % per_epoch:
+            return None
+        speed = self.num_images / max(time.monotonic() - self.began, 1e-9)
+        row = {
+            "step": step,
+            "epoch": step / per_epoch,
+            "loss": self.loss / self.num_images,
+            "accuracy": self.num_correct / self.num_images,
+            "lr": result.lr,
+            "images_per_second": speed,
+            "seconds": seconds,
+        }
+        self.text = f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {speed:.0f} images/s"
+        self.restart()
+        return row
+
+
+def open_tracker(name: str | None, run: Path) -> Any:
+    """A function (event, values) that also sends rows to TensorBoard or W&B; by default one that does nothing."""
+    if name is None:
+        return lambda event, values: None
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(run / "tensorboard")
+
+            def to_tensorboard(event: str, values: dict[str, Any]) -> None:
+                for key, value in values.items():
+                    if key != "step":
+                        writer.add_scalar(f"{event}/{key}", value, values["step"])
+                writer.flush()
+
+            return to_tensorboard
+        if name == "wandb":
+            import wandb
+
+            wandb_run = wandb.init(project="mixlab", name=run.name, dir=run)
+
+            def to_wandb(event: str, values: dict[str, Any]) -> None:
+                wandb_run.log({f"{event}/{key}": value for key, value in values.items()}, step=values["step"])
+
+            return to_wandb
+    except ImportError as error:
+        raise UsageError(
+            f"the tracker {name} is not installed", where="--tracker", hint=f"pip install 'mixlab[{name}]'"
+        ) from error
+    raise UsageError(f"there is no tracker {name!r}", where="--tracker", hint="choose tensorboard or wandb")

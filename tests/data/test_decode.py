@@ -1,0 +1,350 @@
+import io
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixlab.data import decode as decode_module
+from mixlab.data.decode import decode, describe, is_image_name
+from mixlab.errors import ImageError
+
+MAKE_DAMAGED = Path(__file__).resolve().parents[3] / "shared" / "data" / "make_damaged.py"
+RNG = np.random.default_rng(0)
+
+
+def picture(height=37, width=53):
+    y, x = np.mgrid[0:height, 0:width]
+    ramp = np.stack([4 * x, 6 * y, 255 - 2 * x - y], axis=-1)
+    return np.clip(ramp + RNG.normal(0, 8, ramp.shape), 0, 255).astype(np.uint8)
+
+
+def encode(image, format, **options):
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def png_16_bit(samples, color_type):
+    """`samples`: uint16 (H, W) grey or (H, W, 3) RGB; Pillow cannot write the latter."""
+
+    def chunk(tag, body):
+        return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+JPEGS = {
+    **{f"subsampling {s}": {"subsampling": s, "quality": 90} for s in ("4:4:4", "4:2:2", "4:2:0")},
+    "progressive": {"progressive": True},
+    "low quality": {"quality": 5},
+    "restart markers": {"restart_marker_blocks": 3},
+    "with a colour profile": {"icc_profile": bytes(3000)},
+}
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS.keys())
+def test_the_fast_jpeg_path_gives_the_bits_that_pillow_gives(options, grey, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    for height, width in ((37, 53), (1, 1), (8, 160), (101, 64)):
+        pixels = picture(height, width)
+        data = encode(pixels[..., 0] if grey else pixels, "JPEG", **options)
+        reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert decode_module._decode_plain_jpeg(data, None) is not None
+        assert np.array_equal(decode(data), reference)
+        for min_size in (1, 8, 20, 30, 1000):
+            fast = decode(data, min_size=min_size)
+            with monkeypatch.context() as patch:
+                patch.setattr(decode_module, "simplejpeg", None)
+                assert np.array_equal(decode(data, min_size=min_size), fast)
+            assert min(fast.shape[:2]) >= min(min_size, height, width)
+
+
+def test_a_jpeg_is_scaled_down_while_both_sides_stay_large_enough():
+    data = encode(picture(240, 400), "JPEG")
+    assert decode(data, min_size=60).shape == (60, 100, 3)
+    assert decode(data, min_size=61).shape == (120, 200, 3)
+    assert decode(data, min_size=121).shape == (240, 400, 3)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [*range(1, 9), 0, 9, 999])
+def test_exif_orientation_is_applied_and_invalid_values_are_ignored(format, orientation):
+    upright = np.zeros((24, 40, 3), np.uint8)
+    upright[:12, :20] = (250, 0, 0)
+    upright[:12, 20:] = (0, 250, 0)
+    upright[12:, :20] = (0, 0, 250)
+    transpose = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,  # the inverse of what a reader does
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    stored = Image.fromarray(upright) if transpose is None else Image.fromarray(upright).transpose(transpose)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+    pixels = decode(encode(stored, format, exif=exif.tobytes(), **lossless))
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels.astype(int) - upright).max() <= 3
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_lossless_formats_come_back_as_they_were(format):
+    pixels = picture()
+    if format == "GIF":
+        pixels = np.repeat(pixels[..., :1], 3, axis=2)
+        data = encode(pixels[..., 0], format)
+    else:
+        data = encode(pixels, format, **({"lossless": True} if format == "WEBP" else {}))
+    result = decode(data)
+    assert result.dtype == np.uint8
+    assert result.flags.c_contiguous
+    assert np.array_equal(result, pixels)
+
+
+def test_grey_and_one_bit_and_palette_become_rgb():
+    grey = picture()[..., 0]
+    assert np.array_equal(decode(encode(grey, "PNG")), np.repeat(grey[..., None], 3, axis=2))
+    bits = grey > 128
+    assert np.array_equal(decode(encode(Image.fromarray(bits), "PNG"))[..., 1], bits * np.uint8(255))
+    palette = Image.fromarray(picture()).quantize(16)
+    assert np.array_equal(decode(encode(palette, "PNG")), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_composited_over_white(mode):
+    rgb = picture()
+    image = Image.fromarray(rgb).convert("L").convert("RGB") if mode == "LA" else Image.fromarray(rgb)
+    alpha = np.linspace(0, 255, 53).round().astype(np.uint8)[None].repeat(37, 0)
+    colors = np.asarray(image)
+    image.putalpha(Image.fromarray(alpha))
+    weight = alpha[..., None] / 255
+    result = decode(encode(image.convert(mode), "PNG"))
+    assert np.abs(result - (colors * weight + 255 * (1 - weight))).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_a_transparent_colour_becomes_white(mode):
+    image = Image.new(mode, (4, 2), 0 if mode != "RGB" else (0, 0, 0))
+    if mode == "P":
+        image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((0, 0), 1 if mode != "RGB" else (1, 1, 1))
+    transparency = 0 if mode != "RGB" else (0, 0, 0)
+    result = decode(encode(image, "PNG", transparency=transparency))
+    assert (result[1] == 255).all()
+    assert result[0, 0].tolist() == ([40, 50, 60] if mode == "P" else [1, 1, 1])
+
+
+def test_cmyk_jpeg_is_converted_as_pillow_does():
+    data = encode(Image.fromarray(picture()).convert("CMYK"), "JPEG", quality=95)
+    assert np.array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    values = np.array([[0, 128, 129, 257, 32768, 65407, 65535]], np.uint16)
+    expected = [0, 0, 1, 1, 128, 255, 255]
+    assert decode(png_16_bit(values, 0))[0, :, 0].tolist() == expected
+    little = Image.fromarray(values)
+    big = Image.frombytes("I;16B", (7, 1), values.astype(">u2").tobytes())
+    for image in (little, big, Image.fromarray(values.astype(np.int32))):
+        assert decode(encode(image, "TIFF"))[0, :, 0].tolist() == expected
+
+
+def test_16_bit_rgb_is_scaled():
+    pixels = picture()
+    assert np.abs(decode(png_16_bit(pixels * np.uint16(257), 2)).astype(int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(dtype):
+    with pytest.raises(ImageError, match="8 or 16 bits"):
+        decode(encode(Image.fromarray(np.full((4, 4), 70000, dtype)), "TIFF"))
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_the_first_frame_counts(format):
+    frames = [Image.new("RGB", (16, 16), color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    options = {"quality": 95} if format == "MPO" else {"lossless": True} if format == "WEBP" else {}
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert np.abs(decode(data).reshape(-1, 3).mean(0) - (200, 0, 0)).max() <= 3
+    if format == "MPO":
+        assert describe(data)[3] == "MPO"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_a_file_cut_anywhere_is_refused(format):
+    data = encode(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8), format)
+    for keep in np.linspace(0, len(data) * 0.9, 25).astype(int):
+        with pytest.raises(ImageError) as caught:
+            decode(data[:keep])
+        assert "\n" not in str(caught.value)
+        assert "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_no_damage_raises_anything_but_an_image_error(format):
+    data = encode(picture(), format)
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for at in rng.integers(0, len(data), rng.integers(1, 8)):
+            damaged[at] = rng.integers(0, 256)
+        try:
+            result = decode(bytes(damaged))
+        except ImageError:
+            continue
+        assert result.dtype == np.uint8
+        assert result.ndim == 3
+
+
+def test_formats_outside_the_list_are_refused(tmp_path):
+    for format in ("PPM", "ICO", "PCX", "TGA"):
+        with pytest.raises(ImageError, match="not an image, or not of a supported format"):
+            decode(encode(picture(), format))
+    path = tmp_path / "drawing.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    with pytest.raises(ImageError) as caught:
+        decode(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(("format", "side"), [("PNG", 10_001), ("PNG", 12_000), ("JPEG", 10_001), ("GIF", 20_000)])
+def test_too_many_pixels_are_refused_before_decoding(format, side, monkeypatch):
+    small = bytearray(encode(Image.new("L", (8, 8)), format))
+    size = struct.pack("<HH" if format == "GIF" else ">II" if format == "PNG" else ">HH", side, side)
+    at = {"PNG": 16, "GIF": 6, "JPEG": small.find(b"\xff\xc0") + 5}[format]
+    small[at : at + len(size)] = size
+    if format == "PNG":
+        small[29:33] = struct.pack(">I", zlib.crc32(small[12:29]))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="more than 100 million pixels"):
+        decode(bytes(small))
+
+
+def test_a_picture_just_below_the_cap_raises_no_bomb_warning():
+    data = encode(Image.new("1", (9_500, 9_500)), "PNG")  # above Pillow's own limit for warnings
+    assert describe(data) == (9_500, 9_500, "1", "PNG")
+
+
+def test_a_file_of_too_many_bytes_is_refused_before_reading(tmp_path):
+    path = tmp_path / "large.jpg"
+    with open(path, "wb") as file:
+        file.truncate(decode_module.MAX_BYTES + 1)
+    with pytest.raises(ImageError, match="larger than 64 MiB"):
+        decode(path)
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for path in (tmp_path / "pipe.jpg", tmp_path / "folder.jpg", Path("/dev/zero")):
+        with pytest.raises(ImageError, match="not a regular file"):
+            decode(path)
+    (tmp_path / "a.jpg").symlink_to("b.jpg")
+    with pytest.raises(ImageError, match="a link to a missing file"):
+        decode(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("a.jpg")
+    for path, reason in ((tmp_path / "a.jpg", "cannot be read"), ("a\0b.jpg", "cannot be read"), ("no.jpg", "no such")):
+        with pytest.raises(ImageError, match=reason):
+            decode(path)
+
+
+def test_every_exception_of_a_decoder_becomes_an_image_error(monkeypatch):
+    data = encode(picture(), "PNG")
+    for error in (OSError("x"), SyntaxError("x"), MemoryError(), zlib.error("x"), OverflowError(), RecursionError()):
+
+        def fail(self, error=error):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "load", fail)
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+        with pytest.raises(ImageError):
+            decode(data)
+
+
+def test_many_threads_decode_the_same_as_one():
+    files = [encode(picture(40 + i, 50), f) for i, f in enumerate(["JPEG", "PNG", "TIFF", "GIF", "WEBP"] * 8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(decode, files))
+    assert all(np.array_equal(a, decode(b)) for a, b in zip(together, files, strict=True))
+
+
+def test_image_names_are_known_by_suffix_and_hidden_files_are_not_images():
+    assert all(map(is_image_name, ["a.jpg", "b.JPEG", Path("c/d.e.png"), "-rf *.webp", " .tif"]))
+    assert not any(map(is_image_name, ["._x.jpg", ".DS_Store", "Thumbs.db", "a.svg", "jpg", ".jpg", "a.txt"]))
+
+
+def test_describe_reads_the_header_only(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(picture(), "PNG")[:60])
+    assert describe(path) == (53, 37, "RGB", "PNG")
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match="the file is empty"):
+        describe(path)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    if not MAKE_DAMAGED.is_file():
+        pytest.skip(f"{MAKE_DAMAGED} is not here")
+    out = tmp_path_factory.mktemp("damaged")
+    command = [sys.executable, str(MAKE_DAMAGED), str(out), "--repeat", "7", "--include", "fifo"]
+    subprocess.run(command, check=True, capture_output=True)
+    return out, json.loads((out / "manifest.json").read_text())
+
+
+def test_every_damaged_or_unusual_file_is_read_or_refused_as_it_must_be(damaged):
+    root, manifest = damaged
+    wrong = []
+    for entry in manifest["files"]:
+        path = root / entry["path"]
+        if entry["expect"] == "ignore":
+            if is_image_name(path) and stat.S_ISREG(os.stat(path).st_mode):
+                wrong.append((entry["kind"], "taken for an image"))
+            continue
+        try:
+            pixels = decode(path)
+        except ImageError as error:
+            if entry["expect"] == "accept":
+                wrong.append((entry["kind"], str(error)))
+            continue
+        if entry["expect"] == "reject":
+            wrong.append((entry["kind"], "accepted"))
+            continue
+        truth = {**entry, **entry.get("alternatives", {}).get("over_white", {})}
+        problem = difference(truth, pixels)
+        if problem:
+            wrong.append((entry["kind"], problem))
+    assert not wrong
+    assert len(manifest["files"]) > 300
+
+
+def difference(truth, pixels):
+    height, width = pixels.shape[:2]
+    if [width, height] != truth["size"]:
+        return f"size {width} x {height}, not {truth['size']}"
+    off = np.abs(pixels.reshape(-1, 3).mean(0) - truth["rgb_mean"]).max()
+    if "quadrant_rgb_means" in truth:
+        y, x = height // 2, width // 2
+        quadrants = (pixels[:y, :x], pixels[:y, x:], pixels[y:, :x], pixels[y:, x:])
+        means = np.array([q.reshape(-1, 3).mean(0) for q in quadrants])
+        off = max(off, np.abs(means - truth["quadrant_rgb_means"]).max())
+    return f"a mean is off by {off:.2f}" if off > truth["tolerance"] else None

@@ -1,0 +1,86 @@
+"""The architecture, checked: who imports whom, and what importing mixlab costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import mixlab
+
+PACKAGE = Path(mixlab.__file__).parent
+LEVELS = {
+    "errors": 0,
+    "files": 1,
+    "data": 2,
+    "models": 2,
+    "report": 2,
+    "device": 2,
+    "checkpoint": 3,
+    "evaluation": 3,
+    "training": 4,
+    "serving": 4,
+    "recipes": 5,
+    "cli": 6,
+}
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "mixlab" and len(parts) > 1 else None
+
+
+def imported_modules(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" if node.module == "mixlab" else str(node.module) for alias in node.names]
+    return found
+
+
+def test_a_room_imports_lower_levels_only():
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE)
+        room = relative.parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
+            continue
+        for module in imported_modules(path):
+            other = room_of(module)
+            if other is None or other in (room, "STARTED", "__version__"):
+                continue
+            if other not in LEVELS or LEVELS[other] >= LEVELS[room]:
+                wrong.append(f"{relative} imports {module}")
+    assert not wrong, wrong
+
+
+def test_there_is_no_room_without_a_subject():
+    names = {path.stem for path in PACKAGE.rglob("*")}
+    assert not names & {"utils", "common", "helpers", "core", "base", "misc"}
+
+
+def modules_after(code: str) -> set[str]:
+    probe = f"{code}\nimport sys; print(' '.join(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    return set(output.splitlines()[-1].split())
+
+
+def test_importing_mixlab_or_its_command_line_imports_no_torch():
+    loaded = modules_after("import mixlab, mixlab.cli")
+    assert not loaded & {"torch", "timm", "torchvision", "matplotlib", "sklearn"}
+
+
+def test_help_and_a_wrong_command_import_no_torch():
+    code = """
+import contextlib, io
+from mixlab.cli import main
+for arguments in (["--help"], ["trian"], ["predict", "--help"]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            main(arguments)
+        except SystemExit:
+            pass
+"""
+    assert not modules_after(code) & {"torch", "timm", "torchvision"}
