@@ -31,7 +31,7 @@ from mixlab.errors import ImageError
 try:
     import simplejpeg
 except ImportError:
-    simplejpeg = None  # type: ignore[assignment]
+    simplejpeg = None
 
 MAX_BYTES = 64 * 1024**2
 MAX_PIXELS = 100_000_000
@@ -106,7 +106,7 @@ def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     text = " ".join((str(error) or type(error).__name__).split())[:120]
-    return ("truncated: " if "truncated" in text else "damaged: ") + text
+    return ("truncated: " if "truncated" in text.lower() else "damaged: ") + text
 
 
 def _too_many_pixels() -> str:
@@ -192,7 +192,7 @@ def _decode_with_pillow(data: bytes, min_size: int | None) -> np.ndarray:
         if image.format in ("JPEG", "MPO"):
             scale = _jpeg_scale(*image.size, min_size)
             if scale > 1:  # rounded down, because draft() compares whole quotients
-                image.draft(None, (image.width // scale, image.height // scale))  # type: ignore[arg-type]
+                image.draft(None, (image.width // scale, image.height // scale))
         image.load()
         # After load(), because TIFF turns itself and then says 1.
         return _upright(_rgb(image), _orientation(image))

@@ -1,73 +1,23 @@
 """Where labelled images come from: class folders, a CSV file, digits, or a set that torchvision knows."""
 
+import contextlib
 import csv
 import difflib
 import os
-import tempfile
 import unicodedata
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mixlab.data.dataset import Source, Split
 from mixlab.data.decode import is_image_name
-from mixlab.data.splits import stratified_split
+from mixlab.data.known import TORCHVISION_NAMES, open_digits, open_torchvision
 from mixlab.errors import DataError, DiskError, UsageError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 _LAYOUT = "lay it out as FOLDER/CLASS/IMAGE, or as FOLDER/train/CLASS/IMAGE with val and test beside train"
-
-
-@dataclass(frozen=True)
-class _Library:
-    """A set of torchvision: its class, which of its parts is which split, and where its files belong.
-
-    images, labels: the attributes that hold pixels or paths, and the class indices.
-    axes: how the pixels are turned to (n, H, W, channels).
-    """
-
-    dataset: str
-    files: str
-    parts: Mapping[str, Mapping[str, Any]]
-    images: str = "data"
-    labels: str = "targets"
-    axes: tuple[int, ...] | None = None
-
-
-_BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
-_BY_NAME = {"train": {"split": "train"}, "test": {"split": "test"}}
-_LIBRARY = {
-    "cifar10": _Library("CIFAR10", "cifar-10-batches-py", _BY_FLAG),
-    "cifar100": _Library("CIFAR100", "cifar-100-python", _BY_FLAG),
-    "mnist": _Library("MNIST", "MNIST/raw", _BY_FLAG),
-    "fashionmnist": _Library("FashionMNIST", "FashionMNIST/raw", _BY_FLAG),
-    "kmnist": _Library("KMNIST", "KMNIST/raw", _BY_FLAG),
-    "svhn": _Library(
-        "SVHN", "train_32x32.mat and test_32x32.mat", _BY_NAME, labels="labels", axes=(0, 2, 3, 1)
-    ),
-    "stl10": _Library("STL10", "stl10_binary", _BY_NAME, labels="labels", axes=(0, 2, 3, 1)),
-    "flowers102": _Library(
-        "Flowers102",
-        "flowers-102",
-        {**_BY_NAME, "val": {"split": "val"}},
-        images="_image_files",
-        labels="_labels",
-    ),
-    "oxfordiiitpet": _Library(
-        "OxfordIIITPet",
-        "oxford-iiit-pet",
-        {"train": {"split": "trainval"}, "test": {"split": "test"}},
-        images="_images",
-        labels="_labels",
-    ),
-    "food101": _Library("Food101", "food-101", _BY_NAME, images="_image_files", labels="_labels"),
-    "eurosat": _Library("EuroSAT", "eurosat/2750", {"all": {}}, images="imgs"),
-}
-SOURCE_NAMES: tuple[str, ...] = ("digits", *_LIBRARY)
+SOURCE_NAMES: tuple[str, ...] = ("digits", *TORCHVISION_NAMES)
 
 
 def open_source(data: str, *, data_dir: str | Path | None = None, download: bool = False) -> Source:
@@ -75,7 +25,7 @@ def open_source(data: str, *, data_dir: str | Path | None = None, download: bool
 
     `data_dir` (default ./data) is where the files of the torchvision sets are, or are downloaded to.
     """
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if data and os.path.isdir(path):
         return _open_folder(path)
     if os.path.isfile(path):
@@ -84,20 +34,15 @@ def open_source(data: str, *, data_dir: str | Path | None = None, download: bool
         raise UsageError("a data set is a folder, a .csv file or a known name", where=data)
     name = data.lower()
     if name == "digits":
-        return _open_digits()
-    if name in _LIBRARY:
-        return _open_library(name, Path(data_dir or "data").expanduser(), download)
-    near = difflib.get_close_matches(name.replace("-", "").replace("_", ""), SOURCE_NAMES, n=1)
+        return open_digits()
+    if name in TORCHVISION_NAMES:
+        return open_torchvision(name, Path(os.path.expanduser(data_dir or "data")), download)
     known = "known names: " + ", ".join(SOURCE_NAMES)
-    if not near and (data.startswith((".", "~")) or "/" in data or os.sep in data or path.suffix):
-        raise UsageError(
-            "no such folder or file",
-            where=data,
-            hint="give an existing folder or .csv file, or a name; " + known,
-        )
-    hint = (
-        f"did you mean {near[0]}? {known}" if near else "it is no folder or .csv file here either; " + known
-    )
+    if not data or data.startswith((".", "~")) or "/" in data or os.sep in data or path.suffix:
+        hint = "give an existing folder, a .csv file or a name; " + known
+        raise UsageError("no such folder or file", where=data or "an empty name", hint=hint)
+    near = difflib.get_close_matches(name.replace("-", "").replace("_", ""), SOURCE_NAMES, n=1)
+    hint = f"did you mean {near[0]}? {known}" if near else "no folder here has that name either; " + known
     raise UsageError(f"no data set is called '{data}'", hint=hint)
 
 
@@ -118,7 +63,9 @@ def _open_folder(root: Path) -> Source:
     if splits:
         others = [f.name for f in folders if f not in splits.values() and any(_images_below(f))]
         if others:
-            found = f"split folders ({_some(f.name for f in splits.values())}) beside other folders of images ({_some(others)})"
+            found = (
+                f"both split folders ({_some(f.name for f in splits.values())}) and others ({_some(others)})"
+            )
             raise DataError(found, where=str(root), hint="move the others away; " + _LAYOUT)
     rows: list[tuple[str, str, str]] = []
     empty = []
@@ -169,13 +116,14 @@ def _open_csv(path: Path) -> Source:
     lines: dict[str, int] = {}
     for line, row in _csv_rows(path, ("path", "label")):
         where = f"{path}, line {line}"
-        if not row["path"] or not row["label"]:
+        label = row["label"].strip()
+        if not row["path"] or not label:
             raise DataError("the path or the label is empty", where=where)
         split = row.get("split", "all").strip().lower()
         if split not in SPLIT_NAMES and split != "all":
             raise DataError(f"unknown split '{split}'", where=where, hint="use train, val or test")
         image = os.path.normpath(os.path.join(path.parent, row["path"]))
-        entry = (row["label"], SPLIT_NAMES.get(split, split))
+        entry = (label, SPLIT_NAMES.get(split, split))
         if rows.setdefault(image, entry) != entry:
             raise DataError(f"{row['path']} has another label or split in line {lines[image]}", where=where)
         lines.setdefault(image, line)
@@ -222,9 +170,11 @@ def _source_of_files(name: str, root: Path, rows: Sequence[tuple[str, str, str]]
         raise DataError(f"only one class, {class_names[0]}", where=str(root), hint=hint)
     alike: dict[str, str] = {}
     for label in class_names:
-        other = alike.setdefault(unicodedata.normalize("NFC", label).casefold(), label)
+        other = alike.setdefault(unicodedata.normalize("NFC", label).strip().casefold(), label)
         if other != label:
-            found = f"the classes '{other}' and '{label}' differ only in case or in how accents are written"
+            found = (
+                f"the classes '{other}' and '{label}' differ only in case, spaces or the coding of accents"
+            )
             raise DataError(found, where=str(root), hint="give them one name, or two different ones")
     by_split = {s: [row for row in rows if row[2] == s] for s in ("train", "val", "test", "all")}
     trained = {label for _, label, _ in by_split["train"]}
@@ -249,72 +199,15 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
-# Sets that live in a library
-
-
-def _open_digits() -> Source:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
-    everything = _split_of_pixels(pixels, digits.target)
-    parts = stratified_split(everything.labels, (0.6, 0.2, 0.2), seed=0)
-    splits = {name: everything.take(part) for name, part in zip(("train", "val", "test"), parts, strict=True)}
-    return Source(name="digits", class_names=tuple("0123456789"), splits=splits)
-
-
-def _split_of_pixels(pixels: np.ndarray, labels: Any) -> Split:
-    names = tuple(f"index {i}" for i in range(len(pixels)))
-    return Split(names=names, labels=np.asarray(labels, dtype=np.int64), pixels=np.ascontiguousarray(pixels))
-
-
-def _open_library(name: str, data_dir: Path, download: bool) -> Source:
-    library = _LIBRARY[name]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy warns about the pickles of CIFAR
-            from torchvision import datasets
-
-            make: Callable[..., Any] = getattr(datasets, library.dataset)
-            loaded = {part: make(str(data_dir), download=download, **o) for part, o in library.parts.items()}
-            splits = {part: _library_split(library, dataset) for part, dataset in loaded.items()}
-    except Exception as error:  # no network, no space, a bad archive, a missing optional package
-        expected = f"{data_dir.absolute()}: {library.files}"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        if download:
-            hint = "mend that, or put its files there by hand"
-            raise DataError(
-                f"{name} could not be downloaded or read: {reason}", where=expected, hint=hint
-            ) from None
-        hint = (
-            "add --download to fetch it, put its files there by hand, or name another folder with --data-dir"
-        )
-        raise DataError(f"{name} is not there or not complete: {reason}", where=expected, hint=hint) from None
-    count = int(max(split.labels.max() for split in splits.values())) + 1
-    classes = getattr(next(iter(loaded.values())), "classes", None) or [str(i) for i in range(count)]
-    return Source(name=name, class_names=tuple(classes), splits=splits)
-
-
-def _library_split(library: _Library, dataset: Any) -> Split:
-    images, labels = getattr(dataset, library.images), getattr(dataset, library.labels)
-    if isinstance(images, list):  # paths, or ImageFolder's (path, label)
-        names = tuple(str(image[0] if isinstance(image, tuple) else image) for image in images)
-        return Split(names=names, labels=np.asarray(labels, dtype=np.int64))
-    pixels = np.asarray(images)
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return _split_of_pixels(pixels.transpose(library.axes) if library.axes else pixels, labels)
-
-
 # The record of a split
 
 
 def write_split_csv(source_splits: Mapping[str, Split], class_names: Sequence[str], path: str | Path) -> None:
-    """Write `path,label,split` for every image; for files with absolute paths, so that it is a source itself."""
+    """Write `path,label,split` for every image; file paths are absolute, so that it is a source too."""
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("path", "label", "split"))
             for name, split in source_splits.items():
@@ -325,8 +218,8 @@ def write_split_csv(source_splits: Mapping[str, Split], class_names: Sequence[st
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise DiskError(f"the split could not be written: {error.strerror}", where=str(path)) from None
 
 

@@ -63,7 +63,6 @@ def _classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
 
 def _apportion(quotas: np.ndarray, total: int, least: np.ndarray, most: np.ndarray) -> np.ndarray:
     """Whole numbers near `quotas`, within the bounds, that sum to `total`: largest remainders first."""
-    quotas = np.round(quotas, 9)  # 0.29 * 100 is a little less than 29
     sizes = np.clip(np.floor(quotas).astype(np.int64), least, most)
     while sizes.sum() < total:
         sizes[np.argmax(np.where(sizes < most, quotas - sizes, -np.inf))] += 1

@@ -7,7 +7,9 @@ from mixlab.data.splits import hold_out, stratified_split
 from mixlab.errors import UsageError
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(lambda v: np.array(v, dtype=np.int64))
-FRACTIONS = st.sampled_from([(0.6, 0.2, 0.2), (0.9, 0.1), (0.8, 0.1, 0.1), (1.0,), (0.5, 0.0, 0.5), (0.34, 0.66)])
+FRACTIONS = st.sampled_from(
+    [(0.6, 0.2, 0.2), (0.9, 0.1), (0.8, 0.1, 0.1), (1.0,), (0.5, 0.0, 0.5), (0.34, 0.66)]
+)
 
 
 @settings(deadline=None, max_examples=60)

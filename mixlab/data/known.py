@@ -1,0 +1,114 @@
+"""Data sets that libraries bring: scikit-learn's digits and the sets that torchvision downloads."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixlab.data.dataset import Source, Split
+from mixlab.data.splits import stratified_split
+from mixlab.errors import DataError
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A set of torchvision: its class, which of its parts is which split, and where its files belong.
+
+    images, labels: the attributes that hold pixels or paths, and the class indices.
+    axes: how the pixels are turned to (n, H, W, channels).
+    """
+
+    dataset: str
+    files: str
+    parts: Mapping[str, Mapping[str, Any]]
+    images: str = "data"
+    labels: str = "targets"
+    axes: tuple[int, ...] | None = None
+
+
+_BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_BY_NAME = {"train": {"split": "train"}, "test": {"split": "test"}}
+_LIBRARY = {
+    "cifar10": _Library("CIFAR10", "cifar-10-batches-py", _BY_FLAG),
+    "cifar100": _Library("CIFAR100", "cifar-100-python", _BY_FLAG),
+    "mnist": _Library("MNIST", "MNIST/raw", _BY_FLAG),
+    "fashionmnist": _Library("FashionMNIST", "FashionMNIST/raw", _BY_FLAG),
+    "kmnist": _Library("KMNIST", "KMNIST/raw", _BY_FLAG),
+    "svhn": _Library(
+        "SVHN", "train_32x32.mat and test_32x32.mat", _BY_NAME, labels="labels", axes=(0, 2, 3, 1)
+    ),
+    "stl10": _Library("STL10", "stl10_binary", _BY_NAME, labels="labels", axes=(0, 2, 3, 1)),
+    "flowers102": _Library(
+        "Flowers102",
+        "flowers-102",
+        {s: {"split": s} for s in ("train", "val", "test")},
+        images="_image_files",
+        labels="_labels",
+    ),
+    "oxfordiiitpet": _Library(
+        "OxfordIIITPet",
+        "oxford-iiit-pet",
+        {"train": {"split": "trainval"}, "test": {"split": "test"}},
+        images="_images",
+        labels="_labels",
+    ),
+    "food101": _Library("Food101", "food-101", _BY_NAME, images="_image_files", labels="_labels"),
+    "eurosat": _Library("EuroSAT", "eurosat/2750", {"all": {}}, images="imgs"),
+}
+TORCHVISION_NAMES: tuple[str, ...] = tuple(_LIBRARY)
+
+
+def open_digits() -> Source:
+    """Scikit-learn's 1,797 handwritten digits of 8 x 8, split once and for all 60/20/20."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
+    everything = _split_of_pixels(pixels, digits.target)
+    parts = stratified_split(everything.labels, (0.6, 0.2, 0.2), seed=0)
+    splits = {name: everything.take(part) for name, part in zip(("train", "val", "test"), parts, strict=True)}
+    return Source(name="digits", class_names=tuple("0123456789"), splits=splits)
+
+
+def _split_of_pixels(pixels: np.ndarray, labels: Any) -> Split:
+    names = tuple(f"index {i}" for i in range(len(pixels)))
+    return Split(names=names, labels=np.asarray(labels, dtype=np.int64), pixels=np.ascontiguousarray(pixels))
+
+
+def open_torchvision(name: str, data_dir: Path, download: bool) -> Source:
+    """One of TORCHVISION_NAMES, from its files below `data_dir`; fetched first only with `download`."""
+    library = _LIBRARY[name]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy warns about the pickles of CIFAR
+            from torchvision import datasets
+
+            make: Callable[..., Any] = getattr(datasets, library.dataset)
+            loaded = {part: make(str(data_dir), download=download, **o) for part, o in library.parts.items()}
+            splits = {part: _library_split(library, dataset) for part, dataset in loaded.items()}
+    except Exception as error:  # no network, no space, a bad archive, a missing optional package
+        expected = f"{data_dir.absolute()}: {library.files}"
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = text.split(" You can use download=True")[0][:200]
+        if download:
+            found = f"{name} could not be downloaded or read: {reason}"
+            raise DataError(found, where=expected, hint="mend that, or put its files there by hand") from None
+        found = f"{name} is not there or not complete: {reason}"
+        hint = "add --download to fetch it, put its files there by hand, or give another --data-dir"
+        raise DataError(found, where=expected, hint=hint) from None
+    count = int(max(split.labels.max() for split in splits.values())) + 1
+    classes = getattr(next(iter(loaded.values())), "classes", None) or [str(i) for i in range(count)]
+    return Source(name=name, class_names=tuple(classes), splits=splits)
+
+
+def _library_split(library: _Library, dataset: Any) -> Split:
+    images, labels = getattr(dataset, library.images), getattr(dataset, library.labels)
+    if isinstance(images, list):  # paths, or ImageFolder's (path, label)
+        names = tuple(str(image[0] if isinstance(image, tuple) else image) for image in images)
+        return Split(names=names, labels=np.asarray(labels, dtype=np.int64))
+    pixels = np.asarray(images)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    return _split_of_pixels(pixels.transpose(library.axes) if library.axes else pixels, labels)
