@@ -24,9 +24,13 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if name not in available:
-        raise UsageError(f"there is no device {name!r}", where="--device", hint="choose auto, cpu, cuda or mps")
+        raise UsageError(
+            f"there is no device {name!r}", where="--device", hint="choose auto, cpu, cuda or mps"
+        )
     if not available[name]:
-        raise UsageError(f"this machine or this torch has no {name} device", where="--device", hint="use --device cpu")
+        raise UsageError(
+            f"this machine or this torch has no {name} device", where="--device", hint="use --device cpu"
+        )
     return torch.device(name)
 
 

@@ -20,7 +20,8 @@ LEVELS = {
     "training": 4,
     "serving": 4,
     "recipes": 5,
-    "cli": 6,
+    "commands": 6,
+    "cli": 7,
 }
 
 
@@ -36,7 +37,10 @@ def imported_modules(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found += [f"{node.module}.{alias.name}" if node.module == "mixlab" else str(node.module) for alias in node.names]
+            found += [
+                f"{node.module}.{alias.name}" if node.module == "mixlab" else str(node.module)
+                for alias in node.names
+            ]
     return found
 
 

@@ -61,7 +61,9 @@ def save_weights(folder: Path, weights: Weights, tensors: dict[str, Tensor] | No
 def load_weights(path: Path) -> Weights:
     """The weights in a run or weights folder; WeightsError names what is missing or does not fit."""
     if not path.exists():
-        raise WeightsError("there is no such run or weights folder", where=str(path), hint="`mixlab runs` lists runs")
+        raise WeightsError(
+            "there is no such run or weights folder", where=str(path), hint="`mixlab runs` lists runs"
+        )
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():
             raise WeightsError(
@@ -112,7 +114,7 @@ def read_tensors(path: Path, *, expected: dict[str, Tensor]) -> dict[str, Tensor
     """The tensors of a safetensors file after checking names and shapes against `expected`."""
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"it is damaged or no safetensors file: {error}", where=str(path)) from error
     check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()}, str(path))
@@ -155,7 +157,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
             _save_tensors(tensors, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state))
         manifest = {
-            file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(temporary.iterdir())
+            file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(temporary.iterdir())
         }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
         if path.exists():  # the same step once more, after a resume: the content is the same
@@ -167,14 +170,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
 
 def load_newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that verifies, and why each newer one was passed over. WeightsError if none does."""
-    rejected = []
+    rejected: list[str] = []
     for path in sorted(_checkpoint_paths(folder), reverse=True):
         try:
             return _load_checkpoint(path), rejected
         except WeightsError as error:
             rejected.append(f"{path.name}: {error.message}")
     raise WeightsError(
-        "there is no checkpoint to resume from" + "".join(f"; {reason}" for reason in rejected), where=str(folder)
+        "there is no checkpoint to resume from" + "".join(f"; {reason}" for reason in rejected),
+        where=str(folder),
     )
 
 
@@ -189,7 +193,9 @@ def _load_checkpoint(path: Path) -> Checkpoint:
         for name, facts in manifest.items():
             file = path / Path(name).name
             if file.stat().st_size != facts["size"] or _sha256(file) != facts["sha256"]:
-                raise WeightsError(f"{name} is damaged: size or SHA-256 differ from the manifest", where=str(path))
+                raise WeightsError(
+                    f"{name} is damaged: size or SHA-256 differ from the manifest", where=str(path)
+                )
         state = json.loads((path / "state.json").read_text())
         tensors = {
             name.removesuffix(".safetensors"): load_file(path / name)

@@ -44,10 +44,14 @@ class AugmentConfig:
         if not 0.0 < self.min_area <= 1.0:
             raise UsageError(f"min_area must be in (0, 1], got {self.min_area}", where="augment.min_area")
         if not 0.0 <= self.erase_prob <= 1.0:
-            raise UsageError(f"erase_prob must be in [0, 1], got {self.erase_prob}", where="augment.erase_prob")
+            raise UsageError(
+                f"erase_prob must be in [0, 1], got {self.erase_prob}", where="augment.erase_prob"
+            )
         for key in ("crop_padding", "mixup_alpha", "cutmix_alpha", "policy_layers", "policy_magnitude"):
             if getattr(self, key) < 0:
-                raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=f"augment.{key}")
+                raise UsageError(
+                    f"{key} cannot be negative, got {getattr(self, key)}", where=f"augment.{key}"
+                )
 
 
 def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, index: np.ndarray) -> Tensor:
@@ -66,7 +70,9 @@ def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, ind
     if config.policy != "none":
         num_draws = 3 * (config.policy_layers if config.policy == "randaugment" else 1)
         draws = uniform(seed, epoch, index, Purpose.POLICY, num_draws).reshape(num_images, -1, 3)
-        pixels = apply_policy(pixels, draws, config.policy_magnitude if config.policy == "randaugment" else None)
+        pixels = apply_policy(
+            pixels, draws, config.policy_magnitude if config.policy == "randaugment" else None
+        )
     if config.erase_prob:
         pixels = erase(pixels, uniform(seed, epoch, index, Purpose.ERASE, 5), config.erase_prob)
     return pixels
@@ -98,7 +104,13 @@ def erase(pixels: Tensor, draws: np.ndarray, probability: float) -> Tensor:
 
 
 def crop_boxes(
-    heights: np.ndarray, widths: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int, index: np.ndarray
+    heights: np.ndarray,
+    widths: np.ndarray,
+    config: AugmentConfig,
+    *,
+    seed: int,
+    epoch: int,
+    index: np.ndarray,
 ) -> np.ndarray:
     """Random resized crops of n pictures: float (n, 4), left, top, right, bottom, in pixels."""
     draws = uniform(seed, epoch, index, Purpose.CROP, 4)

@@ -54,7 +54,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.split)
 
-    def pictures(self, indices: Sequence[int]) -> Tensor:
+    def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """uint8 (n, channels, H, W): the preprocessed pictures at `indices`. ImageError if one went bad since."""
         if self.pixels is not None:
             return self.pixels[torch.as_tensor(np.asarray(indices))]
@@ -202,7 +202,12 @@ class TrainingPictures(torch.utils.data.Dataset[tuple[Tensor, np.ndarray, int, l
                 height, width = picture.shape[:2]
                 one = np.array([i])
                 boxes = crop_boxes(
-                    np.array([height]), np.array([width]), self.augment, seed=self.seed, epoch=epoch, index=one
+                    np.array([height]),
+                    np.array([width]),
+                    self.augment,
+                    seed=self.seed,
+                    epoch=epoch,
+                    index=one,
                 )
                 box = tuple(boxes[0])
             pixels.append(preprocess.cut(picture, box))
@@ -229,7 +234,12 @@ def _as_it_is(item: Any) -> Any:
 
 
 def training_batches(
-    pictures: TrainingPictures, *, first_step: int, num_steps: int, num_workers: int, on_bad: Callable[[BadFile], None]
+    pictures: TrainingPictures,
+    *,
+    first_step: int,
+    num_steps: int,
+    num_workers: int,
+    on_bad: Callable[[BadFile], None],
 ) -> Iterator[Batch]:
     """The batches of steps first_step ... num_steps - 1, normalised; calls `on_bad` for each new bad file."""
     steps = range(first_step, num_steps)

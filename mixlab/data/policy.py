@@ -120,7 +120,9 @@ def _warp(pixels: Tensor, matrix: Tensor) -> Tensor:
     height, width = pixels.shape[2:]
     x = torch.arange(width) - (width - 1) / 2
     y = torch.arange(height) - (height - 1) / 2
-    position = torch.stack([x.expand(height, width), y[:, None].expand(height, width), torch.ones(height, width)])
+    position = torch.stack(
+        [x.expand(height, width), y[:, None].expand(height, width), torch.ones(height, width)]
+    )
     source = torch.einsum("bij,jhw->bhwi", matrix, position)
     grid = source / torch.tensor([width / 2, height / 2])
     warped = F.grid_sample(pixels.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)

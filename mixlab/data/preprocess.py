@@ -86,5 +86,8 @@ class Preprocess:
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             wrong = ", ".join(sorted(set(values) ^ names))
-            raise WeightsError(f"the stored preprocess has missing or unknown keys: {wrong}", where="config.json")
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            raise WeightsError(
+                f"the stored preprocess has missing or unknown keys: {wrong}", where="config.json"
+            )
+        known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**known)

@@ -60,7 +60,9 @@ def uniform(seed: int, epoch: int, index: np.ndarray, purpose: Purpose, count: i
 
 def torch_seed(seed: int, step: int, shard: int) -> int:
     """Seed for torch's global generator in one step: stochastic depth and dropout draw from that."""
-    bits = philox4x32(np.array([shard, step, 0, Purpose.MODEL], dtype=np.uint32), (seed & 0xFFFFFFFF, seed >> 32))
+    bits = philox4x32(
+        np.array([shard, step, 0, Purpose.MODEL], dtype=np.uint32), (seed & 0xFFFFFFFF, seed >> 32)
+    )
     return int(bits[0]) << 31 ^ int(bits[1])
 
 

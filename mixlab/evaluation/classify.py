@@ -19,26 +19,24 @@ def classify(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
     parts = []
     for batch in batches:
         logits = model(batch.image.to(device)).float().cpu()
-        label = batch.label
         log_probs = F.log_softmax(logits, dim=1)
         confidence, predicted = log_probs.exp().max(dim=1)
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
         parts.append(
             (
                 torch.from_numpy(batch.index),
-                label,
+                batch.label,
                 predicted,
                 confidence.double(),
-                -log_probs.gather(1, label[:, None])[:, 0].double(),
-                (top5 == label[:, None]).any(dim=1),
+                -log_probs.gather(1, batch.label[:, None])[:, 0].double(),
+                (top5 == batch.label[:, None]).any(dim=1),
             )
         )
     model.train(was_training)
     if not parts:
         raise DataError("there are no readable images to evaluate")
-    index, label, predicted, confidence, loss, in_top5 = (
-        torch.cat(column).numpy() for column in zip(*parts, strict=True)
-    )
+    columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+    index, label, predicted, confidence, loss, in_top5 = columns
     return Predictions(
         index=index, label=label, predicted=predicted, confidence=confidence, loss=loss, in_top5=in_top5
     )

@@ -96,7 +96,10 @@ def summarize(predictions: Predictions, class_names: tuple[str, ...]) -> Evaluat
     cells = predictions.label * num_classes + predictions.predicted
     bins = calibration_bins(predictions.confidence, predictions.predicted == predictions.label)
     num_images = len(predictions.label)
-    ece = sum(b["num_images"] * abs(b["accuracy"] - b["confidence"]) for b in bins if b["num_images"]) / num_images
+    ece = (
+        sum(b["num_images"] * abs(b["accuracy"] - b["confidence"]) for b in bins if b["num_images"])
+        / num_images
+    )
     return Evaluation(
         class_names=class_names,
         confusion=np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes),

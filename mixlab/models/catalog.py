@@ -65,7 +65,9 @@ def create_model(
         image_size = (image_size, image_size)
     if name.startswith("timm/"):
         return _create_timm(config, num_classes, image_size, in_channels)
-    return Mixer(mixer_config(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels))
+    return Mixer(
+        mixer_config(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
+    )
 
 
 def mixer_config(
@@ -110,7 +112,9 @@ def _known(overrides: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(ModelConfig)} - {"name"}
     for key in overrides:
         if key not in names:
-            raise UsageError(f"models have no setting {key!r}", where=f"model.{key}", hint=_nearest(key, names))
+            raise UsageError(
+                f"models have no setting {key!r}", where=f"model.{key}", hint=_nearest(key, names)
+            )
     return overrides
 
 

@@ -31,7 +31,7 @@ def describe_settings(settings: dict[str, Any], *, batch_size: int) -> dict[str,
             "channel_mlp_dim": config.channel_mlp_dim,
         }
     else:
-        image_size = settings.get("image_size") or tuple(model.default_cfg["input_size"][1:])
+        image_size = settings.get("image_size") or tuple(dict(model.default_cfg)["input_size"][1:])  # type: ignore[arg-type]
         facts |= {"image_size": "x".join(str(side) for side in image_size), "num_patches": None}
         if hasattr(model, "patch_embed"):
             facts["num_patches"] = getattr(model.patch_embed, "num_patches", None)

@@ -39,7 +39,9 @@ class MixerConfig:
     def __post_init__(self) -> None:
         for name in ("patch_size", "hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}", where=f"model.{name}")
+                raise UsageError(
+                    f"{name} must be at least 1, got {getattr(self, name)}", where=f"model.{name}"
+                )
         if not 0.0 <= self.stochastic_depth < 1.0:
             raise UsageError(
                 f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}",
@@ -131,6 +133,7 @@ class Mixer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 init_lecun_normal(module.weight)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()

@@ -11,6 +11,7 @@ from mixlab.errors import UsageError
 from mixlab.recipes.small import digits, few_images, small_images
 from mixlab.training.loop import train as train_recipe
 from mixlab.training.recipe import Recipe, from_toml, override
+from mixlab.training.run_folder import run_path
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
@@ -42,7 +43,49 @@ def recipe_for(data: str, *, data_dir: str | None = None, download: bool = False
     return few_images() if num_images < FEW else small_images()
 
 
-def train(recipe: Recipe | str = "auto", data: str | None = None, *, budget: str | None = None, **options: Any) -> Any:
+def compose(
+    data: str | None,
+    *,
+    recipe: str = "auto",
+    config: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    has_budget: bool = False,
+    download: bool = False,
+) -> Recipe:
+    """The recipe that a person asks for: a named one (or what suits the data), then `config`, then `overrides`.
+
+    A length given last wins: `steps` puts `epochs` aside and the other way round, a budget puts both aside.
+    """
+    overrides = dict(overrides or {})
+    from_file = from_toml(config) if config is not None else {}
+    data = data or overrides.pop("data.source", None) or from_file.get("data.source")
+    if recipe != "auto":
+        chosen = find_recipe(recipe)
+        data = data or chosen.data.source
+    elif "name" in from_file:
+        chosen = Recipe()  # the file of a run is a whole recipe: nothing of another one shines through
+    else:
+        data = data or "digits"
+        data_dir = overrides.get("data.data_dir", overrides.get("data_dir"))
+        chosen = recipe_for(data, data_dir=data_dir, download=download)
+    if data is None:
+        raise UsageError(
+            "there is nothing to train on", where="DATA", hint="name a data set: `mixlab train digits`"
+        )
+    if from_file:
+        chosen = override(chosen, from_file, where=str(config))
+    if has_budget:
+        chosen = replace(chosen, steps=None, epochs=None)
+    elif "steps" in overrides:
+        chosen = replace(chosen, epochs=None)
+    elif "epochs" in overrides:
+        chosen = replace(chosen, steps=None)
+    return override(chosen, {"data.source": data} | overrides)
+
+
+def train(
+    recipe: Recipe | str = "auto", data: str | None = None, *, budget: str | None = None, **options: Any
+) -> Any:
     """Train and return what `mixlab train --json` prints.
 
     recipe: a `Recipe`, the name of one, a TOML file, or `auto` for the one that suits the data. data: a set's
@@ -52,20 +95,20 @@ def train(recipe: Recipe | str = "auto", data: str | None = None, *, budget: str
     """
     from mixlab.training.budget import parse_duration
 
+    options.setdefault("started", time.monotonic())
     arguments = ("run", "started", "device", "download", "with_pictures", "tracker", "screen")
     overrides = {key.replace("__", "."): value for key, value in options.items() if key not in arguments}
     options = {key: value for key, value in options.items() if key in arguments}
-    options.setdefault("started", time.monotonic())
     if isinstance(recipe, str):
-        data_dir = overrides.get("data.data_dir")
-        chosen = data or "digits"
-        if recipe == "auto":
-            recipe = recipe_for(chosen, data_dir=data_dir, download=options.get("download", False))
-        else:
-            recipe = find_recipe(recipe)
-    if data is not None:
-        recipe = replace(recipe, data=replace(recipe.data, source=data))
-    recipe = override(recipe, overrides)
+        recipe = compose(
+            data,
+            recipe=recipe,
+            overrides=overrides,
+            has_budget=budget is not None,
+            download=options.get("download", False),
+        )
+    else:
+        recipe = override(recipe, ({} if data is None else {"data.source": data}) | overrides)
     if isinstance(options.get("run"), str):
-        options["run"] = Path(options["run"])
+        options["run"] = run_path(options["run"])
     return train_recipe(recipe, budget_seconds=None if budget is None else parse_duration(budget), **options)

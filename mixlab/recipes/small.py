@@ -13,12 +13,12 @@ def digits() -> Recipe:
     return Recipe(
         name="digits",
         data=DataConfig(source="digits"),
-        augment=AugmentConfig(crop="pad", crop_padding=1),
+        augment=AugmentConfig(crop="pad", crop_padding=1, cutmix_alpha=0.5),
         model=ModelConfig(name="mixer_pico2"),
         optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.1),
         loss=LossConfig(label_smoothing=0.1),
         ema_decay=0.99,
-        epochs=100,
+        epochs=150,
         batch_size=64,
     )
 

@@ -42,7 +42,12 @@ class Screen:
         if self.quiet or not self.console.is_terminal:
             yield Bar(self, label, total, start, None)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(label, total=total, completed=start, note="")
             yield Bar(self, label, total, start, (progress, task))

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
 from mixlab.checkpoint.store import load_weights
@@ -73,7 +71,12 @@ class Classifier:
             return error.message
         if picture.ndim == 2:
             picture = picture[..., None]
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (1, 3) or not picture.size:
+        if (
+            picture.dtype != np.uint8
+            or picture.ndim != 3
+            or picture.shape[2] not in (1, 3)
+            or not picture.size
+        ):
             return f"an array must be uint8 (H, W, 3) or (H, W, 1), got {picture.dtype} {picture.shape}"
         return self.preprocess.pixels(picture)
 
@@ -134,15 +137,3 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
         for rank, guess in enumerate(row.get("predictions", []), start=1):
             writer.writerow([row["path"], rank, guess["label"], f"{guess['probability']:.6f}", ""])
     write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
-
-
-def table_of(rows: list[dict[str, Any]]) -> Table:
-    """The same for a person."""
-    table = Table("image", "label", "probability")
-    for row in rows:
-        if "error" in row:
-            table.add_row(escape(row["path"]), escape(f"unreadable: {row['error']}"), "")
-        for rank, guess in enumerate(row.get("predictions", [])):
-            name = escape(row["path"]) if rank == 0 else ""
-            table.add_row(name, escape(guess["label"]), f"{100 * guess['probability']:.1f} %")
-    return table

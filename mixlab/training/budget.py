@@ -47,14 +47,18 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     # A copy learns, so that what is trained later starts from the same weights whatever was measured.
     trial_recipe = replace(recipe, steps=1_000_000, compile=False)
     num_classes = len(prepared.source.class_names)
-    trial = TrainState(copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device)
+    trial = TrainState(
+        copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device
+    )
     pictures = TrainingPictures(
         images=images, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )
     times = [time.monotonic()]
     workers = recipe.data.num_workers or 0
     for step, batch in enumerate(
-        training_batches(pictures, first_step=0, num_steps=1_000_000, num_workers=workers, on_bad=lambda file: None)
+        training_batches(
+            pictures, first_step=0, num_steps=1_000_000, num_workers=workers, on_bad=lambda file: None
+        )
     ):
         train_step(trial, batch, step)
         times.append(time.monotonic())

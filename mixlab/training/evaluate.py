@@ -38,7 +38,9 @@ def evaluate(
     """
     screen = screen or Screen()
     weights = load_weights(run)
-    chosen = _own_split(run, split or "test") if data is None else _other_split(run, data, split, data_dir, screen)
+    chosen = (
+        _own_split(run, split or "test") if data is None else _other_split(run, data, split, data_dir, screen)
+    )
     source, images_split = chosen
     images_split = _with_class_numbers(images_split, source, weights.class_names)
     torch_device = pick_device(device)
@@ -46,7 +48,10 @@ def evaluate(
     in_memory = fits_in_memory(len(images_split), weights.preprocess)
     with screen.progress("reading", len(images_split)) as bar:
         images = load_images(
-            images_split, weights.preprocess, in_memory=in_memory, progress=lambda done, total: bar.update(done)
+            images_split,
+            weights.preprocess,
+            in_memory=in_memory,
+            progress=lambda done, total: bar.update(done),
         )
     model = weights.model.to(torch_device)
     predictions = classify(model, evaluation_batches(images, EVALUATION_BATCH), torch_device)
@@ -72,7 +77,9 @@ def _other_split(
             return _own_split(run, name or "test")
     if "all" in source.splits and name is None:
         screen.say(f"{source.name} has no splits: all {len(source.splits['all'])} images are used")
-    return source, _pick(dict(source.splits), name or ("all" if "all" in source.splits else "test"), source.name)
+    return source, _pick(
+        dict(source.splits), name or ("all" if "all" in source.splits else "test"), source.name
+    )
 
 
 def _pick(splits: dict[str, Split], name: str, where: str) -> Split:

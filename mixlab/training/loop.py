@@ -60,9 +60,13 @@ def train(
     started = time.monotonic() if started is None else started
     screen = screen or Screen()
     if run is not None and run.exists():
-        raise UsageError("this run exists already", where=str(run), hint="choose another --run, or --resume it")
-    if budget_seconds is not None and recipe.steps is not None:
-        raise UsageError("--budget sets the steps", where="steps", hint="give either a budget or steps")
+        raise UsageError(
+            "this run exists already", where=str(run), hint="choose another --run, or --resume it"
+        )
+    if budget_seconds is not None and (recipe.steps is not None or recipe.epochs is not None):
+        raise UsageError(
+            "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"
+        )
     torch_device = pick_device(device)
     source = open_data(recipe, download=download)
     splits = split_source(source, recipe)
@@ -72,7 +76,7 @@ def train(
     prepared = prepare(recipe, source, splits, screen)
     state = _build(prepared, torch_device)
     deadline = None
-    if budget_seconds is not None and recipe.epochs is None:
+    if budget_seconds is not None:
         plan = plan_steps(prepared, state, budget_seconds=budget_seconds, started=started)
         recipe, deadline = plan.recipe, plan.deadline
     elif recipe.steps is None:
@@ -144,7 +148,9 @@ def _run(
 class Training:
     """One training on its way: where it is, what was best, and where it writes."""
 
-    def __init__(self, prepared: Prepared, state: TrainState, run: Path, screen: Screen, tracker: str | None) -> None:
+    def __init__(
+        self, prepared: Prepared, state: TrainState, run: Path, screen: Screen, tracker: str | None
+    ) -> None:
         self.prepared, self.state, self.run, self.screen = prepared, state, run, screen
         self.recipe = state.recipe
         self.log = RunLog(run / "metrics.jsonl")
@@ -213,9 +219,13 @@ class Training:
             values = {"top1": result.top1, "loss": result.loss, "ece": result.ece}
             if result.balanced_accuracy is not None:
                 values["balanced_accuracy"] = result.balanced_accuracy
-            self._write("validation", {"step": self.step, "epoch": self.step / per_epoch} | values | self._clock())
+            self._write(
+                "validation", {"step": self.step, "epoch": self.step / per_epoch} | values | self._clock()
+            )
             gained = (values["top1"], -values["loss"]) > (self.best["top1"], -self.best["loss"])
-            self.epochs_without_gain = 0 if values["top1"] > self.best["top1"] else self.epochs_without_gain + 1
+            self.epochs_without_gain = (
+                0 if values["top1"] > self.best["top1"] else self.epochs_without_gain + 1
+            )
             if gained:
                 self.best = {"top1": values["top1"], "loss": values["loss"], "step": self.step}
             better = better or gained

@@ -35,7 +35,9 @@ class LossConfig:
             )
 
 
-def loss_per_batch(logits: Tensor, target: Tensor, config: LossConfig, weights: Tensor | None = None) -> Tensor:
+def loss_per_batch(
+    logits: Tensor, target: Tensor, config: LossConfig, weights: Tensor | None = None
+) -> Tensor:
     """Mean loss of a batch, a scalar. weights (K,): per class, applied through the target."""
     if config.name == "softmax":
         smoothed = target * (1 - config.label_smoothing) + config.label_smoothing / target.shape[1]

@@ -33,10 +33,14 @@ class OptimizerConfig:
             raise UsageError(f"lr must be above 0, got {self.lr}", where="optimizer.lr")
         for key in ("weight_decay", "grad_clip_norm", "momentum"):
             if getattr(self, key) < 0:
-                raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=f"optimizer.{key}")
+                raise UsageError(
+                    f"{key} cannot be negative, got {getattr(self, key)}", where=f"optimizer.{key}"
+                )
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
-                raise UsageError(f"{key} must be in [0, 1), got {getattr(self, key)}", where=f"optimizer.{key}")
+                raise UsageError(
+                    f"{key} must be in [0, 1), got {getattr(self, key)}", where=f"optimizer.{key}"
+                )
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -54,4 +58,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )

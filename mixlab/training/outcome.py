@@ -76,7 +76,9 @@ def finish(
         "test": None if evaluation is None else evaluation.to_json(),
         "report": str(run / "report.html"),
     }
-    RunLog(run / "metrics.jsonl").write("end", step=steps, **{k: v for k, v in result.items() if k != "steps"})
+    RunLog(run / "metrics.jsonl").write(
+        "end", step=steps, **{k: v for k, v in result.items() if k != "steps"}
+    )
     core_seconds = sum(
         usage.ru_utime + usage.ru_stime
         for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
@@ -115,11 +117,15 @@ def _say(result: dict[str, Any], evaluation: Evaluation | None, screen: Screen) 
             line += f", balanced {100 * evaluation.balanced_accuracy:.2f} %"
         screen.say(line)
     if result["num_bad_files"]:
-        screen.say(f"{result['num_bad_files']} unreadable images were left out: {result['run']}/bad_files.csv")
+        screen.say(
+            f"{result['num_bad_files']} unreadable images were left out: {result['run']}/bad_files.csv"
+        )
     screen.say(f"report: {result['report']}")
 
 
-def write_predictions(path: Path, images: Images, predictions: Predictions, class_names: tuple[str, ...]) -> None:
+def write_predictions(
+    path: Path, images: Images, predictions: Predictions, class_names: tuple[str, ...]
+) -> None:
     """path, label, prediction, probability for every image of the test split."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -127,13 +133,17 @@ def write_predictions(path: Path, images: Images, predictions: Predictions, clas
     for i, label, predicted, confidence in zip(
         predictions.index, predictions.label, predictions.predicted, predictions.confidence, strict=True
     ):
-        writer.writerow([images.split.names[i], class_names[label], class_names[predicted], f"{confidence:.6f}"])
+        writer.writerow(
+            [images.split.names[i], class_names[label], class_names[predicted], f"{confidence:.6f}"]
+        )
     write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
 def _mean_speed(run: Path) -> float | None:
     """Images a second over the run, from its log: the median of the rows."""
-    speeds = [row["images_per_second"] for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"]
+    speeds = [
+        row["images_per_second"] for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"
+    ]
     return float(np.median(speeds)) if speeds else None
 
 
@@ -149,7 +159,9 @@ def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None) -> list
     if evaluation is None:
         notes.append("There is no test split, so nothing here says how good the model is on new images.")
     elif evaluation.balanced_accuracy is not None:
-        notes.append("The classes differ in size by more than 1.5 times, so read the balanced accuracy first.")
+        notes.append(
+            "The classes differ in size by more than 1.5 times, so read the balanced accuracy first."
+        )
     if prepared.source.splits.keys() == {"all"}:
         notes.append("The data had no splits; they were drawn by class, and split.csv lists them.")
     return notes
@@ -170,14 +182,18 @@ def _headline(
         if evaluation.balanced_accuracy is not None:
             cards.append(("Balanced accuracy", f"{100 * evaluation.balanced_accuracy:.2f} %"))
     if "validation_top1" in provenance:
-        cards.append(("Validation accuracy of the kept weights", f"{100 * provenance['validation_top1']:.2f} %"))
+        cards.append(
+            ("Validation accuracy of the kept weights", f"{100 * provenance['validation_top1']:.2f} %")
+        )
     if evaluation is not None:
         cards.append(("Calibration error (ECE)", f"{100 * evaluation.ece:.1f} points"))
     assert recipe.model.name is not None
     cards.append(("Model", f"{display_name(recipe.model.name)}, {num_parameters:,} parameters"))
     size = " x ".join(str(side) for side in recipe.data.image_size or ())
     num_train, num_classes = len(prepared.train), len(prepared.source.class_names)
-    cards.append(("Data", f"{prepared.source.name}: {num_train:,} training images, {num_classes} classes, {size} px"))
+    cards.append(
+        ("Data", f"{prepared.source.name}: {num_train:,} training images, {num_classes} classes, {size} px")
+    )
     cards.append(("Training time", format_seconds(seconds)))
     return cards
 
@@ -204,7 +220,9 @@ def _draw(
     add("curves", "Learning curves", text, figures.learning_curves(rows))
     if evaluation is not None:
         text = "Rows are the true classes, columns what the model said; colour is the share of the row."
-        add("confusion", "Confusion matrix", text, figures.confusion_matrix(evaluation.confusion, list(names)))
+        add(
+            "confusion", "Confusion matrix", text, figures.confusion_matrix(evaluation.confusion, list(names))
+        )
         text = "How often the model is right when it claims a given probability; on the diagonal the claim is true."
         figure = figures.reliability_diagram(evaluation.bins, evaluation.ece)
         add("reliability", "Calibration", text, figure)
@@ -242,7 +260,9 @@ def _training_sample(prepared: Prepared) -> tuple[list[np.ndarray], list[str]]:
     for row in target[:NUM_SAMPLES]:
         top = row.topk(2)
         pair = [(names[int(i)], float(share)) for share, i in zip(*top, strict=True) if share > 0]
-        captions.append(pair[0][0] if len(pair) == 1 else "\n".join(f"{name} {share:.0%}" for name, share in pair))
+        captions.append(
+            pair[0][0] if len(pair) == 1 else "\n".join(f"{name} {share:.0%}" for name, share in pair)
+        )
     return [_shown(picture) for picture in seen], captions
 
 

@@ -41,7 +41,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.val_fraction < 1.0:
-            raise UsageError(f"val_fraction must be in [0, 1), got {self.val_fraction}", where="data.val_fraction")
+            raise UsageError(
+                f"val_fraction must be in [0, 1), got {self.val_fraction}", where="data.val_fraction"
+            )
         if not 0.0 < self.crop_fraction <= 1.0:
             raise UsageError(
                 f"crop_fraction must be in (0, 1], got {self.crop_fraction}", where="data.crop_fraction"
@@ -139,7 +141,7 @@ def override(recipe: Recipe, values: dict[str, Any], *, where: str | None = None
             key = inner[0]  # `lr` can only be optimizer.lr
         if key not in known:
             close = difflib.get_close_matches(key, [*known, *(name.split(".")[-1] for name in known)], n=1)
-            nearest = (inner or close or [None])[0]
+            nearest = next(iter([*inner, *close]), None)
             raise UsageError(
                 f"recipes have no key {key!r}",
                 where=where,
@@ -199,7 +201,9 @@ def parse_image_size(text: Any) -> tuple[int, int]:
     """`64` or `64x48` -> (height, width); UsageError for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(text).strip().lower())
     if match is None:
-        raise UsageError(f"{text!r} is no image size", where="image_size", hint="write 64 or 64x48 (height x width)")
+        raise UsageError(
+            f"{text!r} is no image size", where="image_size", hint="write 64 or 64x48 (height x width)"
+        )
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -209,11 +213,15 @@ def _parse(value: Any, target: Any) -> Any:
             raise ValueError
         return value
     if get_origin(target) is tuple:
-        return parse_image_size("x".join(str(side) for side in value) if isinstance(value, list | tuple) else value)
+        return parse_image_size(
+            "x".join(str(side) for side in value) if isinstance(value, list | tuple) else value
+        )
     if target is bool:
         if isinstance(value, bool):
             return value
-        return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[str(value).lower()]
+        return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[
+            str(value).lower()
+        ]
     if isinstance(value, bool):
         raise ValueError
     if target is int and isinstance(value, float):

@@ -31,7 +31,9 @@ def run_path(name: str) -> Path:
 
 def default_run_path(recipe: Recipe) -> Path:
     """runs/DATA-MODEL-YYYYmmdd-HHMMSS."""
-    data = Path(recipe.data.source).resolve().name if Path(recipe.data.source).exists() else recipe.data.source
+    data = (
+        Path(recipe.data.source).resolve().name if Path(recipe.data.source).exists() else recipe.data.source
+    )
     model = (recipe.model.name or "model").removeprefix("timm/")
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{Path(data).stem}-{model}")
     path = RUNS / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -23,7 +23,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.warmup_fraction < 1.0:
             raise UsageError(
-                f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}", where="schedule.warmup_fraction"
+                f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
+                where="schedule.warmup_fraction",
             )
 
     def num_warmup_steps(self, num_steps: int) -> int:

@@ -33,12 +33,16 @@ def split_source(source: Source, recipe: Recipe) -> dict[str, Split]:
     if "all" in splits:
         everything = splits.pop("all")
         parts = stratified_split(everything.labels, AUTO_FRACTIONS, seed)
-        splits = {name: everything.take(part) for name, part in zip(("train", "val", "test"), parts, strict=True)}
+        splits = {
+            name: everything.take(part) for name, part in zip(("train", "val", "test"), parts, strict=True)
+        }
         if recipe.data.val_fraction == 0:
             both = np.sort(np.concatenate([parts[0], parts[1]]))
             splits = {"train": everything.take(both), "test": splits["test"]}
     if "train" not in splits:
-        raise DataError("there is no train split to learn from", where=source.name, hint="add a folder train/CLASS/*")
+        raise DataError(
+            "there is no train split to learn from", where=source.name, hint="add a folder train/CLASS/*"
+        )
     if "val" not in splits and recipe.data.val_fraction > 0:
         rest, held = hold_out(splits["train"].labels, recipe.data.val_fraction, MAX_VAL_IMAGES, seed)
         splits |= {"val": splits["train"].take(held), "train": splits["train"].take(rest)}
@@ -143,7 +147,9 @@ def resolve(recipe: Recipe, train: Split) -> Recipe:
     batch_size = recipe.batch_size
     while batch_size > 8 and batch_size * 4 > len(train) and (batch_size // 2) % recipe.accumulate == 0:
         batch_size //= 2
-    return replace(recipe, data=data, model=model, threads=recipe.threads or num_cores(), batch_size=batch_size)
+    return replace(
+        recipe, data=data, model=model, threads=recipe.threads or num_cores(), batch_size=batch_size
+    )
 
 
 def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:

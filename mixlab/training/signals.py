@@ -10,14 +10,16 @@ from typing import Any
 from mixlab.errors import MixlabError
 
 
-class Interrupted(MixlabError):
+class Interrupted(MixlabError):  # noqa: N818 (nothing went wrong)
     """A signal asked for the end; the state is saved. Exit status 128 + the signal's number."""
 
     kind = "interrupted"
 
     def __init__(self, signal_number: int, run: Path, step: int) -> None:
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name} after step {step}", where=str(run), hint=f"go on with --resume {run}")
+        super().__init__(
+            f"stopped by {name} after step {step}", where=str(run), hint=f"go on with --resume {run}"
+        )
         self.exit_status = 128 + signal_number
 
 

@@ -32,7 +32,9 @@ class StepResult:
 class TrainState:
     """Everything that a step changes, and what it needs to know. `steps` of the recipe is set."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, labels: Any, num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, labels: Any, num_classes: int, device: torch.device
+    ) -> None:
         self.model = model.to(device)
         self.recipe, self.num_classes, self.device = recipe, num_classes, device
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
@@ -72,7 +74,9 @@ class TrainState:
         for name, tensor in tensors["optimizer"].items():
             number, key = name.split(".", 1)
             state.setdefault(int(number), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
         self.scaler.load_state_dict(scaler)
 
 

@@ -28,7 +28,9 @@ STRENGTHS = {
 
 def torchvision_operation(name: str, picture: torch.Tensor, strength: float) -> torch.Tensor:
     def affine(translate=(0, 0), shear=(0.0, 0.0), center=None):
-        return vision.affine(picture, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=center)
+        return vision.affine(
+            picture, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=center
+        )
 
     match name:
         case "shear_x":

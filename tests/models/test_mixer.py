@@ -122,7 +122,9 @@ def test_initialisation_is_the_authors():
         fan_in = weight[0].numel()
         assert weight.std().item() == pytest.approx(math.sqrt(1 / fan_in), rel=0.01)
         assert weight.abs().max().item() <= 2 * math.sqrt(1 / fan_in) / 0.8796256610342398 + 1e-6
-    biases = [p for name, p in model.named_parameters() if name.endswith("bias") and not name.startswith("head")]
+    biases = [
+        p for name, p in model.named_parameters() if name.endswith("bias") and not name.startswith("head")
+    ]
     assert all(bias.abs().max() == 0 for bias in biases)
 
 
@@ -135,7 +137,9 @@ def test_norms_have_the_authors_epsilon(tiny):
 def test_stochastic_depth_grows_linearly_over_blocks():
     with torch.device("meta"):
         model = create_model("mixer_b16", stochastic_depth=0.1)
-    assert [block.drop.drop_prob for block in model.blocks] == pytest.approx([0.1 * i / 11 for i in range(12)])
+    assert [block.drop.drop_prob for block in model.blocks] == pytest.approx(
+        [0.1 * i / 11 for i in range(12)]
+    )
 
 
 def test_stochastic_depth_drops_whole_images_without_rescaling():

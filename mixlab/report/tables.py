@@ -1,0 +1,111 @@
+"""The `--json` objects of the commands as tables for a person. Names from outside are escaped."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from mixlab.report.screen import Screen, format_seconds
+
+NUM_LISTED = 20  # of bad files or duplicates, before "and n more"
+
+
+def percent(fraction: float | None) -> str:
+    """`0.9731` -> `97.3 %`, None -> `-`."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def show_facts(facts: dict[str, Any], screen: Screen) -> None:
+    """One line a key; numbers with separators, nested dicts as `name value`."""
+    table = Table("fact", "value", show_header=False)
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(
+                f"{name} {inner if inner is not None else 'missing'}" for name, inner in value.items()
+            )
+        table.add_row(key, f"{value:,}" if type(value) is int else escape(str(value)))
+    screen.show(table)
+
+
+def show_models(rows: list[dict[str, Any]], screen: Screen) -> None:
+    """`mixlab models`."""
+    table = Table("model", "name", "image side", "parameters (1000 classes)", "GMACs", "for")
+    for row in rows:
+        numbers = ["" if row[key] is None else f"{row[key]:,}" for key in ("image_side", "num_parameters")]
+        macs = "" if row["macs"] is None else f"{row['macs'] / 1e9:.2f}"
+        table.add_row(row["model"], row["display_name"], *numbers, macs, row["purpose"])
+    screen.show(table)
+
+
+def show_runs(rows: list[dict[str, Any]], screen: Screen) -> None:
+    """`mixlab runs`."""
+    table = Table("run", "test", "validation", "steps", "time", "finished")
+    for row in rows:
+        ratios = [
+            "-" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("test_top1", "validation_top1")
+        ]
+        finished = "yes" if row["finished"] else "no"
+        table.add_row(
+            escape(row["run"]), *ratios, str(row["steps"]), format_seconds(row["seconds"]), finished
+        )
+    screen.show(table)
+
+
+def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab evaluate`."""
+    screen.say(f"accuracy {100 * result['top1']:.2f} % ({result['num_correct']} of {result['num_images']})")
+    if "balanced_accuracy" in result:
+        screen.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f} %")
+    screen.say(f"top-5 {percent(result['top5'])}, loss {result['loss']:.4f}, ECE {result['ece']:.4f}")
+    table = Table("class", "images", "correct", "precision", "recall", "F1")
+    for row in result["per_class"]:
+        counts = [str(row[key]) for key in ("num_images", "num_correct")]
+        table.add_row(
+            escape(row["label"]), *counts, *(percent(row[key]) for key in ("precision", "recall", "f1"))
+        )
+    screen.show(table)
+    for file in result["bad"]:
+        screen.say(f"not counted, unreadable: {file['path']}: {file['reason']}")
+
+
+def show_predictions(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab predict`."""
+    table = Table("image", "label", "probability")
+    for row in result["images"]:
+        if "error" in row:
+            table.add_row(escape(row["path"]), escape(f"unreadable: {row['error']}"), "")
+        for rank, guess in enumerate(row.get("predictions", [])):
+            name = escape(row["path"]) if rank == 0 else ""
+            table.add_row(name, escape(guess["label"]), percent(guess["probability"]))
+    screen.show(table)
+    if result["num_bad"]:
+        screen.say(f"{result['num_bad']} of {len(result['images'])} images could not be read")
+
+
+def show_check(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab check`."""
+    splits = list(next(iter(result["classes"].values())))
+    table = Table("class", *splits)
+    for name, counts in result["classes"].items():
+        table.add_row(escape(name), *(str(counts[split]) for split in splits))
+    screen.show(table)
+    readable = {key: result[key] for key in ("num_ok", "num_bad", "sizes", "modes", "formats")}
+    show_facts(readable | {"num_duplicates_within": result["num_duplicates_within"]}, screen)
+    _list("unreadable", [f"{file['path']}: {file['reason']}" for file in result["bad"]], screen)
+    across = [
+        f"{' = '.join(group['paths'])} ({', '.join(group['splits'])})" for group in result["duplicates"]
+    ]
+    _list("the same picture in several splits", across, screen)
+    contrary = [
+        f"{' = '.join(group['paths'])} ({', '.join(group['labels'])})" for group in result["conflicts"]
+    ]
+    _list("the same picture with different labels", contrary, screen)
+
+
+def _list(title: str, lines: list[str], screen: Screen) -> None:
+    if lines:
+        screen.say(f"{title}: {len(lines)}")
+    for line in lines[:NUM_LISTED]:
+        screen.say(f"  {line}")
+    if len(lines) > NUM_LISTED:
+        screen.say(f"  and {len(lines) - NUM_LISTED} more; --json lists all")

@@ -1,0 +1,130 @@
+"""Batches: every picture once, the same for any number of workers, and bad files left out but named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixlab.data.augment import AugmentConfig
+from mixlab.data.dataset import Split
+from mixlab.data.loader import (
+    TrainingPictures,
+    batch_indices,
+    evaluation_batches,
+    load_images,
+    steps_per_epoch,
+    training_batches,
+)
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import DataError
+
+PREPROCESS = Preprocess(image_size=(8, 8))
+
+
+@pytest.fixture
+def files(tmp_path) -> Split:
+    rng = np.random.default_rng(0)
+    names = []
+    for i in range(23):
+        path = tmp_path / f"{i:02}.png"
+        Image.fromarray(rng.integers(0, 256, (9 + i % 3, 10, 3), dtype=np.uint8)).save(path)
+        names.append(str(path))
+    return Split(names=tuple(names), labels=np.arange(23) % 4)
+
+
+def spoil(split: Split, *numbers: int) -> None:
+    for i in numbers:
+        with open(split.names[i], "r+b") as file:
+            file.truncate(40)
+
+
+def test_evaluation_counts_every_picture_once_the_last_batch_included(files):
+    images = load_images(files, PREPROCESS)
+    batches = list(evaluation_batches(images, 5))
+    assert [len(batch.label) for batch in batches] == [5, 5, 5, 5, 3]
+    assert np.concatenate([batch.index for batch in batches]).tolist() == list(range(23))
+    assert torch.cat([batch.label for batch in batches]).tolist() == files.labels.tolist()
+
+
+def test_memory_and_stream_give_the_same_pictures(files):
+    in_memory = load_images(files, PREPROCESS)
+    streamed = load_images(files, PREPROCESS, in_memory=False)
+    assert streamed.pixels is None
+    assert torch.equal(in_memory.pictures(range(23)), streamed.pictures(range(23)))
+
+
+def test_unreadable_files_are_named_and_the_rest_is_as_if_they_were_not_there(files):
+    spoil(files, 3, 11)
+    images = load_images(files, PREPROCESS)
+    assert [file.path for file in images.bad] == [files.names[3], files.names[11]]
+    assert all(file.reason for file in images.bad)
+    rest = load_images(files.take(np.array([i for i in range(23) if i not in (3, 11)])), PREPROCESS)
+    assert torch.equal(images.pixels, rest.pixels)
+    assert images.split.names == rest.split.names
+    assert np.array_equal(images.split.labels, rest.split.labels)
+
+
+def test_too_many_unreadable_files_stop_with_the_list(files):
+    spoil(files, 3, 11)
+    with pytest.raises(DataError, match="2 of 23") as error:
+        load_images(files, PREPROCESS, max_bad_share=0.05)
+    assert files.names[11] in str(error.value)
+
+
+def collect(images, augment, workers, first=0, steps=12, on_bad=lambda file: None):
+    pictures = TrainingPictures(images=images, augment=augment, batch_size=5, seed=3)
+    return list(
+        training_batches(pictures, first_step=first, num_steps=steps, num_workers=workers, on_bad=on_bad)
+    )
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_workers_and_restarts_change_nothing(files, crop):
+    augment = AugmentConfig(crop=crop, flip=True, policy="randaugment", erase_prob=0.3)
+    images = load_images(files, PREPROCESS, in_memory=False)
+    reference = collect(images, augment, workers=0)
+    for other in (collect(images, augment, workers=2), collect(images, augment, 0, first=0, steps=7)):
+        for a, b in zip(reference, other, strict=False):
+            assert torch.equal(a.image, b.image)
+            assert np.array_equal(a.index, b.index)
+    resumed = collect(images, augment, workers=0, first=7)
+    for a, b in zip(reference[7:], resumed, strict=True):
+        assert torch.equal(a.image, b.image)
+
+
+def test_padded_crops_are_the_same_from_memory_and_from_files(files):
+    augment = AugmentConfig(crop="pad", crop_padding=2, flip=True)
+    in_memory = collect(load_images(files, PREPROCESS), augment, 0)
+    streamed = collect(load_images(files, PREPROCESS, in_memory=False), augment, 0)
+    for a, b in zip(in_memory, streamed, strict=True):
+        assert torch.equal(a.image, b.image)
+
+
+def test_a_file_that_goes_bad_during_training_is_left_out_and_named(files):
+    images = load_images(files, PREPROCESS, in_memory=False)
+    spoil(files, 5)
+    bad = []
+    batches = collect(images, AugmentConfig(), 0, steps=4, on_bad=bad.append)
+    assert {file.path for file in bad} == {files.names[5]}
+    seen = np.concatenate([batch.index for batch in batches])
+    assert 5 not in seen
+    assert sorted(len(batch.label) for batch in batches) == [4, 5, 5, 5]
+
+
+def test_each_epoch_visits_full_batches_of_its_own_order():
+    assert steps_per_epoch(23, 5) == 4
+    assert steps_per_epoch(3, 5) == 1
+    visited = [batch_indices(23, 5, seed=0, step=step) for step in range(8)]
+    assert [epoch for epoch, _ in visited] == [0, 0, 0, 0, 1, 1, 1, 1]
+    first = np.concatenate([index for _, index in visited[:4]])
+    assert len(set(first.tolist())) == 20
+    assert batch_indices(3, 5, seed=0, step=2)[0] == 2
+
+
+def test_pixels_already_at_model_size_are_taken_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    split = Split(names=tuple(f"index {i}" for i in range(6)), labels=np.arange(6), pixels=pixels)
+    preprocess = replace(PREPROCESS, channels=1, mean=(0.5,), std=(0.5,))
+    assert np.array_equal(load_images(split, preprocess).pixels.numpy(), pixels.transpose(0, 3, 1, 2))

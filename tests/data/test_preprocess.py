@@ -1,0 +1,72 @@
+"""Preprocessing: what part of a picture is used, how it is scaled, and that it survives storage."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import WeightsError
+
+
+def gradient(height: int, width: int) -> np.ndarray:
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return np.stack([x, y, x], axis=-1).astype(np.uint8)
+
+
+def test_a_picture_of_model_size_is_not_touched():
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(Preprocess(image_size=(8, 8)).pixels(picture), picture.transpose(2, 0, 1))
+
+
+def test_crop_keeps_the_shape_of_things_and_cuts_the_centre():
+    preprocess = Preprocess(image_size=(10, 10))
+    assert preprocess.box(20, 40) == (10.0, 0.0, 30.0, 20.0)
+    assert preprocess.box(40, 20) == (0.0, 10.0, 20.0, 30.0)
+    assert Preprocess(image_size=(10, 20)).box(40, 20) == (0.0, 15.0, 20.0, 25.0)
+    assert Preprocess(image_size=(7, 7), crop_fraction=0.875).box(16, 16) == (1.0, 1.0, 15.0, 15.0)
+
+
+def test_stretch_uses_the_whole_picture():
+    pixels = Preprocess(image_size=(16, 16), fit="stretch").pixels(gradient(40, 90))
+    assert pixels.shape == (3, 16, 16)
+    assert pixels[0, :, 0].max() < 16
+    assert pixels[0, :, -1].min() > 239
+
+
+def test_scaling_equals_pillow_on_the_usual_resize_then_centre_crop():
+    picture = gradient(60, 90)
+    ours = Preprocess(image_size=(32, 32), crop_fraction=1.0).pixels(picture)
+    resized = Image.fromarray(picture).resize((48, 32), Image.Resampling.BICUBIC)
+    theirs = np.asarray(resized.crop((8, 0, 40, 32))).transpose(2, 0, 1)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_grey_models_and_colour_pictures_meet_both_ways():
+    colour = np.zeros((4, 4, 3), dtype=np.uint8)
+    colour[..., 1] = 200
+    grey = Preprocess(image_size=(4, 4), channels=1, mean=(0.5,), std=(0.5,)).pixels(colour)
+    assert grey.shape == (1, 4, 4)
+    assert np.all(grey == round(200 * 0.587))
+    assert Preprocess(image_size=(4, 4)).pixels(grey.transpose(1, 2, 0)).shape == (3, 4, 4)
+
+
+def test_normalize_maps_black_and_white_to_minus_one_and_one_and_back():
+    preprocess = Preprocess(image_size=(16, 16))
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    image = preprocess.normalize(pixels)
+    assert image.dtype == torch.float32
+    assert image.min().item() == pytest.approx(-1)
+    assert image.max().item() == pytest.approx(1)
+    assert torch.equal(preprocess.denormalize(image), pixels)
+
+
+def test_it_is_stored_and_read_back_equal_and_strange_keys_are_refused():
+    preprocess = Preprocess(image_size=(8, 12), fit="stretch", channels=1, mean=(0.1,), std=(0.3,))
+    values = preprocess.to_json()
+    assert (
+        Preprocess.from_json({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+        == preprocess
+    )
+    with pytest.raises(WeightsError, match="sharpen"):
+        Preprocess.from_json(values | {"sharpen": 1})

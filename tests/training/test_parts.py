@@ -1,0 +1,151 @@
+"""Schedule, losses, decay mask and recipe: each against its definition or somebody else's code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mixlab.errors import UsageError
+from mixlab.models.catalog import create_model
+from mixlab.recipes import RECIPES, find_recipe
+from mixlab.training.budget import parse_duration
+from mixlab.training.losses import LossConfig, balanced_class_weights, loss_per_batch
+from mixlab.training.optimizer import OptimizerConfig, build_optimizer, decays
+from mixlab.training.recipe import Recipe, from_toml, override, recipe_fields, to_toml
+from mixlab.training.schedule import ScheduleConfig, lr_factor
+
+SCHEDULES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "training" / "schedules.json"
+
+
+def test_the_learning_rate_is_the_authors_at_every_step_they_published():
+    if not SCHEDULES.exists():
+        pytest.skip("the reference arrays ../shared/reference are not here")
+    cases = json.loads(SCHEDULES.read_text())["schedules"]["big_vision"]
+    assert cases
+    for case in cases:
+        settings = case["settings"]
+        config = ScheduleConfig(
+            decay=settings["decay_type"],
+            warmup_steps=settings.get("warmup_steps", 0),
+            end_factor=settings.get("linear_end", 0.0),
+        )
+        ours = [lr_factor(step, case["total_steps"], config) for step in case["step"]]
+        assert ours == pytest.approx(case["factor"], abs=1e-6)
+
+
+def test_warmup_can_be_a_share_of_the_run():
+    config = ScheduleConfig(decay="constant", warmup_fraction=0.1)
+    assert [lr_factor(step, 100, config) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_softmax_loss_is_torchs_cross_entropy_with_smoothing_and_weights():
+    torch.manual_seed(0)
+    logits, label = torch.randn(9, 4), torch.randint(0, 4, (9,))
+    target = F.one_hot(label, 4).float()
+    for smoothing in (0.0, 0.1):
+        ours = loss_per_batch(logits, target, LossConfig(label_smoothing=smoothing))
+        assert ours.item() == pytest.approx(
+            F.cross_entropy(logits, label, label_smoothing=smoothing).item(), rel=1e-6
+        )
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    ours = loss_per_batch(logits, target, LossConfig(), weights)
+    theirs = (F.cross_entropy(logits, label, reduction="none") * weights[label]).mean()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_sigmoid_loss_sums_over_classes_and_averages_over_images():
+    torch.manual_seed(0)
+    logits, target = torch.randn(5, 3), F.one_hot(torch.tensor([0, 1, 2, 0, 1]), 3).float()
+    theirs = -(target * logits.sigmoid().log() + (1 - target) * (1 - logits.sigmoid()).log()).sum() / 5
+    assert loss_per_batch(logits, target, LossConfig(name="sigmoid")).item() == pytest.approx(
+        theirs.item(), rel=1e-5
+    )
+
+
+def test_balanced_weights_give_each_class_the_same_say():
+    labels = np.array([0] * 6 + [1] * 3 + [3])
+    weights = balanced_class_weights(labels, 4)
+    says = [weights[k].item() * (labels == k).sum() for k in (0, 1, 3)]
+    assert says == pytest.approx([2.5, 2.5, 2.5])
+    assert weights[2] == 0
+
+
+def test_weight_decay_touches_kernels_only():
+    with torch.device("meta"):
+        model = create_model("mixer_micro4", num_classes=10)
+    names = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
+    assert names == {
+        name for name, _ in model.named_parameters() if name.endswith("weight") and "norm" not in name
+    }
+    groups = build_optimizer(create_model("mixer_pico2", num_classes=10), OptimizerConfig()).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_toml_file(name, tmp_path):
+    recipe = override(find_recipe(name), {"data.image_size": "24x32", "steps": 7, "seed": 3})
+    path = tmp_path / "recipe.toml"
+    path.write_text(to_toml(recipe))
+    assert override(Recipe(), from_toml(path)) == recipe
+
+
+def test_every_recipe_states_its_result():
+    for build in RECIPES.values():
+        assert any(word in build.__doc__ for word in ("n=", "not yet measured", "Not yet measured")), build
+
+
+def test_keys_are_converted_by_type_and_may_be_short_where_clear():
+    recipe = override(
+        Recipe(), {"lr": "3e-4", "optimizer.beta2": "0.95", "compile": "yes", "image_size": "32"}
+    )
+    assert recipe.optimizer.lr == 3e-4
+    assert recipe.optimizer.beta2 == 0.95
+    assert recipe.compile is True
+    assert recipe.data.image_size == (32, 32)
+    assert override(recipe, {"image_size": "none"}).data.image_size is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.lrr", "1", "optimizer.lr"),
+        ("optimiser.lr", "1", "optimizer.lr"),
+        ("label_smoothin", "1", "label_smoothing"),
+        ("seed", "x", "integer"),
+        ("seed", "1.5", "integer"),
+        ("optimizer.name", "adm", r"adamw\|sgd"),
+        ("compile", "perhaps", r"true\|false"),
+        ("image_size", "32x", "image size"),
+        ("lr", "-1", "above 0"),
+        ("steps", "0", "above 0"),
+        ("accumulate", "3", "equal parts"),
+        ("name.x", "1", "no key"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_what_would_be_right(key, value, message):
+    with pytest.raises(UsageError, match=message):
+        override(Recipe(), {key: value})
+
+
+def test_every_key_of_a_recipe_has_a_type_that_a_person_can_read():
+    from mixlab.training.recipe import type_name
+
+    assert {"optimizer.lr": "number", "data.image_size": "HxW", "epochs": "number"}.items() <= {
+        key: type_name(hint) for key, hint in recipe_fields().items()
+    }.items()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45), ("2D", 172800)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10x", "-5m", "0", "m", "1m30"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(UsageError, match="length of time"):
+        parse_duration(text)
