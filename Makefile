@@ -13,7 +13,7 @@ test: $(READY)
 	$(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
-	timeout 1500 $(BIN)/pytest -m slow
+	$(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

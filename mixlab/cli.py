@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from cyclopts import App, CycloptsError
 
 import mixlab
+from mixlab import commands
 from mixlab.commands import Context
 from mixlab.errors import MixlabError, UsageError
 
@@ -19,6 +20,7 @@ app = App(
     help="The all-MLP vision system: train, evaluate and use MLP-Mixer image classifiers.",
     version=mixlab.__version__,
     version_flags=["--version"],
+    help_format="plaintext",  # Markdown would swallow the stars of DATA/CLASS/*
     # --json and --traceback are understood after every command; `main` takes them out first.
     help_epilogue="Every command takes --json (one JSON object on standard output) and --traceback.",
 )
@@ -26,23 +28,25 @@ for name in COMMANDS:
     app.command(f"mixlab.commands:{name}", name=name)
 
 
-def split_overrides(tokens: Sequence[str]) -> dict[str, Any]:
-    """`--optimizer.lr 3e-4 --compile` -> {"optimizer.lr": "3e-4", "compile": "true"}; UsageError for the rest."""
+def split_overrides(tokens: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take the recipe's keys out of `train`'s arguments: `x --lr 3e-4 --compile` -> [x], {lr: 3e-4, compile: true}.
+
+    Every --option that `train` does not have itself is one; a key without a value is a switch.
+    """
+    own = {*commands.TRAIN_OPTIONS, "help", "version"}
+    rest: list[str] = []
     values: dict[str, Any] = {}
-    position = 0
-    while position < len(tokens):
-        token = tokens[position]
-        position += 1
-        if not token.startswith("--") or len(token) < 3:
-            raise UsageError(f"{token!r} is one argument too many", where=token, hint="`mixlab train --help`")
+    waiting = list(tokens)
+    while waiting:
+        token = waiting.pop(0)
         key, equals, value = token[2:].partition("=")
+        if not token.startswith("--") or not key or key.replace("-", "_") in own:
+            rest.append(token)
+            continue
         if not equals:
-            value = "true"
-            if position < len(tokens) and not tokens[position].startswith("--"):
-                value = tokens[position]
-                position += 1
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
         values[key.replace("-", "_")] = value
-    return values
+    return rest, values
 
 
 def _train_help() -> str:
@@ -58,20 +62,25 @@ def _train_help() -> str:
 def run_command(tokens: list[str]) -> int:
     """Parse and run one command; its exit status. Errors are raised."""
     name = tokens[0] if tokens else ""
-    if name == "train" and any(token in ("--help", "-h") for token in tokens):
+    if name == "train" and any(token in ("--help", "-h", "--version") for token in tokens):
+        if "--version" in tokens:
+            print(mixlab.__version__)
+            return 0
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         print(_train_help())
         return 0
     options: dict[str, Any] = {"exit_on_error": False, "print_error": False}
     if name == "train":
-        command, bound, unknown, _ = app.parse_known_args(tokens)
-        status = command(*bound.args, **bound.kwargs, overrides=split_overrides(unknown))
+        tokens, overrides = split_overrides(tokens)
+        command, bound, _ = app.parse_args(tokens, **options)
+        status = command(*bound.args, **bound.kwargs, overrides=overrides)
     else:
         status = app(tokens, **options, result_action="return_value")
     return status if isinstance(status, int) else 0
 
 
 def _fail(error: MixlabError) -> int:
+    Context.on_error()
     if Context.json:
         values = {"kind": error.kind, "message": error.message, "where": error.where, "hint": error.hint}
         print(jsonlib.dumps({"error": values}))
@@ -85,12 +94,14 @@ def _guarded(action: Callable[[], int]) -> int:
     try:
         return action()
     except CycloptsError as error:
+        error.verbose = False  # says where the function stands, which is of no use to a person
         return _fail(UsageError(" ".join(str(error).split()), hint="`mixlab --help` lists the commands"))
     except MixlabError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print("mixlab: interrupted", file=sys.stderr)
-        return 130
+        failure = MixlabError("interrupted before there was anything to save")
+        failure.kind, failure.exit_status = "interrupted", 130
+        return _fail(failure)
     except BrokenPipeError:
         # The reader of our output has gone (`mixlab ... | head`); there is nobody left to tell.
         sys.stderr.close()
@@ -111,9 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     with_traceback = "--traceback" in tokens
     tokens = [token for token in tokens if token not in ("--json", "--traceback")]
     if with_traceback:
-        try:
-            sys.exit(run_command(tokens))
-        except (MixlabError, CycloptsError) as error:
-            tracebacklib.print_exc()
-            sys.exit(getattr(error, "exit_status", 2))
+        Context.on_error = tracebacklib.print_exc
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # file names may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_guarded(lambda: run_command(tokens)))

@@ -4,6 +4,7 @@ torch is imported inside the commands that need it, so that help and usage error
 """
 
 import json as jsonlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,12 +21,19 @@ class Context:
     """How the command that runs now shows its result."""
 
     json = False
+    on_error: Callable[[], Any] = staticmethod(lambda: None)  # prints the traceback if that was asked for
 
     @classmethod
     def screen(cls) -> "Screen":
         from mixlab.report.screen import Screen
 
         return Screen(to_stderr=cls.json)
+
+
+TRAIN_OPTIONS = (
+    "recipe", "config", "model", "budget", "run", "resume",
+    "device", "tracker", "download", "without_pictures",
+)  # fmt: skip
 
 
 def _emit(value: dict[str, Any]) -> None:
@@ -106,7 +114,10 @@ def train(
         )
         return
     from mixlab import recipes
+    from mixlab.training.recipe import full_key
 
+    for key in overrides:  # before the data is opened, which may take long
+        full_key(key, also=TRAIN_OPTIONS)
     if model is not None:
         overrides["model.name"] = model
     chosen = recipes.compose(
@@ -194,13 +205,14 @@ def predict(
     if not images:
         raise UsageError("there is no image to look at", where="IMAGE", hint="name files, a folder or a glob")
     screen = Context.screen()
-    paths = find_images(images)
-    rows = load(_run_path(run), device=device).predict(paths, top=top)
+    classifier = load(_run_path(run), device=device)
+    rows = classifier.predict(find_images(images), top=top)
     num_bad = sum("error" in row for row in rows)
     result = {"images": rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
-    show_predictions(result, screen)
     if csv is not None:
         write_csv(rows, csv)
+    show_predictions(result, screen)
+    if csv is not None:
         screen.say(f"written to {csv}")
     _emit(result)
     return 1 if num_bad else 0

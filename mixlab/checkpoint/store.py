@@ -83,7 +83,9 @@ def load_weights(path: Path) -> Weights:
     except MixlabError as error:
         raise WeightsError(f"the model cannot be built: {error}", where=str(path / CONFIG_NAME)) from error
     tensors = read_tensors(path / WEIGHTS_NAME, expected=model.state_dict())
-    model.load_state_dict(tensors, assign=True)
+    if next(model.parameters()).is_meta:
+        model = model.to_empty(device="cpu")
+    model.load_state_dict(tensors)
     model.eval()
     return Weights(
         model=model,
@@ -208,7 +210,10 @@ def _load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from error
 
 
 def _sha256(path: Path) -> str:

@@ -73,8 +73,8 @@ def open_digits() -> Source:
     return Source(name="digits", class_names=tuple("0123456789"), splits=splits)
 
 
-def _split_of_pixels(pixels: np.ndarray, labels: Any) -> Split:
-    names = tuple(f"index {i}" for i in range(len(pixels)))
+def _split_of_pixels(pixels: np.ndarray, labels: Any, part: str = "") -> Split:
+    names = tuple(f"{part} index {i}".strip() for i in range(len(pixels)))
     return Split(names=names, labels=np.asarray(labels, dtype=np.int64), pixels=np.ascontiguousarray(pixels))
 
 
@@ -88,7 +88,7 @@ def open_torchvision(name: str, data_dir: Path, download: bool) -> Source:
 
             make: Callable[..., Any] = getattr(datasets, library.dataset)
             loaded = {part: make(str(data_dir), download=download, **o) for part, o in library.parts.items()}
-            splits = {part: _library_split(library, dataset) for part, dataset in loaded.items()}
+            splits = {part: _library_split(library, dataset, part) for part, dataset in loaded.items()}
     except Exception as error:  # no network, no space, a bad archive, a missing optional package
         expected = f"{data_dir.absolute()}: {library.files}"
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -104,11 +104,11 @@ def open_torchvision(name: str, data_dir: Path, download: bool) -> Source:
     return Source(name=name, class_names=tuple(classes), splits=splits)
 
 
-def _library_split(library: _Library, dataset: Any) -> Split:
+def _library_split(library: _Library, dataset: Any, part: str) -> Split:
     images, labels = getattr(dataset, library.images), getattr(dataset, library.labels)
     if isinstance(images, list):  # paths, or ImageFolder's (path, label)
         names = tuple(str(image[0] if isinstance(image, tuple) else image) for image in images)
         return Split(names=names, labels=np.asarray(labels, dtype=np.int64))
     pixels = np.asarray(images)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return _split_of_pixels(pixels.transpose(library.axes) if library.axes else pixels, labels)
+    return _split_of_pixels(pixels.transpose(library.axes) if library.axes else pixels, labels, part)

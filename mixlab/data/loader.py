@@ -62,20 +62,13 @@ class Images:
 
 
 Progress = Callable[[int, int], None]
+READ_CHUNK = 1024  # pictures handed to the threads at a time
 
 
 def load_images(
-    split: Split,
-    preprocess: Preprocess,
-    *,
-    in_memory: bool = True,
-    max_bad_share: float = 1.0,
-    progress: Progress | None = None,
+    split: Split, preprocess: Preprocess, *, in_memory: bool = True, progress: Progress | None = None
 ) -> Images:
-    """Read every picture of `split` once; keep the pixels if `in_memory`, else only learn which are readable.
-
-    DataError, listing the first of them, if more than `max_bad_share` of the pictures are unreadable, or all.
-    """
+    """Read every picture of `split` once; keep the pixels if `in_memory`, else only learn which are readable."""
     shape = (len(split), preprocess.channels, *preprocess.image_size)
     pixels = np.empty(shape, dtype=np.uint8) if in_memory else None
     bad: dict[int, BadFile] = {}
@@ -93,14 +86,18 @@ def load_images(
     else:
         # Decoders and resizing release the GIL, so threads keep all cores busy without copies.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, _ in enumerate(pool.map(read, range(len(split))), start=1):
-                if progress is not None and (done % 256 == 0 or done == len(split)):
-                    progress(done, len(split))
+            for start in range(0, len(split), READ_CHUNK):
+                stop = min(start + READ_CHUNK, len(split))
+                list(pool.map(read, range(start, stop)))
+                if progress is not None:
+                    progress(stop, len(split))
     if bad:
-        _check_bad_share(bad, len(split), max_bad_share)
         good = np.array([i for i in range(len(split)) if i not in bad], dtype=np.int64)
         split = split.take(good)
-        pixels = None if pixels is None else pixels[good]
+        if pixels is not None:
+            for new, old in enumerate(good):  # in place: a copy would double the memory
+                pixels[new] = pixels[old]
+            pixels = pixels[: len(good)]
     listed = [bad[i] for i in sorted(bad)]
     return Images(split, preprocess, None if pixels is None else torch.from_numpy(pixels), listed)
 
@@ -121,25 +118,49 @@ def _picture(split: Split, index: int, min_size: int | None = None) -> np.ndarra
     return decode(split.names[index], min_size=min_size)
 
 
-def _check_bad_share(bad: dict[int, BadFile], total: int, max_share: float) -> None:
+def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float) -> None:
+    """DataError, naming the first of them, if more than `max_share` of `total` pictures are bad, or all."""
     if len(bad) < total and len(bad) <= max_share * total:
         return
-    first = [bad[i] for i in sorted(bad)[:10]]
-    lines = "".join(f"\n  {file.path}: {file.reason}" for file in first)
+    lines = "".join(f"\n  {file.path}: {file.reason}" for file in bad[:10])
     more = "" if len(bad) <= 10 else f"\n  and {len(bad) - 10} more"
     raise DataError(
         f"{len(bad)} of {total} images cannot be read, more than the {max_share:.0%} allowed:{lines}{more}",
         where="data.max_bad_share",
-        hint="mend or remove them (`mixlab check DATA` lists all), or allow more with --data.max-bad-share",
+        hint="mend or remove them (`mixlab check DATA` lists all), or allow more with --max-bad-share",
     )
 
 
-def evaluation_batches(images: Images, batch_size: int) -> Iterator[Batch]:
-    """Every picture once, in order, without augmentation; the last batch may be smaller."""
+def evaluation_batches(
+    images: Images, batch_size: int, on_bad: Callable[[BadFile], None] | None = None
+) -> Iterator[Batch]:
+    """Every picture once, in order, without augmentation; the last batch may be smaller.
+
+    A file that went bad since `images` was made is left out and given to `on_bad`.
+    """
     for start in range(0, len(images), batch_size):
         index = np.arange(start, min(start + batch_size, len(images)))
-        label = torch.from_numpy(images.split.labels[index])
-        yield Batch(images.preprocess.normalize(images.pictures(index)), label, index)
+        try:
+            pixels = images.pictures(index)
+        except ImageError:
+            pixels, index = _readable(images, index, on_bad)
+        if len(index):
+            label = torch.from_numpy(images.split.labels[index])
+            yield Batch(images.preprocess.normalize(pixels), label, index)
+
+
+def _readable(
+    images: Images, index: np.ndarray, on_bad: Callable[[BadFile], None] | None
+) -> tuple[Tensor, np.ndarray]:
+    pixels, good = [], []
+    for i in index:
+        try:
+            pixels.append(images.pictures([int(i)]))
+            good.append(i)
+        except ImageError as error:
+            if on_bad is not None:
+                on_bad(BadFile(images.split.names[i], error.message))
+    return torch.cat(pixels) if pixels else torch.empty(0), np.array(good, dtype=np.int64)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

@@ -40,7 +40,8 @@ class Preprocess:
             return (0.0, 0.0, float(width), float(height))
         target_height, target_width = self.image_size
         scale = self.crop_fraction * min(height / target_height, width / target_width)
-        box_height, box_width = target_height * scale, target_width * scale
+        # min: rounding may make the box one ulp larger than the picture, which Pillow refuses.
+        box_height, box_width = min(target_height * scale, height), min(target_width * scale, width)
         left, top = (width - box_width) / 2, (height - box_height) / 2
         return (left, top, left + box_width, top + box_height)
 

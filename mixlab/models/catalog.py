@@ -34,7 +34,7 @@ class ModelConfig:
     name: a name from `mixlab models`, `mixer_SIZE` with any patch side, or `timm/NAME`.
     patch_size, hidden_dim, token_mlp_dim, channel_mlp_dim, num_blocks: replace the named size's value.
     stochastic_depth: drop probability of the last block's branches (timm models: their drop_path_rate).
-    head_bias: initial classifier bias of a Mixer.
+    head_bias, branch_init_scale: initial values of a Mixer, see `MixerConfig`.
     """
 
     name: str | None = None
@@ -45,6 +45,7 @@ class ModelConfig:
     num_blocks: int | None = None
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
+    branch_init_scale: float = 1.0
 
 
 def create_model(
@@ -89,6 +90,7 @@ def mixer_config(
         in_channels=in_channels,
         stochastic_depth=config.stochastic_depth,
         head_bias=config.head_bias,
+        branch_init_scale=config.branch_init_scale,
     )
 
 
@@ -139,8 +141,9 @@ def _create_timm(
             where="model",
             hint=_nearest(timm_name, known).replace("mixlab models", "mixlab models --timm"),
         )
+    default = ModelConfig()
     for key in ("hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks", "head_bias"):
-        if getattr(config, key):
+        if getattr(config, key) != getattr(default, key):
             raise UsageError(f"{key} cannot be set for a timm model", where=f"model.{key}")
     settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
     if config.stochastic_depth:

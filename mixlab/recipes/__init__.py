@@ -10,7 +10,7 @@ from typing import Any
 from mixlab.errors import UsageError
 from mixlab.recipes.small import digits, few_images, small_images
 from mixlab.training.loop import train as train_recipe
-from mixlab.training.recipe import Recipe, from_toml, override
+from mixlab.training.recipe import Recipe, from_toml, full_key, override
 from mixlab.training.run_folder import run_path
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -40,7 +40,11 @@ def recipe_for(data: str, *, data_dir: str | None = None, download: bool = False
         return digits()
     source = open_source(data, data_dir=data_dir, download=download)
     num_images = sum(len(split) for name, split in source.splits.items() if name in ("train", "val", "all"))
-    return few_images() if num_images < FEW else small_images()
+    if num_images >= FEW:
+        return small_images()
+    recipe = few_images()
+    # A small set still gets several steps an epoch.
+    return replace(recipe, batch_size=max(min(recipe.batch_size, num_images // 4), 8))
 
 
 def compose(
@@ -56,8 +60,9 @@ def compose(
 
     A length given last wins: `steps` puts `epochs` aside and the other way round, a budget puts both aside.
     """
-    overrides = dict(overrides or {})
+    overrides = {full_key(key): value for key, value in (overrides or {}).items()}
     from_file = from_toml(config) if config is not None else {}
+    from_file = {full_key(key, where=str(config)): value for key, value in from_file.items()}
     data = data or overrides.pop("data.source", None) or from_file.get("data.source")
     if recipe != "auto":
         chosen = find_recipe(recipe)
@@ -66,7 +71,7 @@ def compose(
         chosen = Recipe()  # the file of a run is a whole recipe: nothing of another one shines through
     else:
         data = data or "digits"
-        data_dir = overrides.get("data.data_dir", overrides.get("data_dir"))
+        data_dir = overrides.get("data.data_dir", from_file.get("data.data_dir"))
         chosen = recipe_for(data, data_dir=data_dir, download=download)
     if data is None:
         raise UsageError(
@@ -74,13 +79,19 @@ def compose(
         )
     if from_file:
         chosen = override(chosen, from_file, where=str(config))
+    return _with_length(override(chosen, {"data.source": data} | overrides), overrides, has_budget)
+
+
+def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) -> Recipe:
+    """A length given by the person puts aside those of the recipe; a budget does so with both."""
     if has_budget:
-        chosen = replace(chosen, steps=None, epochs=None)
-    elif "steps" in overrides:
-        chosen = replace(chosen, epochs=None)
-    elif "epochs" in overrides:
-        chosen = replace(chosen, steps=None)
-    return override(chosen, {"data.source": data} | overrides)
+        given = {"steps": recipe.steps, "epochs": recipe.epochs}
+        return replace(recipe, **{key: value if key in overrides else None for key, value in given.items()})
+    if "steps" in overrides and "epochs" not in overrides:
+        return replace(recipe, epochs=None)
+    if "epochs" in overrides and "steps" not in overrides:
+        return replace(recipe, steps=None)
+    return recipe
 
 
 def train(
@@ -108,7 +119,9 @@ def train(
             download=options.get("download", False),
         )
     else:
-        recipe = override(recipe, ({} if data is None else {"data.source": data}) | overrides)
+        overrides = {full_key(key): value for key, value in overrides.items()}
+        changed = override(recipe, ({} if data is None else {"data.source": data}) | overrides)
+        recipe = _with_length(changed, overrides, budget is not None)
     if isinstance(options.get("run"), str):
         options["run"] = run_path(options["run"])
     return train_recipe(recipe, budget_seconds=None if budget is None else parse_duration(budget), **options)

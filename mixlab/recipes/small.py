@@ -28,7 +28,8 @@ def small_images() -> Recipe:
     return Recipe(
         name="small_images",
         augment=AugmentConfig(crop="pad", crop_padding=4, flip=True),
-        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.05),
+        model=ModelConfig(branch_init_scale=0.1),
+        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.05),
         schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),
         loss=LossConfig(label_smoothing=0.1),
         epochs=30,

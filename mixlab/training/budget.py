@@ -5,7 +5,6 @@ import re
 import time
 from dataclasses import dataclass, replace
 
-from mixlab.data.dataset import Split
 from mixlab.data.loader import TrainingPictures, evaluation_batches, steps_per_epoch, training_batches
 from mixlab.errors import UsageError
 from mixlab.evaluation.classify import classify
@@ -62,16 +61,19 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     ):
         train_step(trial, batch, step)
         times.append(time.monotonic())
-        if step >= 4 and times[-1] - times[0] > measure_seconds:
+        if (step >= 4 and times[-1] - times[0] > measure_seconds) or times[-1] > end:
             break
-    warm = min(3, len(times) - 3)  # the first steps allocate
+    warm = min(3, max(len(times) - 3, 0))  # the first steps allocate
     seconds_per_step = (times[-1] - times[warm]) / (len(times) - 1 - warm)
     seconds_per_image = _evaluation_speed(prepared, trial)
     per_epoch = steps_per_epoch(len(images), recipe.batch_size)
     val_seconds = len(prepared.val) * seconds_per_image if prepared.val is not None else 0.0
-    reserve = REPORT_SECONDS + _num_images(prepared.splits.get("test")) * seconds_per_image
+    test = prepared.splits.get("test", ())
+    reserve = REPORT_SECONDS + len(test) * (seconds_per_image + prepared.seconds_per_read)
     left = end - time.monotonic() - reserve - SPARE_SHARE * budget_seconds
-    steps = int(left / (seconds_per_step + val_seconds / per_epoch))
+    steps = int(
+        (left - val_seconds) / (seconds_per_step + val_seconds / per_epoch)
+    )  # one validation at the end
     if steps < 1:
         raise UsageError(
             f"a budget of {budget_seconds:.0f} s leaves no time to train: reading, evaluation and report need "
@@ -81,13 +83,9 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
         )
     return Plan(
         recipe=replace(recipe, steps=steps, epochs=None, budget_seconds=budget_seconds),
-        deadline=end - reserve + SPARE_SHARE * budget_seconds,
+        deadline=end - reserve - val_seconds + SPARE_SHARE * budget_seconds,
         seconds_per_step=seconds_per_step,
     )
-
-
-def _num_images(split: Split | None) -> int:
-    return 0 if split is None else len(split)
 
 
 def _evaluation_speed(prepared: Prepared, trial: TrainState) -> float:

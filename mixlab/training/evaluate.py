@@ -1,6 +1,7 @@
 """`mixlab evaluate`: a run's weights on a split of its own data, or on any other labelled data."""
 
 import difflib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def evaluate(
     screen = screen or Screen()
     weights = load_weights(run)
     chosen = (
-        _own_split(run, split or "test") if data is None else _other_split(run, data, split, data_dir, screen)
+        _own_split(run, split or "test", data_dir)
+        if data is None
+        else _other_split(run, data, split, data_dir, screen)
     )
     source, images_split = chosen
     images_split = _with_class_numbers(images_split, source, weights.class_names)
@@ -54,14 +57,18 @@ def evaluate(
             progress=lambda done, total: bar.update(done),
         )
     model = weights.model.to(torch_device)
-    predictions = classify(model, evaluation_batches(images, EVALUATION_BATCH), torch_device)
-    return summarize(predictions, weights.class_names), images.bad
+    bad = list(images.bad)
+    batches = evaluation_batches(images, EVALUATION_BATCH, on_bad=bad.append)
+    predictions = classify(model, batches, torch_device)
+    return summarize(predictions, weights.class_names), bad
 
 
-def _own_split(run: Path, name: str) -> tuple[Source, Split]:
+def _own_split(run: Path, name: str, data_dir: str | None) -> tuple[Source, Split]:
     if not (run / "recipe.toml").is_file():
         raise UsageError("these weights have no data set of their own", where=str(run), hint="name one: DATA")
     recipe = override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
+    if data_dir is not None:
+        recipe = override(recipe, {"data.data_dir": data_dir})
     source = open_data(recipe)
     return source, _pick(reopen_splits(source, run / "split.csv"), name, source.name)
 
@@ -69,12 +76,12 @@ def _own_split(run: Path, name: str) -> tuple[Source, Split]:
 def _other_split(
     run: Path, data: str, name: str | None, data_dir: str | None, screen: Screen
 ) -> tuple[Source, Split]:
+    if (run / "recipe.toml").is_file() and (run / "split.csv").is_file():
+        own = override(Recipe(), from_toml(run / "recipe.toml")).data.source
+        if own == data or os.path.abspath(own) == os.path.abspath(data):
+            # What the run learnt from: without its own splits, training images would count as a test.
+            return _own_split(run, name or "test", data_dir)
     source = open_source(data, data_dir=data_dir)
-    if "all" in source.splits and (run / "split.csv").is_file() and (run / "recipe.toml").is_file():
-        recipe = override(Recipe(), from_toml(run / "recipe.toml"))
-        if Path(recipe.data.source).exists() and Path(recipe.data.source).resolve() == Path(data).resolve():
-            # The folder the run learnt from: all of it would count training images as a test.
-            return _own_split(run, name or "test")
     if "all" in source.splits and name is None:
         screen.say(f"{source.name} has no splits: all {len(source.splits['all'])} images are used")
     return source, _pick(

@@ -8,22 +8,25 @@ from typing import Any
 import torch
 
 from mixlab.checkpoint.store import (
+    CONFIG_NAME,
     Checkpoint,
     Weights,
     load_newest_checkpoint,
+    load_weights,
     save_checkpoint,
     save_weights,
 )
 from mixlab.data.loader import (
     BadFile,
     TrainingPictures,
+    check_bad_share,
     evaluation_batches,
     steps_per_epoch,
     training_batches,
 )
 from mixlab.data.random import torch_seed
-from mixlab.device import pick_device, set_threads
-from mixlab.errors import UsageError
+from mixlab.device import autocast, pick_device, set_threads
+from mixlab.errors import DataError, UsageError
 from mixlab.evaluation.classify import classify
 from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.models.catalog import create_model
@@ -32,11 +35,20 @@ from mixlab.report.screen import Screen
 from mixlab.training.budget import plan_steps
 from mixlab.training.outcome import finish
 from mixlab.training.recipe import Recipe, from_toml, override
-from mixlab.training.run_folder import append_bad_file, create_run, default_run_path, read_bad_files
-from mixlab.training.setup import Prepared, open_data, prepare, reopen_splits, resolve, split_source
+from mixlab.training.run_folder import add_bad_files, create_run, default_run_path, read_bad_files
+from mixlab.training.setup import (
+    Prepared,
+    check_model,
+    open_data,
+    prepare,
+    reopen_splits,
+    resolve,
+    split_source,
+    with_absolute_paths,
+)
 from mixlab.training.signals import Interrupted, catch_signals
 from mixlab.training.step import TrainState, train_step
-from mixlab.training.tracking import Rows, open_tracker
+from mixlab.training.tracking import Rows, check_tracker, open_tracker
 
 NUM_LOG_ROWS = 1000  # of training, in metrics.jsonl, at most
 
@@ -68,9 +80,13 @@ def train(
             "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"
         )
     torch_device = pick_device(device)
+    autocast(torch_device, recipe.precision)  # raises if this device does not have it
+    check_tracker(tracker)
+    recipe = with_absolute_paths(recipe)
     source = open_data(recipe, download=download)
     splits = split_source(source, recipe)
     recipe = resolve(recipe, splits["train"])
+    check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
     run = run or default_run_path(recipe)
     set_threads(recipe.threads)
     prepared = prepare(recipe, source, splits, screen)
@@ -103,8 +119,12 @@ def resume(
         raise UsageError("there is no run to resume", where=str(run), hint="`mixlab runs` lists the runs")
     recipe = override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
     source = open_data(recipe)
+    known = load_weights(run).class_names if (run / CONFIG_NAME).is_file() else source.class_names
+    if known != source.class_names:
+        raise DataError("the data set has other classes than when this run began", where=source.name)
     set_threads(recipe.threads)
     prepared = prepare(recipe, source, reopen_splits(source, run / "split.csv"), screen)
+    add_bad_files(run, prepared.bad_files)
     state = _build(prepared, pick_device(device))
     return _run(prepared, state, run, started, None, with_pictures, tracker, screen, resuming=True)
 
@@ -131,7 +151,14 @@ def _run(
     if resuming:
         training.load()
     with catch_signals() as signals:
-        training.steps(signals, deadline)
+        try:
+            training.steps(signals, deadline)
+        except RuntimeError:
+            if not signals:
+                raise
+            # The signal went to the loader's workers too, and their end is what was raised.
+            training.save()
+            raise Interrupted(signals[0], run, training.step) from None
     return finish(
         prepared,
         run,
@@ -161,6 +188,7 @@ class Training:
         self.epochs_without_gain = 0
         self.notes: list[str] = []
         self.bad_files = {file.path for file in read_bad_files(run)}
+        self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
 
     def steps(self, signals: list[int], deadline: float | None) -> None:
         """Train from `self.step` to the recipe's last step, an early stop, the deadline or a signal."""
@@ -197,10 +225,10 @@ class Training:
                     self.seconds = seconds_before + time.monotonic() - sitting_began
                     rows.restart()
                     if is_last or time.monotonic() - last_save >= recipe.checkpoint_seconds:
-                        self._save()
+                        self.save()
                         last_save = time.monotonic()
                 if signals:
-                    self._save()
+                    self.save()
                     raise Interrupted(signals[0], self.run, self.step)
                 if is_last and self.step < recipe.steps:
                     self.notes.append(
@@ -236,7 +264,7 @@ class Training:
 
     def _evaluate(self, batch_size: int) -> Evaluation:
         assert self.prepared.val is not None
-        batches = evaluation_batches(self.prepared.val, batch_size)
+        batches = evaluation_batches(self.prepared.val, batch_size, on_bad=self._note_bad_file)
         predictions = classify(self.state.best_guess, batches, self.state.device)
         return summarize(predictions, self.prepared.source.class_names)
 
@@ -260,7 +288,8 @@ class Training:
         )
         return True
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint of this moment, between two steps."""
         if not (self.run / "config.json").exists():
             self._save_weights({})  # so that a run stopped in its first epoch can be looked at
         values = {
@@ -273,7 +302,11 @@ class Training:
         save_checkpoint(self.run / "checkpoints", checkpoint)
 
     def load(self) -> None:
-        """Go back to the newest valid checkpoint of the run."""
+        """Go back to the newest valid checkpoint of the run; a run killed before its first starts again."""
+        if not any((self.run / "checkpoints").glob("step_*")):
+            self.log.truncate_after(0)
+            self.screen.say("no checkpoint was written yet: starting from the beginning")
+            return
         checkpoint, rejected = load_newest_checkpoint(self.run / "checkpoints")
         for reason in rejected:
             self.screen.say(f"skipped a damaged checkpoint: {reason}")
@@ -288,8 +321,10 @@ class Training:
     def _note_bad_file(self, file: BadFile) -> None:
         if file.path not in self.bad_files:
             self.bad_files.add(file.path)
-            append_bad_file(self.run, file)
+            add_bad_files(self.run, [file])
             self.screen.say(f"left out {file.path}: {file.reason}")
+            self.gone_bad.append(file)
+            check_bad_share(self.gone_bad, len(self.prepared.train), self.recipe.data.max_bad_share)
 
     def _clock(self) -> dict[str, float]:
         return {"seconds": self.seconds}

@@ -24,7 +24,7 @@ from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
 from mixlab.training.recipe import to_toml
-from mixlab.training.run_folder import append_bad_file, read_bad_files
+from mixlab.training.run_folder import add_bad_files, read_bad_files
 from mixlab.training.setup import Prepared, fits_in_memory
 
 NUM_MISTAKES = 32
@@ -55,13 +55,14 @@ def finish(
             test,
             prepared.preprocess,
             in_memory=fits_in_memory(len(test), prepared.preprocess),
-            max_bad_share=recipe.data.max_bad_share,
         )
-        for file in images.bad:
-            append_bad_file(run, file)
-        predictions = classify(model, evaluation_batches(images, recipe.batch_size), device)
-        evaluation = summarize(predictions, weights.class_names)
-        write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
+        bad = list(images.bad)
+        if len(images):
+            batches = evaluation_batches(images, recipe.batch_size, on_bad=bad.append)
+            predictions = classify(model, batches, device)
+            evaluation = summarize(predictions, weights.class_names)
+            write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
+        add_bad_files(run, bad)
     assert recipe.data.image_size is not None
     cost = measure_cost(model.cpu(), recipe.data.image_size, in_channels=recipe.data.channels or 3)
     per_second = _mean_speed(run)
@@ -157,7 +158,9 @@ def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None) -> list
     if prepared.val is None:
         notes.append("Nothing was held out for validation: the weights are those after the last step.")
     if evaluation is None:
-        notes.append("There is no test split, so nothing here says how good the model is on new images.")
+        notes.append(
+            "There are no readable test images, so nothing here says how good the model is on new images."
+        )
     elif evaluation.balanced_accuracy is not None:
         notes.append(
             "The classes differ in size by more than 1.5 times, so read the balanced accuracy first."

@@ -1,7 +1,9 @@
 """A recipe: everything that decides the result of a training, in one frozen object."""
 
+import difflib
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -48,6 +50,10 @@ class DataConfig:
             raise UsageError(
                 f"crop_fraction must be in (0, 1], got {self.crop_fraction}", where="data.crop_fraction"
             )
+        for key in ("split_seed", "num_workers", "max_bad_share"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise UsageError(f"{key} cannot be negative, got {value}", where=f"data.{key}")
         if self.channels not in (None, 1, 3):
             raise UsageError(f"channels must be 1 or 3, got {self.channels}", where="data.channels")
 
@@ -96,6 +102,9 @@ class Recipe:
                 f"batch_size {self.batch_size} cannot be divided into {self.accumulate} equal parts",
                 where="accumulate",
             )
+        for key in ("early_stop", "checkpoint_seconds"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=key)
         if not 0.0 <= self.ema_decay < 1.0:
             raise UsageError(f"ema_decay must be in [0, 1), got {self.ema_decay}", where="ema_decay")
         if not 0 <= self.seed < 2**63:
@@ -131,27 +140,33 @@ def override(recipe: Recipe, values: dict[str, Any], *, where: str | None = None
 
     A key is dotted (`optimizer.lr`), or its last part where only one key ends so (`lr`).
     """
-    import difflib
-
-    known = recipe_fields()
     groups: dict[str, dict[str, Any]] = {}
+    known = recipe_fields()
     for key, value in values.items():
-        inner = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-        if key not in known and "." not in key and len(inner) == 1:
-            key = inner[0]  # `lr` can only be optimizer.lr
-        if key not in known:
-            close = difflib.get_close_matches(key, [*known, *(name.split(".")[-1] for name in known)], n=1)
-            nearest = next(iter([*inner, *close]), None)
-            raise UsageError(
-                f"recipes have no key {key!r}",
-                where=where,
-                hint=f"did you mean {nearest!r}?" if nearest else "`mixlab train --help` lists the keys",
-            )
-        group, _, name = key.rpartition(".")
-        groups.setdefault(group, {})[name] = _convert(value, known[key], key, where)
+        full = full_key(key, where=where)
+        group, _, name = full.rpartition(".")
+        groups.setdefault(group, {})[name] = _convert(value, known[full], full, where)
     top = groups.pop("", {})
     parts = {group: replace(getattr(recipe, group), **changes) for group, changes in groups.items()}
     return replace(recipe, **parts, **top)
+
+
+def full_key(key: str, *, also: Iterable[str] = (), where: str | None = None) -> str:
+    """`lr` -> `optimizer.lr`; UsageError with the nearest of the keys, and of `also`, for an unknown one."""
+    known = recipe_fields()
+    if key in known:
+        return key
+    short = [name.split(".")[-1] for name in known]
+    inner = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    if "." not in key and len(inner) == 1:
+        return inner[0]
+    close = difflib.get_close_matches(key, [*also, *known, *short], n=1)
+    nearest = next(iter([*inner, *close]), None)
+    raise UsageError(
+        f"recipes have no key {key!r}",
+        where=where,
+        hint=f"did you mean {nearest!r}?" if nearest else "`mixlab train --help` lists the keys",
+    )
 
 
 def recipe_fields() -> dict[str, Any]:

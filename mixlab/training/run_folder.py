@@ -12,8 +12,8 @@ from typing import Any
 from mixlab.data.loader import BadFile
 from mixlab.data.sources import write_split_csv
 from mixlab.device import describe_machine
-from mixlab.errors import DiskError
-from mixlab.files import write_atomically
+from mixlab.errors import DiskError, MixlabError
+from mixlab.files import remove, write_atomically
 from mixlab.training.recipe import Recipe, to_toml
 from mixlab.training.setup import Prepared
 
@@ -50,6 +50,14 @@ def create_run(run: Path, prepared: Prepared) -> None:
         run.mkdir(parents=True)
     except OSError as error:
         raise DiskError(f"the run folder cannot be made: {error.strerror}", where=str(run)) from error
+    try:
+        _describe_run(run, prepared)
+    except DiskError:
+        remove(run)  # a folder without its recipe could be neither resumed nor made again
+        raise
+
+
+def _describe_run(run: Path, prepared: Prepared) -> None:
     write_atomically(run / "recipe.toml", to_toml(prepared.recipe).encode())
     environment = describe_machine() | {
         "command": sys.argv,
@@ -71,11 +79,13 @@ def write_bad_files(run: Path, bad_files: list[BadFile]) -> None:
     write_atomically(run / BAD_FILES_NAME, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
-def append_bad_file(run: Path, file: BadFile) -> None:
-    """Add one unreadable file to bad_files.csv, unless it is listed."""
+def add_bad_files(run: Path, files: list[BadFile]) -> None:
+    """Add unreadable files to bad_files.csv, those that are not listed yet."""
     listed = read_bad_files(run)
-    if file.path not in {other.path for other in listed}:
-        write_bad_files(run, [*listed, file])
+    paths = {file.path for file in listed}
+    fresh = [file for file in files if file.path not in paths]
+    if fresh:
+        write_bad_files(run, listed + fresh)
 
 
 def read_bad_files(run: Path) -> list[BadFile]:
@@ -107,7 +117,10 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
     rows = []
     for run in sorted(path.parent for path in folder.glob("*/recipe.toml")):
-        log = read_run_log(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+        try:
+            log = read_run_log(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+        except MixlabError:  # one damaged log must not hide the other runs
+            log = []
         last: dict[str, dict[str, Any]] = {row["event"]: row for row in log}
         validations = [row["top1"] for row in log if row["event"] == "validation"]
         rows.append(

@@ -27,6 +27,15 @@ class ScheduleConfig:
                 where="schedule.warmup_fraction",
             )
 
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise UsageError(
+                f"warmup_steps cannot be negative, got {self.warmup_steps}", where="schedule.warmup_steps"
+            )
+        if not 0.0 <= self.end_factor <= 1.0:
+            raise UsageError(
+                f"end_factor must be in [0, 1], got {self.end_factor}", where="schedule.end_factor"
+            )
+
     def num_warmup_steps(self, num_steps: int) -> int:
         """Steps of warm-up in a run of `num_steps`."""
         if self.warmup_steps is not None:

@@ -1,21 +1,24 @@
 """Before the first step: open the data, split it, read it, and fill in what the recipe left open."""
 
+import os
+import time
 from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mixlab.data.dataset import Source, Split
 from mixlab.data.decode import describe
-from mixlab.data.loader import BadFile, Images, load_images
+from mixlab.data.loader import BadFile, Images, check_bad_share, load_images
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.sources import open_source, read_split_csv
 from mixlab.data.splits import hold_out, stratified_split
 from mixlab.device import memory_bytes, num_cores
 from mixlab.errors import DataError, ImageError
-from mixlab.models.catalog import MODELS
+from mixlab.models.catalog import MODELS, ModelConfig, create_model
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import DataConfig, Recipe
 
@@ -63,6 +66,8 @@ def reopen_splits(source: Source, split_csv: Path) -> dict[str, Split]:
         joined = split if joined is None else _join(joined, split)
     assert joined is not None
     position = {_key(name, joined): i for i, name in enumerate(joined.names)}
+    if len(position) != len(joined):
+        raise DataError("two images of this data set have the same name", where=source.name)
     splits = {}
     for name, wanted in read_split_csv(split_csv).items():
         missing = [image for image in wanted if image not in position]
@@ -77,7 +82,7 @@ def reopen_splits(source: Source, split_csv: Path) -> dict[str, Split]:
 
 
 def _key(name: str, split: Split) -> str:
-    return name if split.pixels is not None else str(Path(name).absolute())
+    return name if split.pixels is not None else os.path.abspath(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,7 @@ class Prepared:
     train: Images
     val: Images | None
     preprocess: Preprocess
+    seconds_per_read: float  # to read and preprocess one picture, measured on train
 
     @property
     def bad_files(self) -> list[BadFile]:
@@ -114,8 +120,13 @@ def model_settings(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     for key in ("patch_size", "hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks"):
         if getattr(model, key) is not None:
             settings[key] = getattr(model, key)
-    for key in ("stochastic_depth", "head_bias"):
-        if getattr(model, key):
+    keys = (
+        ["stochastic_depth"]
+        if str(model.name).startswith("timm/")
+        else ["stochastic_depth", "head_bias", "branch_init_scale"]
+    )
+    for key in keys:
+        if getattr(model, key) != getattr(ModelConfig(), key):
             settings[key] = getattr(model, key)
     return settings
 
@@ -126,7 +137,7 @@ def open_data(recipe: Recipe, *, download: bool = False) -> Source:
 
 
 def resolve(recipe: Recipe, train: Split) -> Recipe:
-    """Fill in what `recipe` leaves to the data: image size, channels, model, patch, memory, threads, batch."""
+    """Fill in what `recipe` leaves to the data: image size, channels, model, patch, memory, threads."""
     data, model = recipe.data, recipe.model
     sizes, channels = _look_at(train)
     if data.image_size is None:
@@ -143,13 +154,7 @@ def resolve(recipe: Recipe, train: Split) -> Recipe:
         data = replace(data, in_memory=fits_in_memory(len(train), preprocess))
     if data.num_workers is None:
         data = replace(data, num_workers=num_cores())
-    # A small set still gets several steps an epoch.
-    batch_size = recipe.batch_size
-    while batch_size > 8 and batch_size * 4 > len(train) and (batch_size // 2) % recipe.accumulate == 0:
-        batch_size //= 2
-    return replace(
-        recipe, data=data, model=model, threads=recipe.threads or num_cores(), batch_size=batch_size
-    )
+    return replace(recipe, data=data, model=model, threads=recipe.threads or num_cores())
 
 
 def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:
@@ -172,7 +177,10 @@ def _usual_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[i
     if model_name in MODELS and MODELS[model_name][0] >= 64:
         return (MODELS[model_name][0], MODELS[model_name][0])
     if sizes and len(set(sizes)) == 1 and max(sizes[0]) <= PHOTO_SIDE:
-        return sizes[0]
+        # Sides with a common divisor, so that there are patches to cut them into: 30 becomes 32, 28 stays.
+        unit = 4 if min(sizes[0]) > 16 else 2
+        height, width = (max(unit, round(side / unit) * unit) for side in sizes[0])
+        return height, width
     if model_name is not None and model_name.startswith("timm/"):
         return (224, 224)
     if model_name in MODELS:
@@ -209,6 +217,26 @@ def fits_in_memory(num_images: int, preprocess: Preprocess) -> bool:
     return num_images * preprocess.channels * height * width <= MEMORY_SHARE * memory_bytes()
 
 
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The same recipe with paths that hold from any folder, so that --resume and evaluate find the data."""
+    data = recipe.data
+    source = os.path.abspath(os.path.expanduser(data.source))
+    if os.path.exists(source):
+        return replace(recipe, data=replace(data, source=source))
+    if data.source == "digits":
+        return recipe
+    return replace(
+        recipe, data=replace(data, data_dir=os.path.abspath(os.path.expanduser(data.data_dir or "data")))
+    )
+
+
+def check_model(recipe: Recipe, num_classes: int) -> None:
+    """UsageError if the recipe's model cannot be built; takes no memory for a Mixer."""
+    settings = model_settings(recipe, num_classes)
+    with torch.device("cpu" if settings["name"].startswith("timm/") else "meta"):
+        create_model(**settings)
+
+
 def prepare(recipe: Recipe, source: Source, splits: dict[str, Split], screen: Screen) -> Prepared:
     """Read the training and validation pictures. `recipe` is resolved."""
     preprocess = build_preprocess(recipe.data)
@@ -220,13 +248,26 @@ def prepare(recipe: Recipe, source: Source, splits: dict[str, Split], screen: Sc
                 split,
                 preprocess,
                 in_memory=bool(recipe.data.in_memory),
-                max_bad_share=recipe.data.max_bad_share,
                 progress=lambda done, total: bar.update(done),
             )
 
+    began = time.monotonic()
     train = read("train")
+    seconds_per_read = (time.monotonic() - began) / len(splits["train"])
+    val = read("val") if "val" in splits else None
+    bad = train.bad + (val.bad if val else [])
+    check_bad_share(bad, len(splits["train"]) + len(splits.get("val", ())), recipe.data.max_bad_share)
     present = len(np.unique(train.split.labels))
     if present < 2:
         raise DataError("fewer than two classes have readable training images", where=source.name)
-    val = read("val") if "val" in splits else None
-    return Prepared(recipe=recipe, source=source, splits=splits, train=train, val=val, preprocess=preprocess)
+    if val is not None and not len(val):
+        val = None
+    return Prepared(
+        recipe=recipe,
+        source=source,
+        splits=splits,
+        train=train,
+        val=val,
+        preprocess=preprocess,
+        seconds_per_read=seconds_per_read,
+    )

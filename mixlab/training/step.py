@@ -1,12 +1,13 @@
 """One optimizer step, and the state it works on."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
@@ -17,6 +18,17 @@ from mixlab.training.losses import balanced_class_weights, loss_per_batch
 from mixlab.training.optimizer import build_optimizer
 from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import lr_factor
+
+
+def warmed_ema(decay: float) -> Callable[[Any, Any, Any], None]:
+    """A moving average whose decay is min(decay, (1 + n) / (10 + n)) at update n, so that it forgets its start."""
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, num_averaged: Any) -> None:
+        number = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + number) / (10 + number)))
+
+    return update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +54,7 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.ema: AveragedModel | None = None
         if recipe.ema_decay:
-            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+            self.ema = AveragedModel(self.model, multi_avg_fn=warmed_ema(recipe.ema_decay))
         self.class_weights: Tensor | None = None
         if recipe.loss.class_weights == "balanced":
             self.class_weights = balanced_class_weights(labels, num_classes).to(device)
@@ -93,6 +105,8 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     loss_sum, num_correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     for part in range(recipe.accumulate):
         images, targets = (whole.tensor_split(recipe.accumulate)[part] for whole in (image, target))
+        if not len(images):  # a batch with fewer images than parts
+            continue
         torch.manual_seed(torch_seed(recipe.seed, step, part))  # stochastic depth and dropout draw from it
         with autocast(device, recipe.precision):
             logits = state.forward(images)

@@ -1,6 +1,8 @@
 """From steps to rows of the log, and to the trackers that people already use."""
 
 import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,34 +45,45 @@ class Rows:
         return row
 
 
-def open_tracker(name: str | None, run: Path) -> Any:
-    """A function (event, values) that also sends rows to TensorBoard or W&B; by default one that does nothing."""
+TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+
+
+def check_tracker(name: str | None) -> None:
+    """UsageError if there is no such tracker or it is not installed."""
     if name is None:
-        return lambda event, values: None
-    try:
-        if name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(run / "tensorboard")
-
-            def to_tensorboard(event: str, values: dict[str, Any]) -> None:
-                for key, value in values.items():
-                    if key != "step":
-                        writer.add_scalar(f"{event}/{key}", value, values["step"])
-                writer.flush()
-
-            return to_tensorboard
-        if name == "wandb":
-            import wandb
-
-            wandb_run = wandb.init(project="mixlab", name=run.name, dir=run)
-
-            def to_wandb(event: str, values: dict[str, Any]) -> None:
-                wandb_run.log({f"{event}/{key}": value for key, value in values.items()}, step=values["step"])
-
-            return to_wandb
-    except ImportError as error:
+        return
+    if name not in TRACKERS:
         raise UsageError(
-            f"the tracker {name} is not installed", where="--tracker", hint=f"pip install 'mixlab[{name}]'"
-        ) from error
-    raise UsageError(f"there is no tracker {name!r}", where="--tracker", hint="choose tensorboard or wandb")
+            f"there is no tracker {name!r}", where="--tracker", hint="choose tensorboard or wandb"
+        )
+    try:
+        import_module(TRACKERS[name])
+    except ImportError as error:
+        hint = f"pip install 'mixlab[{name}]'"
+        raise UsageError(f"the tracker {name} is not installed", where="--tracker", hint=hint) from error
+
+
+def open_tracker(name: str | None, run: Path) -> Callable[[str, dict[str, Any]], None]:
+    """A function (event, values) that also sends rows to the tracker; by default one that does nothing."""
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(run / "tensorboard")
+
+        def to_tensorboard(event: str, values: dict[str, Any]) -> None:
+            for key, value in values.items():
+                if key != "step":
+                    writer.add_scalar(f"{event}/{key}", value, values["step"])
+            writer.flush()
+
+        return to_tensorboard
+    if name == "wandb":
+        import wandb
+
+        wandb_run = wandb.init(project="mixlab", name=run.name, dir=run)
+
+        def to_wandb(event: str, values: dict[str, Any]) -> None:
+            wandb_run.log({f"{event}/{key}": value for key, value in values.items()}, step=values["step"])
+
+        return to_wandb
+    return lambda event, values: None

@@ -83,7 +83,7 @@ def test_weights_of_another_model_are_refused_with_the_keys_that_differ(saved):
     message = str(error.value)
     assert "missing: blocks.2" in message
     assert "not expected: extra" in message
-    assert "stem.weight: has (64, 1, 4, 4), needs (64, 1, 2, 2)" in message
+    assert "blocks.0.token_mixing.fc1.weight: has (32, 4), needs (32, 16)" in message
 
 
 @pytest.mark.parametrize(

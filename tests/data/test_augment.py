@@ -87,7 +87,7 @@ def test_mixup_and_cutmix_targets_say_what_the_picture_holds():
         assert torch.allclose(target.sum(dim=1), torch.ones(6))
         assert own.min() >= 0.5
         partner = image.roll(1, dims=0)
-        assert torch.allclose(mixed, own[0] * image + (1 - own[0]) * partner)
+        assert torch.allclose(mixed, own[0] * image + (1 - own[0]) * partner, atol=1e-5)
         cut, target = mix(image, label, 6, AugmentConfig(cutmix_alpha=1.0), seed=0, step=step, shard=0)
         own_share = (cut == image).float().mean(dim=(1, 2, 3))
         assert torch.allclose(own_share, target[torch.arange(6), label])

@@ -44,7 +44,7 @@ def test_mnist_and_its_kin_are_read_from_their_files(tmp_path, name, folder):
     train = source.splits["train"]
     assert (train.pixels.shape, train.pixels.dtype, train.labels.dtype) == ((6, 2, 2, 1), np.uint8, np.int64)
     assert train.pixels[1].ravel().tolist() == [4, 5, 6, 7]
-    assert source.splits["test"].names == ("index 0", "index 1", "index 2", "index 3")
+    assert source.splits["test"].names == tuple(f"test index {i}" for i in range(4))
 
 
 def test_sets_of_other_axes_and_attributes_become_the_same(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from mixlab.data.dataset import Split
 from mixlab.data.loader import (
     TrainingPictures,
     batch_indices,
+    check_bad_share,
     evaluation_batches,
     load_images,
     steps_per_epoch,
@@ -68,9 +69,20 @@ def test_unreadable_files_are_named_and_the_rest_is_as_if_they_were_not_there(fi
 
 def test_too_many_unreadable_files_stop_with_the_list(files):
     spoil(files, 3, 11)
+    bad = load_images(files, PREPROCESS).bad
+    check_bad_share(bad, 23, 0.1)
     with pytest.raises(DataError, match="2 of 23") as error:
-        load_images(files, PREPROCESS, max_bad_share=0.05)
+        check_bad_share(bad, 23, 0.05)
     assert files.names[11] in str(error.value)
+
+
+def test_evaluation_leaves_out_a_file_that_went_bad_since_and_names_it(files):
+    images = load_images(files, PREPROCESS, in_memory=False)
+    spoil(files, 7)
+    bad = []
+    batches = list(evaluation_batches(images, 5, on_bad=bad.append))
+    assert np.concatenate([batch.index for batch in batches]).tolist() == [i for i in range(23) if i != 7]
+    assert [file.path for file in bad] == [files.names[7]]
 
 
 def collect(images, augment, workers, first=0, steps=12, on_bad=lambda file: None):
@@ -85,8 +97,9 @@ def test_workers_and_restarts_change_nothing(files, crop):
     augment = AugmentConfig(crop=crop, flip=True, policy="randaugment", erase_prob=0.3)
     images = load_images(files, PREPROCESS, in_memory=False)
     reference = collect(images, augment, workers=0)
-    for other in (collect(images, augment, workers=2), collect(images, augment, 0, first=0, steps=7)):
-        for a, b in zip(reference, other, strict=False):
+    assert len(reference) == 12
+    for workers in (1, 2):
+        for a, b in zip(reference, collect(images, augment, workers), strict=True):
             assert torch.equal(a.image, b.image)
             assert np.array_equal(a.index, b.index)
     resumed = collect(images, augment, workers=0, first=7)
@@ -104,12 +117,13 @@ def test_padded_crops_are_the_same_from_memory_and_from_files(files):
 
 def test_a_file_that_goes_bad_during_training_is_left_out_and_named(files):
     images = load_images(files, PREPROCESS, in_memory=False)
-    spoil(files, 5)
+    victim = int(batch_indices(23, 5, seed=3, step=2)[1][0])
+    spoil(files, victim)
     bad = []
     batches = collect(images, AugmentConfig(), 0, steps=4, on_bad=bad.append)
-    assert {file.path for file in bad} == {files.names[5]}
+    assert {file.path for file in bad} == {files.names[victim]}
     seen = np.concatenate([batch.index for batch in batches])
-    assert 5 not in seen
+    assert victim not in seen
     assert sorted(len(batch.label) for batch in batches) == [4, 5, 5, 5]
 
 

@@ -70,3 +70,15 @@ def test_it_is_stored_and_read_back_equal_and_strange_keys_are_refused():
     )
     with pytest.raises(WeightsError, match="sharpen"):
         Preprocess.from_json(values | {"sharpen": 1})
+
+
+@pytest.mark.parametrize("target", [8, 28, 64, 224])
+def test_every_picture_size_has_a_box_inside_it(target):
+    preprocess = Preprocess(image_size=(target, target))
+    for side in range(1, 1100):
+        for height, width in ((side, side + 7), (side + 7, side)):
+            left, top, right, bottom = preprocess.box(height, width)
+            assert left >= 0
+            assert top >= 0
+            assert right <= width
+            assert bottom <= height

@@ -123,6 +123,9 @@ def test_keys_are_converted_by_type_and_may_be_short_where_clear():
         ("steps", "0", "above 0"),
         ("accumulate", "3", "equal parts"),
         ("name.x", "1", "no key"),
+        ("warmup_steps", "-5", "negative"),
+        ("split_seed", "-1", "negative"),
+        ("early_stop", "-1", "negative"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_would_be_right(key, value, message):

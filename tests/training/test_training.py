@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,10 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mixlab
+from mixlab.data.dataset import Source, Split
+from mixlab.data.sources import write_split_csv
 from mixlab.errors import TrainingError, UsageError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import loop
+from mixlab.training.evaluate import evaluate
+from mixlab.training.recipe import Recipe
+from mixlab.training.setup import reopen_splits, split_source
 from mixlab.training.signals import Interrupted
 
 QUIET = Screen(quiet=True)
@@ -119,7 +125,7 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path):
         "val_fraction": 0,
     }
     mixlab.train(
-        "few_images", str(tmp_path / "data"), run=tmp_path / "run", steps=150, epochs=None, batch_size=16,
+        "few_images", str(tmp_path / "data"), run=tmp_path / "run", steps=220, epochs=None, batch_size=16,
         loss__label_smoothing=0.0, ema_decay=0.0, threads=1, screen=QUIET, **options,
     )  # fmt: skip
     rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
@@ -170,9 +176,8 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(tmp_path, monkeypatc
 
 
 def test_the_best_weights_are_kept_and_remembered_over_a_resume(tmp_path, monkeypatch):
-    options = dict(
-        steps=160, epochs=None, threads=1, batch_size=32, optimizer__lr=0.02, schedule__decay="constant"
-    )
+    options = {"steps": 160, "epochs": None, "threads": 1, "batch_size": 32}
+    options |= {"optimizer__lr": 0.02, "schedule__decay": "constant"}
     digits(tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         StopAt(patch, 130, signal.SIGINT)
@@ -281,3 +286,83 @@ def test_without_pictures_a_report_holds_none_of_the_data(tmp_path):
     digits(tmp_path / "run", steps=3, epochs=None, threads=1, with_pictures=False)
     names = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
     assert names == {"curves", "confusion", "reliability"}
+
+
+def test_a_set_of_pixels_with_two_parts_is_split_again_as_it_was(tmp_path):
+    rng = np.random.default_rng(0)
+    splits = {
+        part: Split(
+            names=tuple(f"{part} index {i}" for i in range(number)),
+            labels=np.arange(number) % 2,
+            pixels=rng.integers(0, 256, (number, 8, 8, 3), dtype=np.uint8),
+        )
+        for part, number in (("train", 40), ("test", 10))
+    }
+    source = Source(name="pixels", class_names=("a", "b"), splits=splits)
+    drawn = split_source(source, Recipe())
+    write_split_csv(drawn, source.class_names, tmp_path / "split.csv")
+    again = reopen_splits(source, tmp_path / "split.csv")
+    assert {name: split.names for name, split in again.items()} == {
+        name: s.names for name, s in drawn.items()
+    }
+    assert all(np.array_equal(again[name].pixels, drawn[name].pixels) for name in drawn)
+
+
+def test_a_run_on_a_path_with_dots_can_be_evaluated_from_elsewhere(colours, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    trained = mixlab.train("few_images", "../colours", run="../run", epochs=1, screen=QUIET, threads=1)
+    monkeypatch.chdir(tmp_path / "colours")
+    evaluation, bad = evaluate(tmp_path / "run", screen=QUIET)
+    assert bad == []
+    assert evaluation.num_images == trained["test"]["num_images"]
+
+
+def test_one_bad_file_in_a_small_test_split_does_not_lose_the_run(colours, tmp_path):
+    rows = [(path, path.parent.name) for path in sorted(colours.rglob("*.png"))]
+    lines = [
+        f"{path},{label},{('test', 'val', 'train', 'train', 'train')[i % 5]}"
+        for i, (path, label) in enumerate(rows)
+    ]
+    (tmp_path / "table.csv").write_text("path,label,split\n" + "\n".join(lines) + "\n")
+    rows[0][0].write_bytes(b"broken")  # a test image: 1 of 15
+    rows[1][0].write_bytes(b"broken")  # a validation image
+    result = mixlab.train(
+        "few_images", str(tmp_path / "table.csv"), run=tmp_path / "run", epochs=1, screen=QUIET
+    )
+    assert result["num_bad_files"] == 2
+    assert result["test"]["num_images"] == 14
+
+
+def test_streamed_training_equals_training_from_memory_and_resumes_to_the_same_bits(
+    colours, tmp_path, monkeypatch
+):
+    options = {
+        "steps": 12,
+        "epochs": None,
+        "threads": 1,
+        "screen": QUIET,
+        "augment__crop": "pad",
+        "batch_size": 16,
+    }
+    data = str(colours)
+    mixlab.train("few_images", data, run=tmp_path / "memory", in_memory=True, **options)
+    mixlab.train("few_images", data, run=tmp_path / "stream", in_memory=False, num_workers=2, **options)
+    assert_equal_weights(tmp_path / "memory", tmp_path / "stream")
+    with monkeypatch.context() as patch:
+        StopAt(patch, 5, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            mixlab.train("few_images", data, run=tmp_path / "cut", in_memory=False, num_workers=2, **options)
+    loop.resume(tmp_path / "cut", screen=QUIET)
+    assert_equal_weights(tmp_path / "memory", tmp_path / "cut")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
+    digits(tmp_path / "whole", steps=6, epochs=None, threads=1)
+    for name in ("weights.safetensors", "config.json"):
+        (tmp_path / "whole" / name).rename(tmp_path / name)
+    shutil.rmtree(tmp_path / "whole" / "checkpoints")
+    loop.resume(tmp_path / "whole", screen=QUIET)
+    assert (tmp_path / "weights.safetensors").read_bytes() == (
+        tmp_path / "whole/weights.safetensors"
+    ).read_bytes()
