@@ -10,7 +10,7 @@ train: $(READY)
 	$(BIN)/mixlab train digits
 
 test: $(READY)
-	$(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
 	$(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -m slow

@@ -170,6 +170,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     return path
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed save left behind: files and folders that never got their name."""
+    for leftover in folder.glob(".*.tmp"):
+        remove(leftover)
+
+
 def load_newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that verifies, and why each newer one was passed over. WeightsError if none does."""
     rejected: list[str] = []

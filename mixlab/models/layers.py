@@ -4,10 +4,12 @@ Shapes: B batch, S patches (tokens), C channels of a token, D hidden width of an
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Standard deviation of a unit normal truncated at two standard deviations. Dividing by it gives the
 # truncated samples the variance that was asked for, as flax's lecun_normal does.
@@ -16,7 +18,34 @@ TRUNCATED_STD = 0.87962566103423978
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in the tanh approximation, which is what the authors' `nn.gelu` computes."""
+    if x.requires_grad and x.device.type == "cpu":
+        return _TrainingGelu.apply(x)  # type: ignore[no-any-return]
     return F.gelu(x, approximate="tanh")
+
+
+class _TrainingGelu(torch.autograd.Function):
+    """The same function as x * sigmoid(z), z = 2 sqrt(2 / pi) (x + 0.044715 x^3), since tanh is slow on a CPU.
+
+    Equal to torch's to rounding; a training step of Mixer-Micro/4 is about a tenth faster (LOG.md, 2026-11-22).
+    """
+
+    LINEAR = 2 * math.sqrt(2 / math.pi)
+    CUBIC = LINEAR * 0.044715
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        z = x * x
+        sigmoid = z.mul_(_TrainingGelu.CUBIC).add_(_TrainingGelu.LINEAR).mul_(x).sigmoid_()
+        ctx.save_for_backward(x, sigmoid)
+        return x * sigmoid
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, sigmoid = ctx.saved_tensors
+        slope = x * x  # becomes sigmoid * (1 + x * z' * (1 - sigmoid)), in place: memory is what costs
+        slope.mul_(3 * _TrainingGelu.CUBIC).add_(_TrainingGelu.LINEAR).mul_(x)
+        return slope.mul_(1 - sigmoid).add_(1).mul_(sigmoid).mul_(gradient)
 
 
 def init_lecun_normal(weight: Tensor) -> None:

@@ -15,6 +15,7 @@ from mixlab.checkpoint.store import (
     load_weights,
     save_checkpoint,
     save_weights,
+    sweep,
 )
 from mixlab.data.loader import (
     BadFile,
@@ -303,6 +304,8 @@ class Training:
 
     def load(self) -> None:
         """Go back to the newest valid checkpoint of the run; a run killed before its first starts again."""
+        sweep(self.run)
+        sweep(self.run / "checkpoints")
         if not any((self.run / "checkpoints").glob("step_*")):
             self.log.truncate_after(0)
             self.screen.say("no checkpoint was written yet: starting from the beginning")

@@ -13,6 +13,7 @@ from mixlab.checkpoint.store import (
     load_weights,
     save_checkpoint,
     save_weights,
+    sweep,
 )
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import DiskError, WeightsError
@@ -171,3 +172,12 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_half_written(tmp_pa
         save_checkpoint(tmp_path, checkpoint(10))
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
     assert load_newest_checkpoint(tmp_path)[0].step == 5
+
+
+def test_what_a_killed_save_left_behind_is_swept(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(5))
+    (tmp_path / ".step_00000010.123.tmp").mkdir()
+    (tmp_path / ".step_00000010.123.tmp" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".config.json.123.tmp").write_bytes(b"half")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
