@@ -153,6 +153,7 @@ def bad_uses(root: Path) -> dict[str, tuple[list[str], int, str]]:
     train = ["train", "good", "--steps", "1"]
     return {
         "no command": (["trian"], 2, "train"),
+        "no data": (["train"], 2, "no data set is named"),
         "missing path": (["train", "nowhere/at/all"], 2, "no such folder"),
         "unknown set": (["train", "digit"], 2, "digits"),
         "empty folder": (["train", "empty"], 1, "no images"),
@@ -297,6 +298,38 @@ def test_ctrl_c_saves_the_state_exits_130_and_resume_goes_on(tmp_path):
     result = mixlab("train", "--resume", "cut", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert answer(result)["steps"] == step + 3
+
+
+def test_sigterm_to_the_whole_group_with_workers_saves_and_exits_143(tmp_path):
+    picture_folder(tmp_path / "data", "a", "b", number=20)
+    options = [
+        "--in-memory",
+        "false",
+        "--num-workers",
+        "2",
+        "--threads",
+        "1",
+        "--epochs",
+        "100000",
+        "--run",
+        "cut",
+    ]
+    process = subprocess.Popen(
+        [*MIXLAB, "train", "data", *options],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        start_new_session=True,
+    )  # fmt: skip
+    log = tmp_path / "runs" / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size > 500):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert "Traceback" not in stderr
+    assert list((tmp_path / "runs" / "cut" / "checkpoints").glob("step_*"))
 
 
 def test_the_same_folder_is_split_the_same_way_and_evaluated_on_its_own_test_part(tmp_path):

@@ -4,6 +4,7 @@ Sample order and every draw depend on (seed, epoch, index) alone, so the number 
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -254,6 +255,12 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; workers end when the parent tells them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def training_batches(
     pictures: TrainingPictures,
     *,
@@ -274,6 +281,7 @@ def training_batches(
             num_workers=num_workers,
             prefetch_factor=4,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
     labels = torch.from_numpy(pictures.images.split.labels)
     normalize = pictures.images.preprocess.normalize

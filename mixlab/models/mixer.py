@@ -153,7 +153,7 @@ class Mixer(nn.Module):
 #              num_blocks, hidden_dim, token_mlp_dim, channel_mlp_dim
 SIZES = {
     "pico": (4, 64, 32, 128),
-    "micro": (6, 64, 64, 128),
+    "micro": (4, 96, 64, 192),
     "nano": (8, 128, 64, 512),
     "s": (8, 512, 256, 2048),
     "b": (12, 768, 384, 3072),

@@ -66,17 +66,14 @@ def compose(
     data = data or overrides.pop("data.source", None) or from_file.get("data.source")
     if recipe != "auto":
         chosen = find_recipe(recipe)
-        data = data or chosen.data.source
     elif "name" in from_file:
         chosen = Recipe()  # the file of a run is a whole recipe: nothing of another one shines through
-    else:
-        data = data or "digits"
+    elif data is not None:
         data_dir = overrides.get("data.data_dir", from_file.get("data.data_dir"))
         chosen = recipe_for(data, data_dir=data_dir, download=download)
-    if data is None:
-        raise UsageError(
-            "there is nothing to train on", where="DATA", hint="name a data set: `mixlab train digits`"
-        )
+    else:
+        raise UsageError("no data set is named", where="DATA", hint="such as in `mixlab train digits`")
+    data = data or chosen.data.source
     if from_file:
         chosen = override(chosen, from_file, where=str(config))
     return _with_length(override(chosen, {"data.source": data} | overrides), overrides, has_budget)

@@ -29,7 +29,7 @@ def small_images() -> Recipe:
         name="small_images",
         augment=AugmentConfig(crop="pad", crop_padding=4, flip=True),
         model=ModelConfig(branch_init_scale=0.1),
-        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.05),
+        optimizer=OptimizerConfig(name="muon", lr=3e-3, muon_lr=0.02, weight_decay=0.05),
         schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),
         loss=LossConfig(label_smoothing=0.1),
         epochs=30,

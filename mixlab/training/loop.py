@@ -152,14 +152,7 @@ def _run(
     if resuming:
         training.load()
     with catch_signals() as signals:
-        try:
-            training.steps(signals, deadline)
-        except RuntimeError:
-            if not signals:
-                raise
-            # The signal went to the loader's workers too, and their end is what was raised.
-            training.save()
-            raise Interrupted(signals[0], run, training.step) from None
+        training.steps(signals, deadline)
     return finish(
         prepared,
         run,

@@ -96,9 +96,9 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     """Forward, backward and update on one batch; TrainingError before the update if the loss is not finite."""
     recipe, device = state.recipe, state.device
     assert recipe.steps is not None
-    lr = recipe.optimizer.lr * lr_factor(step, recipe.steps, recipe.schedule)
+    factor = lr_factor(step, recipe.steps, recipe.schedule)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["base_lr"] * factor
     image, label = batch.image.to(device, non_blocking=True), batch.label.to(device, non_blocking=True)
     image, target = mix(image, label, state.num_classes, recipe.augment, seed=recipe.seed, step=step, shard=0)
     state.optimizer.zero_grad(set_to_none=True)
@@ -117,7 +117,12 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
         num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
     _check_finite(float(loss_sum), batch, step)
     _update(state)
-    return StepResult(loss=float(loss_sum), num_correct=int(num_correct), num_images=len(image), lr=lr)
+    return StepResult(
+        loss=float(loss_sum),
+        num_correct=int(num_correct),
+        num_images=len(image),
+        lr=recipe.optimizer.lr * factor,
+    )
 
 
 def _update(state: TrainState) -> None:

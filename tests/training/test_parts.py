@@ -152,3 +152,68 @@ def test_durations(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(UsageError, match="length of time"):
         parse_duration(text)
+
+
+def plain_muon(weight, gradients, lr, weight_decay):
+    """Muon as published, one matrix in float64, without batching."""
+    momentum = np.zeros_like(weight)
+    for gradient in gradients:
+        momentum = 0.95 * momentum + 0.05 * gradient
+        x = 0.05 * gradient + 0.95 * momentum
+        flip = x.shape[0] > x.shape[1]
+        x = x.T if flip else x
+        x = x / np.linalg.norm(x)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = x.T if flip else x
+        weight = weight * (1 - lr * weight_decay) - lr * max(1, weight.shape[0] / weight.shape[1]) ** 0.5 * x
+    return weight
+
+
+def test_muon_is_the_published_one_for_matrices_and_adamw_for_the_rest():
+    torch.manual_seed(0)
+    model = create_model("mixer_pico2", num_classes=4, image_size=8, num_blocks=2).double()
+    twin = create_model("mixer_pico2", num_classes=4, image_size=8, num_blocks=2).double()
+    twin.load_state_dict(model.state_dict())
+    before = {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
+    config = OptimizerConfig(name="muon", lr=1e-3, muon_lr=0.02, weight_decay=0.1)
+    muon, adamw = (
+        build_optimizer(model, config),
+        build_optimizer(twin, OptimizerConfig(lr=1e-3, weight_decay=0.1)),
+    )
+    gradients = {name: [] for name in before}
+    for _ in range(4):
+        for (name, parameter), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            other.grad = parameter.grad.clone()
+            gradients[name].append(parameter.grad.numpy().copy())
+        muon.param_groups[-1]["lr"] = 0.02
+        muon.step()
+        adamw.step()
+    twins = dict(twin.named_parameters())
+    matrices = [name for name in before if "mixing" in name and name.endswith("weight")]
+    assert len(matrices) == 8
+    for name, parameter in model.named_parameters():
+        if name in matrices:
+            expected = plain_muon(before[name], gradients[name], 0.02, 0.1)
+            assert np.abs(parameter.detach().numpy() - expected).max() < 1e-12
+        else:
+            assert torch.equal(parameter, twins[name])
+
+
+def test_muons_state_survives_a_checkpoint():
+    from mixlab.training.step import TrainState
+
+    recipe = override(find_recipe("digits"), {"optimizer.name": "muon", "steps": 5})
+    states = [
+        TrainState(create_model("mixer_pico2", num_classes=4), recipe, None, 4, torch.device("cpu"))
+        for _ in "ab"
+    ]
+    for parameter in states[0].model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    states[0].optimizer.step()
+    states[1].load({k: {n: t.clone() for n, t in v.items()} for k, v in states[0].tensors().items()}, {})
+    assert states[1].tensors().keys() == states[0].tensors().keys()
+    for name, tensor in states[0].tensors()["optimizer"].items():
+        assert torch.equal(states[1].tensors()["optimizer"][name], tensor)
