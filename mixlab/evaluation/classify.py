@@ -36,7 +36,5 @@ def classify(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
     if not parts:
         raise DataError("there are no readable images to evaluate")
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
-    index, label, predicted, confidence, loss, in_top5 = columns
-    return Predictions(
-        index=index, label=label, predicted=predicted, confidence=confidence, loss=loss, in_top5=in_top5
-    )
+    names = ("index", "label", "predicted", "confidence", "loss", "in_top5")
+    return Predictions(**dict(zip(names, columns, strict=True)))

@@ -19,7 +19,7 @@ TRUNCATED_STD = 0.87962566103423978
 def gelu(x: Tensor) -> Tensor:
     """GELU in the tanh approximation, which is what the authors' `nn.gelu` computes."""
     if x.requires_grad and x.device.type == "cpu":
-        return _TrainingGelu.apply(x)  # type: ignore[no-any-return]
+        return _TrainingGelu.apply(x)
     return F.gelu(x, approximate="tanh")
 
 

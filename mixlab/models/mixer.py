@@ -141,9 +141,9 @@ class Mixer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-        for block in self.blocks:
-            for mlp in (block.token_mixing, block.channel_mixing):
-                mlp.fc2.weight.mul_(self.config.branch_init_scale)
+        for module in self.modules():
+            if isinstance(module, Mlp):
+                module.fc2.weight.mul_(self.config.branch_init_scale)
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, self.config.head_bias)
 

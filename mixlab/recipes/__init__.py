@@ -82,8 +82,8 @@ def compose(
 def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) -> Recipe:
     """A length given by the person puts aside those of the recipe; a budget does so with both."""
     if has_budget:
-        given = {"steps": recipe.steps, "epochs": recipe.epochs}
-        return replace(recipe, **{key: value if key in overrides else None for key, value in given.items()})
+        steps = recipe.steps if "steps" in overrides else None
+        return replace(recipe, steps=steps, epochs=recipe.epochs if "epochs" in overrides else None)
     if "steps" in overrides and "epochs" not in overrides:
         return replace(recipe, epochs=None)
     if "epochs" in overrides and "steps" not in overrides:

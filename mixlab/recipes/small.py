@@ -9,7 +9,7 @@ from mixlab.training.schedule import ScheduleConfig
 
 
 def digits() -> Recipe:
-    """scikit-learn's 8 x 8 digits in under a minute. Not yet measured."""
+    """scikit-learn's 8 x 8 digits: 98.4 +- 0.6 % (n=5), 2 cores EPYC, 43 s, commit 7489b51."""
     return Recipe(
         name="digits",
         data=DataConfig(source="digits"),
@@ -24,7 +24,11 @@ def digits() -> Recipe:
 
 
 def small_images() -> Recipe:
-    """Tens of thousands of small pictures. Not yet measured."""
+    """Tens of thousands of small pictures.
+
+    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 79.6 % (n=1), 2 cores EPYC, commit 7489b51.
+    At its own length of 30 epochs not yet measured.
+    """
     return Recipe(
         name="small_images",
         augment=AugmentConfig(crop="pad", crop_padding=4, flip=True),

@@ -60,9 +60,9 @@ class Muon(torch.optim.AdamW):
                 state.setdefault("momentum", torch.zeros_like(parameter))
                 state.setdefault("step", torch.zeros(()))  # AdamW looks for it in everything it loads
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-            gradients = [parameter.grad for parameter in parameters]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-            ahead = torch.lerp(torch.stack(gradients), torch.stack(momenta), MOMENTUM)  # type: ignore[arg-type]
+            ahead = torch.lerp(torch.stack(gradients), torch.stack(momenta), MOMENTUM)
             updates = orthogonalize(ahead)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * math.sqrt(max(1.0, rows / columns))

@@ -57,7 +57,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
     `base_lr` of a group is what the schedule multiplies.
     """
-    matrices, kernels, rest = [], [], []
+    matrices: list[nn.Parameter] = []
+    kernels: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
