@@ -26,7 +26,8 @@ def digits() -> Recipe:
 def small_images() -> Recipe:
     """Tens of thousands of small pictures.
 
-    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 79.6 % (n=1), 2 cores EPYC, commit 7489b51.
+    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 79.2 % (n=2: 79.6,
+    78.9), 2 cores EPYC, commit 7489b51.
     At its own length of 30 epochs not yet measured.
     """
     return Recipe(
