@@ -272,17 +272,21 @@ def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path):
     assert not [path for path in left if path.name.endswith(".tmp") or path.suffix == ".safetensors"]
 
 
-def test_ctrl_c_saves_the_state_exits_130_and_resume_goes_on(tmp_path):
-    command = [*MIXLAB, "train", "digits", "--epochs", "2000", "--run", "cut", "--threads", "1"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    log = tmp_path / "runs" / "cut" / "metrics.jsonl"
+def wait_until_it_trains(process: subprocess.Popen, run: Path) -> None:
+    log = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.stat().st_size > 500):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
+
+
+def test_ctrl_c_saves_the_state_exits_130_and_resume_goes_on(tmp_path):
+    command = [*MIXLAB, "train", "digits", "--epochs", "2000", "--run", "cut", "--threads", "1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    wait_until_it_trains(process, tmp_path / "runs" / "cut")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -319,12 +323,7 @@ def test_sigterm_to_the_whole_group_with_workers_saves_and_exits_143(tmp_path):
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
         start_new_session=True,
     )  # fmt: skip
-    log = tmp_path / "runs" / "cut" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.stat().st_size > 500):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
+    wait_until_it_trains(process, tmp_path / "runs" / "cut")
     os.killpg(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143, stderr

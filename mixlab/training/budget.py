@@ -32,7 +32,6 @@ class Plan:
 
     recipe: Recipe
     deadline: float
-    seconds_per_step: float
 
 
 def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, started: float) -> Plan:
@@ -84,7 +83,6 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     return Plan(
         recipe=replace(recipe, steps=steps, epochs=None, budget_seconds=budget_seconds),
         deadline=end - reserve - val_seconds + SPARE_SHARE * budget_seconds,
-        seconds_per_step=seconds_per_step,
     )
 
 
