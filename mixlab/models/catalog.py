@@ -3,7 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -35,6 +35,8 @@ class ModelConfig:
     patch_size, hidden_dim, token_mlp_dim, channel_mlp_dim, num_blocks: replace the named size's value.
     stochastic_depth: drop probability of the last block's branches (timm models: their drop_path_rate).
     head_bias, branch_init_scale: initial values of a Mixer, see `MixerConfig`.
+    gelu, layer_norm_eps: the authors' `tanh` and 1e-6, or what foreign weights were trained with.
+    token_mixing, token_groups: a variant of the token-mixing MLP and its number of groups, see models/variants.py.
     """
 
     name: str | None = None
@@ -46,6 +48,10 @@ class ModelConfig:
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
     branch_init_scale: float = 1.0
+    gelu: Literal["tanh", "erf"] = "tanh"
+    layer_norm_eps: float = 1e-6
+    token_mixing: Literal["shared", "blocks", "untied", "grouped", "projected", "pyramid"] = "shared"
+    token_groups: int = 1
 
 
 def create_model(
@@ -91,6 +97,8 @@ def mixer_config(
         stochastic_depth=config.stochastic_depth,
         head_bias=config.head_bias,
         branch_init_scale=config.branch_init_scale,
+        gelu=config.gelu,
+        layer_norm_eps=config.layer_norm_eps,
     )
 
 
@@ -142,9 +150,10 @@ def _create_timm(
             hint=_nearest(timm_name, known).replace("mixlab models", "mixlab models --timm"),
         )
     default = ModelConfig()
-    for key in ("hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks", "head_bias"):
-        if getattr(config, key) != getattr(default, key):
-            raise UsageError(f"{key} cannot be set for a timm model", where=f"model.{key}")
+    for field in fields(ModelConfig):
+        shared = ("name", "patch_size", "stochastic_depth")
+        if field.name not in shared and getattr(config, field.name) != getattr(default, field.name):
+            raise UsageError(f"{field.name} cannot be set for a timm model", where=f"model.{field.name}")
     settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
     if config.stochastic_depth:
         settings["drop_path_rate"] = config.stochastic_depth

@@ -4,20 +4,24 @@ Shapes: B batch, S patches (tokens), C channels of a token, D hidden width of an
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+Gelu = Literal["tanh", "erf"]
+
 # Standard deviation of a unit normal truncated at two standard deviations. Dividing by it gives the
 # truncated samples the variance that was asked for, as flax's lecun_normal does.
 TRUNCATED_STD = 0.87962566103423978
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in the tanh approximation, which is what the authors' `nn.gelu` computes."""
+def gelu(x: Tensor, form: Gelu = "tanh") -> Tensor:
+    """GELU: `tanh` is the approximation that the authors' `nn.gelu` computes, `erf` the exact one of timm."""
+    if form == "erf":
+        return F.gelu(x)
     if x.requires_grad and x.device.type == "cpu":
         return _TrainingGelu.apply(x)
     return F.gelu(x, approximate="tanh")
@@ -57,13 +61,17 @@ def init_lecun_normal(weight: Tensor) -> None:
 class Mlp(nn.Module):
     """Two linear layers with a GELU between, over the last axis: (..., width) -> (..., width)."""
 
-    def __init__(self, width: int, hidden_dim: int) -> None:
+    def __init__(self, width: int, hidden_dim: int, gelu_form: Gelu = "tanh") -> None:
         super().__init__()
+        self.gelu_form: Gelu = gelu_form
         self.fc1 = nn.Linear(width, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x), self.gelu_form))
+
+    def extra_repr(self) -> str:
+        return f"gelu={self.gelu_form}"
 
 
 class StochasticDepth(nn.Module):

@@ -5,15 +5,14 @@ Token mixing (eq. 1) acts on columns of the (S, C) table, channel mixing on its 
 pre-norm residual MLPs. Tokens are numbered in raster order; there are no position embeddings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixlab.errors import UsageError
-from mixlab.models.layers import Mlp, StochasticDepth, init_lecun_normal
-
-LAYER_NORM_EPS = 1e-6  # flax's default, which the authors use; torch's own is 1e-5
+from mixlab.models.layers import Gelu, Mlp, StochasticDepth, init_lecun_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,7 @@ class MixerConfig:
     head_bias: initial value of the classifier's bias (the authors use -6.9 with the sigmoid loss).
     branch_init_scale: factor on the initial second kernel of every MLP; the authors' is 1. A small one lets
         the first steps be larger, which short trainings gain from (LOG.md, 2026-11-22).
+    gelu, layer_norm_eps: the authors' are `tanh` and 1e-6; weights trained by others may need `erf` or 1e-5.
     """
 
     image_size: tuple[int, int]
@@ -38,6 +38,8 @@ class MixerConfig:
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
     branch_init_scale: float = 1.0
+    gelu: Gelu = "tanh"
+    layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks"):
@@ -49,6 +51,12 @@ class MixerConfig:
             raise UsageError(
                 f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}",
                 where="model.stochastic_depth",
+            )
+        if self.gelu not in ("tanh", "erf"):
+            raise UsageError(f"gelu must be tanh or erf, got {self.gelu!r}", where="model.gelu")
+        if not 0.0 < self.layer_norm_eps < 1.0:
+            raise UsageError(
+                f"layer_norm_eps must be in (0, 1), got {self.layer_norm_eps}", where="model.layer_norm_eps"
             )
         for side in self.image_size:
             if side < self.patch_size:
@@ -66,10 +74,14 @@ class MixerConfig:
                 )
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
     def num_patches(self) -> int:
         """S, the number of tokens."""
-        height, width = self.image_size
-        return (height // self.patch_size) * (width // self.patch_size)
+        return self.grid[0] * self.grid[1]
 
 
 def _times(size: tuple[int, int]) -> str:
@@ -81,10 +93,10 @@ class MixerBlock(nn.Module):
 
     def __init__(self, config: MixerConfig, drop_prob: float) -> None:
         super().__init__()
-        self.token_norm = nn.LayerNorm(config.hidden_dim, eps=LAYER_NORM_EPS)
-        self.token_mixing = Mlp(config.num_patches, config.token_mlp_dim)
-        self.channel_norm = nn.LayerNorm(config.hidden_dim, eps=LAYER_NORM_EPS)
-        self.channel_mixing = Mlp(config.hidden_dim, config.channel_mlp_dim)
+        self.token_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.token_mixing: nn.Module = Mlp(config.num_patches, config.token_mlp_dim, config.gelu)
+        self.channel_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.channel_mixing = Mlp(config.hidden_dim, config.channel_mlp_dim, config.gelu)
         self.drop = StochasticDepth(drop_prob)  # called twice: independent draws for the two branches
 
     def forward(self, x_BSC: Tensor) -> Tensor:
@@ -96,6 +108,8 @@ class MixerBlock(nn.Module):
 class Mixer(nn.Module):
     """Images (B, in_channels, H, W) to logits (B, K)."""
 
+    checkpoint_blocks = False  # True: less memory in training, about a third more computation
+
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
         self.config = config
@@ -104,27 +118,56 @@ class Mixer(nn.Module):
         )
         last = max(config.num_blocks - 1, 1)
         self.blocks = nn.ModuleList(
-            MixerBlock(config, config.stochastic_depth * i / last) for i in range(config.num_blocks)
+            self.make_block(i, config.stochastic_depth * i / last) for i in range(config.num_blocks)
         )
-        self.pre_head_norm = nn.LayerNorm(config.hidden_dim, eps=LAYER_NORM_EPS)
+        self.pre_head_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_dim, config.num_classes)
         self.init_weights()
 
-    def features(self, image_BCHW: Tensor) -> Tensor:
-        """The head's input (B, C), called pre_logits by the authors: mean over tokens after the last norm."""
+    def make_block(self, index: int, drop_prob: float) -> nn.Module:
+        """Block `index`, from (B, S, C) to (B, S, C); variants of the Mixer override this."""
+        return MixerBlock(self.config, drop_prob)
+
+    def embed(self, image_BCHW: Tensor) -> Tensor:
+        """Patches as tokens (B, S, C), in raster order."""
         if image_BCHW.shape[2:] != self.config.image_size:
             raise UsageError(
                 f"this Mixer takes images of {_times(self.config.image_size)} pixels, "
                 f"got {_times((image_BCHW.shape[2], image_BCHW.shape[3]))}",
                 hint="its token mixing is tied to that grid; preprocess the images with the model's own Preprocess",
             )
-        x_BSC = self.stem(image_BCHW).flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            x_BSC = block(x_BSC)
+        return self.stem(image_BCHW).flatten(2).transpose(1, 2)
+
+    def run_block(self, index: int, x_BSC: Tensor) -> Tensor:
+        """Block `index` on tokens; computed again in the backward pass where `checkpoint_blocks` is set."""
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(self.blocks[index], x_BSC, use_reentrant=False)
+        return self.blocks[index](x_BSC)
+
+    def intermediates(self, image_BCHW: Tensor) -> list[Tensor]:
+        """The stem's output and every block's: num_blocks + 1 tensors (B, S, C)."""
+        outputs = [self.embed(image_BCHW)]
+        for index in range(len(self.blocks)):
+            outputs.append(self.run_block(index, outputs[-1]))
+        return outputs
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """The head's input (B, C), called pre_logits by the authors: mean over tokens after the last norm."""
+        x_BSC = self.embed(image_BCHW)
+        for index in range(len(self.blocks)):
+            x_BSC = self.run_block(index, x_BSC)
         return self.pre_head_norm(x_BSC).mean(dim=1)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.head(self.features(image_BCHW))
+
+    def reset_head(self, num_classes: int) -> None:
+        """A new head for `num_classes`: kernel zero, bias `head_bias`, as at the start of a fine-tuning."""
+        self.config = replace(self.config, num_classes=num_classes)
+        old = self.head.weight
+        self.head = nn.Linear(old.shape[1], num_classes, device=old.device, dtype=old.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, self.config.head_bias)
 
     @torch.no_grad()
     def init_weights(self) -> None:
