@@ -9,11 +9,24 @@ from typing import Any, NoReturn
 from cyclopts import App, CycloptsError
 
 import mixlab
-from mixlab import commands
-from mixlab.commands import Context
+from mixlab.commands.context import Context
+from mixlab.commands.learning import TRAIN_OPTIONS
 from mixlab.errors import MixlabError, UsageError
 
-COMMANDS = ("train", "evaluate", "predict", "info", "models", "check", "runs", "doctor")
+# In the order in which `mixlab --help` lists them, with the module of mixlab.commands that has each.
+COMMANDS = {
+    "train": "learning",
+    "evaluate": "learning",
+    "predict": "using",
+    "info": "weights",
+    "models": "weights",
+    "convert": "weights",
+    "permute": "weights",
+    "fewshot": "learning",
+    "check": "using",
+    "runs": "learning",
+    "doctor": "using",
+}
 
 app = App(
     name="mixlab",
@@ -24,8 +37,8 @@ app = App(
     # --json and --traceback are understood after every command; `main` takes them out first.
     help_epilogue="Every command takes --json (one JSON object on standard output) and --traceback.",
 )
-for name in COMMANDS:
-    app.command(f"mixlab.commands:{name}", name=name)
+for name, module in COMMANDS.items():
+    app.command(f"mixlab.commands.{module}:{name}", name=name)
 
 
 def split_overrides(tokens: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -33,7 +46,7 @@ def split_overrides(tokens: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
     Every --option that `train` does not have itself is one; a key without a value is a switch.
     """
-    own = {*commands.TRAIN_OPTIONS, "help", "version"}
+    own = {*TRAIN_OPTIONS, "help", "version"}
     rest: list[str] = []
     values: dict[str, Any] = {}
     waiting = list(tokens)

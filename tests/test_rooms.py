@@ -17,6 +17,7 @@ LEVELS = {
     "device": 2,
     "checkpoint": 3,
     "evaluation": 3,
+    "timm": 3,
     "training": 4,
     "serving": 4,
     "recipes": 5,

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mixlab.checkpoint.readers import open_tensors
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import MixlabError, WeightsError
 from mixlab.files import remove, write_atomically, written_whole
@@ -25,6 +26,9 @@ from mixlab.models.catalog import create_model
 
 WEIGHTS_NAME = "weights.safetensors"
 CONFIG_NAME = "config.json"
+DIGEST_KEY = "mixlab_sha256"
+MAX_CONFIG_BYTES = 64 * 2**20  # 21,843 class names take 1 MB
+MAX_BLOCKS = 10_000  # of a model that a file describes: more would only keep the machine busy
 FORMAT_VERSION = 1
 
 
@@ -54,7 +58,7 @@ def save_weights(folder: Path, weights: Weights, tensors: dict[str, Tensor] | No
         "provenance": weights.provenance,
     }
     with written_whole(folder / WEIGHTS_NAME) as temporary:
-        _save_tensors(tensors, temporary)
+        _save_tensors(tensors, temporary, with_digest=True)
     write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -73,6 +77,8 @@ def load_weights(path: Path) -> Weights:
     try:
         settings = dict(config["model"])
         settings["image_size"] = tuple(settings["image_size"])
+        if int(settings.get("num_blocks") or 0) > MAX_BLOCKS:
+            raise ValueError(f"{settings['num_blocks']} blocks")
         preprocess = Preprocess.from_json(config["preprocess"])
         class_names = tuple(str(name) for name in config["class_names"])
         # Without memory for the weights: a Mixer's come from the file. timm models keep values outside theirs.
@@ -82,10 +88,9 @@ def load_weights(path: Path) -> Weights:
         raise WeightsError(f"a key is missing or wrong: {error}", where=str(path / CONFIG_NAME)) from error
     except MixlabError as error:
         raise WeightsError(f"the model cannot be built: {error}", where=str(path / CONFIG_NAME)) from error
-    tensors = read_tensors(path / WEIGHTS_NAME, expected=model.state_dict())
     if next(model.parameters()).is_meta:
-        model = model.to_empty(device="cpu")
-    model.load_state_dict(tensors)
+        model.to_empty(device="cpu")
+    _fill(model, path / WEIGHTS_NAME)
     model.eval()
     return Weights(
         model=model,
@@ -96,12 +101,22 @@ def load_weights(path: Path) -> Weights:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that nobody vouches for."""
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise WeightsError("it is too large for a description of a model", where=str(path))
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
-    if not isinstance(config, dict) or config.get("format") != "mixlab":
+    if not isinstance(config, dict):
+        raise WeightsError("it does not describe a model", where=str(path))
+    return config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if config.get("format") != "mixlab":
         raise WeightsError("it does not describe mixlab weights", where=str(path))
     if config.get("format_version") != FORMAT_VERSION:
         raise WeightsError(
@@ -112,33 +127,43 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_tensors(path: Path, *, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file after checking names and shapes against `expected`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"it is damaged or no safetensors file: {error}", where=str(path)) from error
-    check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()}, str(path))
-    return load_file(path)
+def _fill(model: nn.Module, path: Path) -> None:
+    """Read `path` into the model, tensor by tensor, after checking names and shapes; then the file's digest."""
+    own = model.state_dict()
+    with open_tensors(path) as file, torch.no_grad():
+        check_shapes(file.shapes, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(path))
+        for name, tensor in own.items():
+            tensor.copy_(file.read(name))
+        stored = file.metadata.get(DIGEST_KEY)
+    if stored is not None and stored != _digest(own):
+        raise WeightsError(
+            "the weights are damaged: they differ from the SHA-256 stored with them",
+            where=str(path),
+            hint="copy the file again, or go back to a checkpoint of the run with --resume",
+        )
 
 
-def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
-    """WeightsError naming missing, extra and misshapen tensors, if any."""
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+def check_shapes(
+    found: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
+    where: str,
+    what: str = "the weights are of another model;",
+) -> None:
+    """WeightsError naming missing, extra and misshapen tensors with the expected shapes, if any."""
+    missing = [f"{name} {expected[name]}" for name in sorted(set(expected) - set(found))]
+    extra = [f"{name} {found[name]}" for name in sorted(set(found) - set(expected))]
     wrong = [
         f"{name}: has {found[name]}, needs {expected[name]}"
         for name in sorted(set(found) & set(expected))
         if found[name] != expected[name]
     ]
-    if not (missing or extra or wrong):
-        return
     parts = []
     for title, names in (("missing", missing), ("not expected", extra), ("wrong shape", wrong)):
         if names:
             rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
             parts.append(f"{title}: {'; '.join(names[:3])}{rest}")
-    raise WeightsError("the weights are of another model; " + "; ".join(parts), where=where)
+    if parts:
+        raise WeightsError(f"{what} " + "; ".join(parts), where=where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +240,26 @@ def _load_checkpoint(path: Path) -> Checkpoint:
         raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def _save_tensors(tensors: dict[str, Tensor], path: Path, *, with_digest: bool = False) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors has no checksum of its own: one flipped bit would be another number. A checkpoint's files have
+    # theirs in the manifest; weights travel alone, so they carry it inside.
+    # One entry only: with two, the library's order of them differs from process to process, and so the bytes.
+    metadata = {DIGEST_KEY: _digest(tensors)} if with_digest else None
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixlab.data.permutation import PixelPermutation
 from mixlab.errors import WeightsError
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -24,6 +25,7 @@ class Preprocess:
     crop_fraction: share of the scaled picture's shorter side that the crop keeps, in (0, 1].
     interpolation: `bicubic` or `bilinear`, antialiased.
     mean, std: per channel, on the scale of pixels / 255.
+    permutation: moves the pixels of the finished input, for models that learnt on permuted pictures.
     """
 
     image_size: tuple[int, int]
@@ -33,6 +35,7 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    permutation: PixelPermutation | None = None
 
     def box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The part of an (height, width) picture that is scaled to image_size: left, top, right, bottom."""
@@ -60,13 +63,16 @@ class Preprocess:
         return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, channels, H, W) -> float32 (B, channels, H, W), (x / 255 - mean) / std."""
+        """uint8 (B, channels, H, W) -> float32 (B, channels, H, W), (x / 255 - mean) / std, then permuted."""
         scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device)
         shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
-        return pixels.float().mul_(scale.view(-1, 1, 1)).sub_(shift.view(-1, 1, 1))
+        image = pixels.float().mul_(scale.view(-1, 1, 1)).sub_(shift.view(-1, 1, 1))
+        return image if self.permutation is None else self.permutation.apply(image)
 
     def denormalize(self, image: Tensor) -> Tensor:
         """The inverse of `normalize`, rounded and clipped to uint8."""
+        if self.permutation is not None:
+            image = self.permutation.undo(image)
         mean = torch.tensor(self.mean, device=image.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=image.device).view(-1, 1, 1)
         return ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -85,10 +91,13 @@ class Preprocess:
     def from_json(cls, values: dict[str, Any]) -> "Preprocess":
         """The inverse of `to_json`; WeightsError if a key is missing or unknown."""
         names = {field.name for field in fields(cls)}
+        values = {"permutation": None} | values
         if set(values) != names:
             wrong = ", ".join(sorted(set(values) ^ names))
             raise WeightsError(
                 f"the stored preprocess has missing or unknown keys: {wrong}", where="config.json"
             )
         known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        if known["permutation"] is not None:
+            known["permutation"] = PixelPermutation.from_json(known["permutation"])
         return cls(**known)

@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     ERASE = 4
     POLICY = 5
     SPLIT = 6
+    PERMUTATION = 7
     # Draws that belong to a batch: epoch is the step, index the virtual shard.
     MIX = 32
     MODEL = 33

@@ -9,6 +9,7 @@ from torch import nn
 
 from mixlab.errors import UsageError
 from mixlab.models.mixer import SIZES, Mixer, MixerConfig
+from mixlab.models.variants import VariantConfig, VariantMixer
 
 # The models the paper names, then ours for small images: name -> (image side, what it is for).
 # Any other patch size works too: `mixer_SIZE` followed by the patch side.
@@ -25,6 +26,9 @@ MODELS = {
     "mixer_micro4": (32, "small images, minutes of training"),
     "mixer_pico2": (8, "8-pixel images such as digits"),
 }
+
+CUSTOM = "custom"  # the size in the name of a Mixer whose dimensions are all given
+DIMENSIONS = ("num_blocks", "hidden_dim", "token_mlp_dim", "channel_mlp_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,8 @@ def create_model(
         image_size = (image_size, image_size)
     if name.startswith("timm/"):
         return _create_timm(config, num_classes, image_size, in_channels)
-    return Mixer(
-        mixer_config(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
-    )
+    dimensions = mixer_config(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
+    return VariantMixer(dimensions) if isinstance(dimensions, VariantConfig) else Mixer(dimensions)
 
 
 def mixer_config(
@@ -83,29 +86,51 @@ def mixer_config(
     """The full dimensions of the Mixer that `config` names."""
     assert config.name is not None
     size, patch_size = parse_mixer_name(config.name)
-    num_blocks, hidden_dim, token_mlp_dim, channel_mlp_dim = SIZES[size]
+    named = dict(zip(DIMENSIONS, SIZES.get(size, (0, 0, 0, 0)), strict=True))  # 0 is refused by MixerConfig
     side = MODELS.get(config.name, (224 if size in "sblh" else 32, ""))[0]
-    return MixerConfig(
+    values: dict[str, Any] = {key: getattr(config, key) or named[key] for key in DIMENSIONS}
+    values |= {
+        key: getattr(config, key)
+        for key in ("stochastic_depth", "head_bias", "branch_init_scale", "gelu", "layer_norm_eps")
+    }
+    kind: type[MixerConfig] = MixerConfig
+    if config.token_mixing != "shared":
+        kind = VariantConfig
+        values |= {"token_mixing": config.token_mixing, "token_groups": config.token_groups}
+    elif config.token_groups != 1:
+        raise UsageError("shared token mixing has no groups", where="model.token_groups")
+    return kind(
         image_size=image_size or (side, side),
         patch_size=config.patch_size or patch_size,
-        hidden_dim=config.hidden_dim or hidden_dim,
-        token_mlp_dim=config.token_mlp_dim or token_mlp_dim,
-        channel_mlp_dim=config.channel_mlp_dim or channel_mlp_dim,
-        num_blocks=config.num_blocks or num_blocks,
         num_classes=num_classes,
         in_channels=in_channels,
-        stochastic_depth=config.stochastic_depth,
-        head_bias=config.head_bias,
-        branch_init_scale=config.branch_init_scale,
-        gelu=config.gelu,
-        layer_norm_eps=config.layer_norm_eps,
+        **values,
     )
+
+
+def settings_of(config: MixerConfig) -> dict[str, Any]:
+    """Keyword arguments of `create_model` for a Mixer of these dimensions, under the paper's name if it has one."""
+    dimensions = {key: getattr(config, key) for key in DIMENSIONS}
+    size = next((size for size, known in SIZES.items() if known == tuple(dimensions.values())), None)
+    settings = {"name": f"mixer_{size or CUSTOM}{config.patch_size}", "num_classes": config.num_classes}
+    settings |= {"image_size": config.image_size, "in_channels": config.in_channels}
+    if size is None:
+        settings |= dimensions
+    default = ModelConfig()
+    for field in fields(ModelConfig):
+        usual = getattr(default, field.name)
+        if (
+            field.name not in ("name", "patch_size", *DIMENSIONS)
+            and getattr(config, field.name, usual) != usual
+        ):
+            settings[field.name] = getattr(config, field.name)
+    return settings
 
 
 def parse_mixer_name(name: str) -> tuple[str, int]:
     """`mixer_b16` -> ("b", 16); UsageError with the nearest name for anything else."""
     match = re.fullmatch(r"mixer_([a-z]+?)(\d+)", name)
-    if match is None or match[1] not in SIZES or int(match[2]) == 0:
+    if match is None or match[1] not in (*SIZES, CUSTOM) or int(match[2]) == 0:
         raise UsageError(f"there is no model called {name!r}", where="model", hint=_nearest(name, MODELS))
     return match[1], int(match[2])
 

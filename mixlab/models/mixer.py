@@ -47,17 +47,13 @@ class MixerConfig:
                 raise UsageError(
                     f"{name} must be at least 1, got {getattr(self, name)}", where=f"model.{name}"
                 )
-        if not 0.0 <= self.stochastic_depth < 1.0:
-            raise UsageError(
-                f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}",
-                where="model.stochastic_depth",
-            )
+        for name in ("stochastic_depth", "layer_norm_eps"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UsageError(
+                    f"{name} must be in [0, 1), got {getattr(self, name)}", where=f"model.{name}"
+                )
         if self.gelu not in ("tanh", "erf"):
             raise UsageError(f"gelu must be tanh or erf, got {self.gelu!r}", where="model.gelu")
-        if not 0.0 < self.layer_norm_eps < 1.0:
-            raise UsageError(
-                f"layer_norm_eps must be in (0, 1), got {self.layer_norm_eps}", where="model.layer_norm_eps"
-            )
         for side in self.image_size:
             if side < self.patch_size:
                 raise UsageError(
@@ -65,12 +61,11 @@ class MixerConfig:
                     where="model.patch_size",
                     hint="choose a smaller patch_size or a larger image_size",
                 )
-            if side % self.patch_size:
-                lower = side - side % self.patch_size
+            if rest := side % self.patch_size:
                 raise UsageError(
                     f"image_size {_times(self.image_size)} is not a multiple of patch_size {self.patch_size}",
                     where="data.image_size",
-                    hint=f"use {lower} or {lower + self.patch_size} instead of {side}",
+                    hint=f"use {side - rest} or {side - rest + self.patch_size} instead of {side}",
                 )
 
     @property
@@ -130,10 +125,10 @@ class Mixer(nn.Module):
 
     def embed(self, image_BCHW: Tensor) -> Tensor:
         """Patches as tokens (B, S, C), in raster order."""
-        if image_BCHW.shape[2:] != self.config.image_size:
+        height, width = image_BCHW.shape[2:]
+        if (height, width) != self.config.image_size:
             raise UsageError(
-                f"this Mixer takes images of {_times(self.config.image_size)} pixels, "
-                f"got {_times((image_BCHW.shape[2], image_BCHW.shape[3]))}",
+                f"this Mixer takes images of {_times(self.config.image_size)} pixels, got {height}x{width}",
                 hint="its token mixing is tied to that grid; preprocess the images with the model's own Preprocess",
             )
         return self.stem(image_BCHW).flatten(2).transpose(1, 2)
@@ -151,12 +146,16 @@ class Mixer(nn.Module):
             outputs.append(self.run_block(index, outputs[-1]))
         return outputs
 
-    def features(self, image_BCHW: Tensor) -> Tensor:
-        """The head's input (B, C), called pre_logits by the authors: mean over tokens after the last norm."""
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        """Tokens (B, S, C) after the last norm."""
         x_BSC = self.embed(image_BCHW)
         for index in range(len(self.blocks)):
             x_BSC = self.run_block(index, x_BSC)
-        return self.pre_head_norm(x_BSC).mean(dim=1)
+        return self.pre_head_norm(x_BSC)
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """The head's input (B, C), called pre_logits by the authors: the mean over tokens after the last norm."""
+        return self.encode(image_BCHW).mean(dim=1)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.head(self.features(image_BCHW))

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -51,6 +51,19 @@ class Screen:
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(label, total=total, completed=start, note="")
             yield Bar(self, label, total, start, (progress, task))
+
+    @contextmanager
+    def progress_if_any(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """A function of (done, total) that shows a bar from its first call on, for work that may not be needed."""
+        with ExitStack() as stack:
+            bars: list[Bar] = []
+
+            def update(done: int, total: int) -> None:
+                if not bars:
+                    bars.append(stack.enter_context(self.progress(label, total, done)))
+                bars[0].update(done)
+
+            yield update
 
 
 class Bar:

@@ -37,6 +37,56 @@ def show_models(rows: list[dict[str, Any]], screen: Screen) -> None:
     screen.show(table)
 
 
+def show_published(rows: list[dict[str, Any]], screen: Screen) -> None:
+    """`mixlab models --pretrained`."""
+    table = Table("name", "MiB", "classes", "GELU", "ImageNet top-1", "here", "what it is")
+    for row in rows:
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} %"
+        numbers = [f"{row['size_mib']:.1f}", str(row["num_classes"]), row["gelu"], top1]
+        table.add_row(row["name"], *numbers, "yes" if row["cached"] else "", escape(row["provenance"]))
+    screen.show(table)
+
+
+def show_conversion(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab convert`."""
+    source = result["source"]
+    screen.say(
+        f"source: {source.get('source', source.get('data', 'a run'))}, {source.get('format', 'mixlab')}"
+    )
+    show_facts(result["model"], screen)
+    for key, value in source.get("assumed", {}).items():
+        screen.say(f"assumed: {key} {value}")
+    for note in source.get("notes", []):
+        screen.say(f"note: {note}")
+    for title, compared in (("changed", result["change"]), ("run by timm itself", result.get("in_timm"))):
+        if compared:
+            what = compared.get("numerics", "the same numerics")
+            screen.say(
+                f"{title}: {what}; on {compared['num_probes']} random pictures the logits differ by "
+                f"{compared['max_difference']:.2g} at most (the largest is {compared['largest_logit']:.2g}), and "
+                f"{compared['same_top1']} have the same top-1"
+            )
+    screen.say(f"written to {result['destination']} as {result['format']}; read back {result['read_back']}")
+
+
+def show_permutation(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab permute`."""
+    show_facts(result, screen)
+
+
+def show_few_shot(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab fewshot`."""
+    table = Table("pictures of each class", "accuracy (mean of seeds)", "lowest", "highest")
+    for row in result["shots"]:
+        values = [percent(row[key]) for key in ("top1", "lowest", "highest")]
+        table.add_row(str(row["shots"]), *values)
+    screen.show(table)
+    screen.say(
+        f"{result['num_features']} features, {result['num_classes']} classes, {result['num_test']} test images, "
+        f"{result['num_seeds']} seeds, l2 {result['l2']:g}"
+    )
+
+
 def show_runs(rows: list[dict[str, Any]], screen: Screen) -> None:
     """`mixlab runs`."""
     table = Table("run", "test", "validation", "steps", "time", "finished")

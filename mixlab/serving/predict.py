@@ -3,7 +3,7 @@
 import csv
 import glob
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mixlab.checkpoint.store import load_weights
+from mixlab.checkpoint.open import open_weights
 from mixlab.data.decode import decode, is_image_name
 from mixlab.data.preprocess import Preprocess
 from mixlab.device import num_cores, pick_device
 from mixlab.errors import ImageError, UsageError
 from mixlab.files import write_atomically
+from mixlab.models.layers import Gelu
 
 Picture = str | Path | bytes | np.ndarray
 BATCH_SIZE = 64
@@ -93,9 +94,24 @@ class Classifier:
         ]
 
 
-def load(path: str | Path, *, device: str = "auto") -> Classifier:
-    """The classifier in a run or weights folder. WeightsError says what is missing or damaged."""
-    weights = load_weights(Path(path))
+def load(
+    path_or_name: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    *,
+    gelu: Gelu | None = None,
+    layer_norm_eps: float | None = None,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Classifier:
+    """The classifier in a run, a weights folder or file of any known format, or of a published name.
+
+    The arguments are those of `mixlab.checkpoint.open.open_weights`: image_size resamples a Mixer to another
+    side or (height, width); gelu and layer_norm_eps replace what the format implies. What was assumed is in
+    `.provenance["assumed"]`. WeightsError says what is missing or damaged.
+    """
+    weights = open_weights(
+        path_or_name, image_size=image_size, gelu=gelu, layer_norm_eps=layer_norm_eps, progress=progress
+    )
     torch_device = pick_device(device)
     return Classifier(
         model=weights.model.to(torch_device).eval(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixlab.checkpoint.store import load_weights
+from mixlab.checkpoint.open import open_weights
 from mixlab.data.dataset import Source, Split
 from mixlab.data.loader import BadFile, evaluation_batches, load_images
 from mixlab.data.sources import open_source
@@ -23,10 +23,11 @@ EVALUATION_BATCH = 128
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     data: str | None = None,
     *,
     split: str | None = None,
+    image_size: tuple[int, int] | None = None,
     data_dir: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -34,18 +35,14 @@ def evaluate(
 ) -> tuple[Evaluation, list[BadFile]]:
     """Metrics of the weights in `run`, and the images that could not be read.
 
+    run: a run or weights folder, a weights file, or a published name. image_size: resample a Mixer to it first.
     data: None takes the run's own data set and the splits it was trained with. split: by default `test`, or
     everything where `data` has no splits.
     """
     screen = screen or Screen()
-    weights = load_weights(run)
-    chosen = (
-        _own_split(run, split or "test", data_dir)
-        if data is None
-        else _other_split(run, data, split, data_dir, screen)
-    )
-    source, images_split = chosen
-    images_split = _with_class_numbers(images_split, source, weights.class_names)
+    weights = open_weights(run, image_size=image_size)
+    source, images_split = choose_split(Path(run), data, split, data_dir, screen)
+    images_split = with_class_numbers(images_split, source, weights.class_names)
     torch_device = pick_device(device)
     set_threads(threads)
     in_memory = fits_in_memory(len(images_split), weights.preprocess)
@@ -61,6 +58,15 @@ def evaluate(
     batches = evaluation_batches(images, EVALUATION_BATCH, on_bad=bad.append)
     predictions = classify(model, batches, torch_device)
     return summarize(predictions, weights.class_names), bad
+
+
+def choose_split(
+    run: Path, data: str | None, split: str | None, data_dir: str | None, screen: Screen
+) -> tuple[Source, Split]:
+    """The images that a person means: a split of the run's own data, or of `data`."""
+    if data is None:
+        return _own_split(run, split or "test", data_dir)
+    return _other_split(run, data, split, data_dir, screen)
 
 
 def _own_split(run: Path, name: str, data_dir: str | None) -> tuple[Source, Split]:
@@ -97,7 +103,7 @@ def _pick(splits: dict[str, Split], name: str, where: str) -> Split:
     return splits[name]
 
 
-def _with_class_numbers(split: Split, source: Source, class_names: tuple[str, ...]) -> Split:
+def with_class_numbers(split: Split, source: Source, class_names: tuple[str, ...]) -> Split:
     """The same images with labels numbered as the model numbers its classes."""
     number = {name: i for i, name in enumerate(class_names)}
     used = [source.class_names[i] for i in np.unique(split.labels)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import (
     CONFIG_NAME,
     Checkpoint,
@@ -34,6 +35,7 @@ from mixlab.models.catalog import create_model
 from mixlab.report.run_log import RunLog
 from mixlab.report.screen import Screen
 from mixlab.training.budget import plan_steps
+from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
 from mixlab.training.outcome import finish
 from mixlab.training.recipe import Recipe, from_toml, override
 from mixlab.training.run_folder import add_bad_files, create_run, default_run_path, read_bad_files
@@ -83,15 +85,18 @@ def train(
     torch_device = pick_device(device)
     autocast(torch_device, recipe.precision)  # raises if this device does not have it
     check_tracker(tracker)
-    recipe = with_absolute_paths(recipe)
+    recipe = with_absolute_init(with_absolute_paths(recipe))
+    initial = open_initial(recipe)
     source = open_data(recipe, download=download)
     splits = split_source(source, recipe)
+    if initial is not None:
+        recipe, initial = fit_initial(recipe, initial)
     recipe = resolve(recipe, splits["train"])
     check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
     run = run or default_run_path(recipe)
     set_threads(recipe.threads)
     prepared = prepare(recipe, source, splits, screen)
-    state = _build(prepared, torch_device)
+    state = _build(prepared, torch_device, initial, screen)
     deadline = None
     if budget_seconds is not None:
         plan = plan_steps(prepared, state, budget_seconds=budget_seconds, started=started)
@@ -126,13 +131,18 @@ def resume(
     set_threads(recipe.threads)
     prepared = prepare(recipe, source, reopen_splits(source, run / "split.csv"), screen)
     add_bad_files(run, prepared.bad_files)
-    state = _build(prepared, pick_device(device))
+    initial = None
+    if recipe.init_from is not None and not any((run / "checkpoints").glob("step_*")):
+        recipe, initial = fit_initial(recipe, open_weights(recipe.init_from))
+    state = _build(prepared, pick_device(device), initial, screen)
     return _run(prepared, state, run, started, None, with_pictures, tracker, screen, resuming=True)
 
 
-def _build(prepared: Prepared, device: torch.device) -> TrainState:
+def _build(prepared: Prepared, device: torch.device, initial: Weights | None, screen: Screen) -> TrainState:
     torch.manual_seed(torch_seed(prepared.recipe.seed, 0, 2**31))  # a shard number that no step uses
     model = create_model(**prepared.model_settings)
+    if initial is not None:
+        screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
     num_classes = len(prepared.source.class_names)
     return TrainState(model, prepared.recipe, prepared.train.split.labels, num_classes, device)
 

@@ -21,7 +21,8 @@ class DataConfig:
     """Which pictures, and how they are brought to the model's size. None follows from the data.
 
     source: `digits`, a folder, a CSV file, or a torchvision name. data_dir: where torchvision's files are.
-    image_size: model input (height, width). channels: 3 or 1. fit, crop_fraction, interpolation: see Preprocess.
+    image_size: model input (height, width). channels: 3 or 1. fit, crop_fraction, interpolation, mean, std: see
+        Preprocess; mean and std are 0.5 unless the weights that training starts from had others.
     in_memory: keep all pixels in memory; None does so if they take less than a quarter of the machine's.
     val_fraction: share of train held out where there is no val split (at most 5,000 images); 0 for none.
     split_seed: seed of every automatic split. max_bad_share: largest tolerated share of unreadable files.
@@ -35,6 +36,8 @@ class DataConfig:
     fit: Literal["crop", "stretch"] = "crop"
     crop_fraction: float = 1.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     in_memory: bool | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
@@ -54,6 +57,8 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise UsageError(f"{key} cannot be negative, got {value}", where=f"data.{key}")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise UsageError(f"std must be above 0, got {self.std}", where="data.std")
         if self.channels not in (None, 1, 3):
             raise UsageError(f"channels must be 1 or 3, got {self.channels}", where="data.channels")
 
@@ -68,6 +73,11 @@ class Recipe:
     keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
     threads: CPU threads, part of the recipe because they change the last bits; None takes one a core.
     checkpoint_seconds: at least this long between two checkpoints at epoch ends.
+    init_from: start from the weights in this run, folder or file, or of this published name. init_grid: how
+        they are fitted to another image size: `resample` for any; for whole multiples `dense` or `blocks`, the
+        paper's Appendix C with the block-diagonal matrices stored whole (all of it trains) or as blocks.
+    freeze: this many layers keep their initial weights: 1 the stem, 2 the first block too, and so on; -1 all but
+        the head.
     budget_seconds: a note of the --budget from which `steps` was set.
     """
 
@@ -91,6 +101,9 @@ class Recipe:
     compile: bool = False
     checkpoint_seconds: float = 15.0
     budget_seconds: float | None = None
+    init_from: str | None = None
+    init_grid: Literal["resample", "dense", "blocks"] = "resample"
+    freeze: int = 0
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "accumulate", "steps", "epochs", "threads"):
@@ -192,7 +205,7 @@ def type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(str(value) for value in get_args(hint))
     if get_origin(hint) is tuple:
-        return "HxW"
+        return "numbers" if float in get_args(hint) else "HxW"
     plain = [part for part in get_args(hint) if part is not type(None)]
     if plain:
         return type_name(plain[0])
@@ -227,6 +240,8 @@ def _parse(value: Any, target: Any) -> Any:
         if value not in get_args(target):
             raise ValueError
         return value
+    if get_origin(target) is tuple and float in get_args(target):
+        return tuple(float(part) for part in (value.split(",") if isinstance(value, str) else value))
     if get_origin(target) is tuple:
         return parse_image_size(
             "x".join(str(side) for side in value) if isinstance(value, list | tuple) else value

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mixlab.data.preprocess import Preprocess
 from mixlab.data.sources import open_source, read_split_csv
 from mixlab.data.splits import hold_out, stratified_split
 from mixlab.device import memory_bytes, num_cores
-from mixlab.errors import DataError, ImageError
+from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.models.catalog import MODELS, ModelConfig, create_model
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import DataConfig, Recipe
@@ -117,17 +117,14 @@ def model_settings(recipe: Recipe, num_classes: int) -> dict[str, Any]:
         "image_size": recipe.data.image_size,
         "in_channels": recipe.data.channels,
     }
-    for key in ("patch_size", "hidden_dim", "token_mlp_dim", "channel_mlp_dim", "num_blocks"):
-        if getattr(model, key) is not None:
-            settings[key] = getattr(model, key)
-    keys = (
-        ["stochastic_depth"]
-        if str(model.name).startswith("timm/")
-        else ["stochastic_depth", "head_bias", "branch_init_scale"]
-    )
-    for key in keys:
-        if getattr(model, key) != getattr(ModelConfig(), key):
-            settings[key] = getattr(model, key)
+    # timm models share recipes with ours: what only a Mixer has is left out for them.
+    mixer_only = ("head_bias", "branch_init_scale", "gelu", "layer_norm_eps")
+    for field in fields(ModelConfig):
+        value = getattr(model, field.name)
+        if field.name in mixer_only and str(model.name).startswith("timm/"):
+            continue
+        if field.name != "name" and value != getattr(ModelConfig(), field.name):
+            settings[field.name] = value
     return settings
 
 
@@ -200,14 +197,22 @@ def build_preprocess(data: DataConfig) -> Preprocess:
     """The preprocessing that a resolved recipe asks for; pixels go to [-1, 1], as the authors have it."""
     assert data.image_size is not None
     assert data.channels is not None
+    mean, std = data.mean or (0.5,), data.std or (0.5,)
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, data.channels):
+            raise UsageError(
+                f"{len(values)} values for {data.channels} channels",
+                where=f"data.{key}",
+                hint="give one for each",
+            )
     return Preprocess(
         image_size=data.image_size,
         channels=data.channels,
         fit=data.fit,
         crop_fraction=data.crop_fraction,
         interpolation=data.interpolation,
-        mean=(0.5,) * data.channels,
-        std=(0.5,) * data.channels,
+        mean=mean if len(mean) == data.channels else mean * data.channels,
+        std=std if len(std) == data.channels else std * data.channels,
     )
 
 

@@ -194,9 +194,11 @@ def test_accumulation_changes_the_sums_order_only(tmp_path):
     for name, parts in (("one", 1), ("four", 4)):
         digits(tmp_path / name, steps=5, epochs=None, accumulate=parts, batch_size=32, threads=1)
     first, second = weights(tmp_path / "one"), weights(tmp_path / "four")
-    # Adam's first steps turn a gradient's sign into a step of lr, rounding noise included; hence medians.
+    # Adam's first steps turn a gradient's sign into a step of lr, rounding noise included; hence medians. The
+    # second token-mixing bias has a gradient of nothing but noise: it never reaches the logits.
     for name in first:
-        assert (first[name] - second[name]).abs().median() < 1e-5
+        if not name.endswith("token_mixing.fc2.bias"):
+            assert (first[name] - second[name]).abs().median() < 1e-5, name
 
 
 def test_early_stopping_ends_a_run_that_no_longer_gains(tmp_path):

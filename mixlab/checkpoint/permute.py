@@ -1,0 +1,46 @@
+"""Weights for permuted pictures: `mixlab permute`."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mixlab.checkpoint.store import Weights
+from mixlab.data.permutation import PixelPermutation
+from mixlab.errors import UsageError
+from mixlab.models.mixer import Mixer
+from mixlab.models.permutation import absorb, prove
+
+NUM_PROOF_IMAGES = 8
+TOLERANCE = 1e-9  # of the float64 proof, relative to the largest logit; rounding alone is far below
+
+
+def permute_weights(weights: Weights, *, seed: int) -> tuple[Weights, dict[str, Any]]:
+    """The same classifier for pictures whose patches and pixels are permuted, and the proof of `models.prove`.
+
+    Its Preprocess permutes the pictures itself, so that its answers to ordinary pictures stay the same.
+    UsageError for a model that cannot absorb a permutation, or weights that permute already.
+    """
+    if weights.preprocess.permutation is not None:
+        raise UsageError("these weights take permuted pictures already", where="WEIGHTS")
+    model: Any = weights.model
+    size = weights.preprocess.image_size
+    if isinstance(model, Mixer):
+        patch_size = model.config.patch_size
+    elif hasattr(model, "patch_embed"):
+        patch_size = model.patch_embed.patch_size[0]
+    else:
+        patch_size = 1  # `absorb` says what it cannot do
+    permutation = PixelPermutation(kind="patches_and_pixels", patch_size=patch_size, seed=seed)
+    changed = absorb(model, permutation.patch_order(size), permutation.pixel_order())
+    generator = torch.Generator().manual_seed(seed)
+    image = 2 * torch.rand(NUM_PROOF_IMAGES, weights.preprocess.channels, *size, generator=generator) - 1
+    proof = prove(model, changed, image, permutation.apply)
+    proof["holds"] = proof["max_difference"] <= TOLERANCE * max(proof["largest_logit"], 1.0)
+    permuted = replace(
+        weights,
+        model=changed.eval(),
+        preprocess=replace(weights.preprocess, permutation=permutation),
+        provenance=weights.provenance | {"permuted": permutation.to_json()},
+    )
+    return permuted, proof

@@ -1,0 +1,370 @@
+"""The released Mixer weights: which there are, and how one gets onto this machine, whole and verified."""
+
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+
+import mixlab
+from mixlab.errors import DiskError, UsageError, WeightsError
+from mixlab.files import write_atomically
+from mixlab.models.layers import Gelu
+
+OFFICIAL_URL = "https://storage.googleapis.com/mixer_models"
+NOT_VERIFIED = "not downloaded or run by mixlab's authors: facts are the publishers'"
+CHUNK = 1 << 20
+SIZE_TOLERANCE = 0.01 * 2**20  # sizes are known in MiB with two digits
+TIMEOUT_SECONDS = 30.0
+TRIES = 5
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One released file (or timm folder) of Mixer weights.
+
+    name: MODEL:TAG, or timm/NAME. url: of the file; for timm's, the name of the Hub repository. size_mib: of the
+    file, two digits for the official ones. top1: on ImageNet, per cent, as its source reports it, or None.
+    """
+
+    name: str
+    model: str
+    url: str
+    size_mib: float
+    num_classes: int
+    gelu: Gelu
+    provenance: str
+    top1: float | None = None
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    crop_fraction: float = 0.875
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    not_verified: str = NOT_VERIFIED
+
+    @property
+    def is_hub(self) -> bool:
+        return self.name.startswith("timm/")
+
+
+def _official(
+    folder: str, size: str, mib: float, provenance: str, *, classes: int = 1000, **facts: Any
+) -> Published:
+    file = f"Mixer-{size[0].upper()}_{size[1:]}.npz"
+    return Published(
+        name=f"mixer_{size}:{folder}",
+        model=f"mixer_{size}",
+        url=f"{OFFICIAL_URL}/{folder}/{file}",
+        size_mib=mib,
+        num_classes=classes,
+        gelu="tanh",
+        provenance=provenance,
+        **facts,
+    )
+
+
+def _timm(
+    tag: str, model: str, mib: float, provenance: str, *, classes: int = 1000, **facts: Any
+) -> Published:
+    name = f"timm/{tag}"
+    return Published(
+        name=name,
+        model=model,
+        url=name,
+        size_mib=mib,
+        num_classes=classes,
+        gelu="erf",
+        provenance=provenance,
+        **facts,
+    )
+
+
+_I1K = "the authors', trained on ImageNet-1k from scratch"
+_I21K = "the authors', trained on ImageNet-21k"
+_SAM = "the authors' group, ImageNet-1k with SAM; its keys were not seen by us"
+_GSAM = "the authors' group, ImageNet-1k with GSAM; its keys were not seen by us"
+_NO_21K = "a paper author says that this is the ImageNet-1k-only model, whatever its name says"
+_MIIL: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}
+PUBLISHED = {
+    published.name: published
+    for published in (
+        _official("imagenet1k", "b16", 228.47, _I1K, top1=76.44),
+        _official("imagenet1k", "l16", 794.29, _I1K, top1=71.76),
+        _official("imagenet21k", "b16", 289.61, _I21K, classes=21843),
+        _official("imagenet21k", "l16", 875.78, _I21K, classes=21843),
+        _official("sam", "b16", 228.47, _SAM),
+        _official("sam", "b32", 230.04, _SAM),
+        _official("gsam", "b16", 228.47, _GSAM),
+        _official("gsam", "b32", 230.04, _GSAM),
+        _official("gsam", "s16", 70.71, _GSAM),
+        _official("gsam", "s32", 72.91, _GSAM),
+        _official("gsam", "s8", 78.79, _GSAM),
+        _timm("mixer_b16_224.goog_in21k_ft_in1k", "mixer_b16", 228.4, _NO_21K + " (timm#651)", top1=76.616),
+        _timm(
+            "mixer_l16_224.goog_in21k_ft_in1k", "mixer_l16", 794.2,
+            "probably the ImageNet-1k-only model, as its accuracy is that one's, whatever its name says", top1=72.084,
+        ),
+        _timm("mixer_b16_224.goog_in21k", "mixer_b16", 289.6, _I21K + ", converted by timm", classes=21843),
+        _timm("mixer_l16_224.goog_in21k", "mixer_l16", 875.7, _I21K + ", converted by timm", classes=21843),
+        _timm("mixer_b16_224.miil_in21k", "mixer_b16", 258.4, "MIIL, ImageNet-21k-P", classes=11221, **_MIIL),
+        _timm(
+            "mixer_b16_224.miil_in21k_ft_in1k", "mixer_b16", 228.4,
+            "MIIL, ImageNet-21k-P, then ImageNet-1k", top1=82.314, **_MIIL,
+        ),
+    )
+}  # fmt: skip
+
+
+def find_published(name: str) -> Published:
+    """The entry of that name; UsageError with the nearest one and what there is of that model."""
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    same = [known for known in PUBLISHED if known.split(":")[0] == name.split(":")[0]]
+    close = difflib.get_close_matches(name, PUBLISHED, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint += f"there are {', '.join(same)}" if same else "`mixlab models --pretrained` lists them"
+    raise UsageError(f"there are no published weights {name!r}", where="pretrained", hint=hint)
+
+
+def list_published() -> list[dict[str, Any]]:
+    """A row for each entry, with `cached`: whether it is on this machine."""
+    return [asdict(entry) | {"cached": _cached(entry)} for entry in PUBLISHED.values()]
+
+
+def cache_folder() -> Path:
+    """$MIXLAB_CACHE, else mixlab below $XDG_CACHE_HOME or ~/.cache."""
+    if "MIXLAB_CACHE" in os.environ:
+        return Path(os.environ["MIXLAB_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixlab"
+
+
+def _cache_path(published: Published) -> Path:
+    # By folder and name: the same file names stand in several folders of the server.
+    return cache_folder().joinpath(*published.url.removeprefix(OFFICIAL_URL + "/").split("/"))
+
+
+def _cached(published: Published) -> bool:
+    path = _cache_path(published)
+    return (path / "model.safetensors").is_file() if published.is_hub else path.is_file()
+
+
+def is_offline() -> bool:
+    """Whether the person asked not to touch the network."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("MIXLAB_OFFLINE", "HF_HUB_OFFLINE"))
+
+
+def fetch_published(published: Published, *, progress: Progress | None = None, pause: float = 1.0) -> Path:
+    """The file (for timm's, the folder) on this machine; downloaded if it is not there yet, verified if it is.
+
+    progress: called with (bytes done, bytes in all). pause: seconds before the second try, doubled for each more.
+    $MIXLAB_MIRROR replaces the server. WeightsError says what went wrong and what to do, DiskError a full disk.
+    """
+    path = _cache_path(published)
+    if published.is_hub:
+        return _fetch_hub(published, path)
+    if not path.exists():
+        if is_offline():
+            raise WeightsError(
+                f"{published.name} is not on this machine, and MIXLAB_OFFLINE or HF_HUB_OFFLINE is set",
+                where=str(path),
+                hint=_by_hand(published, path),
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                if not path.exists():  # somebody else may have fetched it while we waited
+                    _download(published, path, progress, pause)
+        except OSError as error:
+            raise DiskError(
+                f"could not write: {error.strerror or error}",
+                where=str(path),
+                hint="is the disk full? MIXLAB_CACHE names another folder; what was fetched is kept and used",
+            ) from error
+    _verify(published, path)
+    return path
+
+
+def _by_hand(published: Published, path: Path) -> str:
+    return f"download {published.url} elsewhere and put it at {path}, or name the file itself instead"
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _verify(published: Published, path: Path) -> None:
+    """The size, and the SHA-256 recorded when the file came; a file put there by hand is recorded now."""
+    hint = f"delete it to download it again from {published.url}"
+    size = path.stat().st_size
+    if abs(size - published.size_mib * 2**20) > SIZE_TOLERANCE:
+        raise WeightsError(
+            f"it has {size} bytes, {published.name} has {published.size_mib} MiB", where=str(path), hint=hint
+        )
+    try:
+        record = json.loads(_record_path(path).read_text())
+        known = str(record["sha256"])
+    except FileNotFoundError:
+        _write_record(published, path, _sha256(path))
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"its record is damaged: {error}", where=str(_record_path(path)), hint=hint
+        ) from error
+    if _sha256(path) != known:
+        raise WeightsError(
+            "it has changed since it was downloaded: its SHA-256 differs", where=str(path), hint=hint
+        )
+
+
+def _write_record(published: Published, path: Path, sha256: str) -> None:
+    record = {
+        "url": published.url,
+        "size": path.stat().st_size,
+        "sha256": sha256,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_atomically(_record_path(path), (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process downloads a file, others wait; the lock goes with the process that holds it."""
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _download(published: Published, path: Path, progress: Progress | None, pause: float) -> None:
+    mirror = os.environ.get("MIXLAB_MIRROR")
+    url = published.url if mirror is None else published.url.replace(OFFICIAL_URL, mirror.rstrip("/"))
+    part = path.with_name(path.name + ".part")
+    total = published.size_mib * 2**20
+    for attempt in range(TRIES):
+        try:
+            _receive(url, part, total, progress)
+            break
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            if (
+                isinstance(error, urllib.error.HTTPError)
+                and error.code < 500
+                and error.code not in (408, 429)
+            ):
+                raise WeightsError(
+                    f"the server answered {error.code} {error.reason}",
+                    where=url,
+                    hint=_by_hand(published, path),
+                ) from error
+            if attempt == TRIES - 1:
+                done = part.stat().st_size if part.exists() else 0
+                reason = getattr(error, "reason", None) or error
+                raise WeightsError(
+                    f"the download failed {TRIES} times, the last time with: {reason}; {done} bytes are here",
+                    where=url,
+                    hint=f"try again, it goes on from there; or {_by_hand(published, path)}",
+                ) from error
+            time.sleep(pause * 2**attempt)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    sha256 = _sha256(part)
+    os.replace(part, path)
+    part.with_name(part.name + ".json").unlink(missing_ok=True)
+    _write_record(published, path, sha256)
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects to http and https only, and never from https down to http."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        allowed = ("https://",) if req.full_url.startswith("https://") else ("https://", "http://")
+        if not newurl.startswith(allowed):
+            raise WeightsError(
+                f"the server sends us to {newurl[:200]}, which is not allowed", where=req.full_url
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _receive(url: str, part: Path, total: float, progress: Progress | None) -> None:
+    """Append the rest of `url` to `part`: from where it ends, if the server still has the same file."""
+    tag_path = part.with_name(part.name + ".json")
+    done = part.stat().st_size if part.exists() else 0
+    tag = json.loads(tag_path.read_text())["etag"] if done and tag_path.exists() else None
+    headers = {"User-Agent": f"mixlab/{mixlab.__version__}", "Accept-Encoding": "identity"}
+    if tag:  # without a tag nothing says that the rest belongs to the beginning
+        headers |= {"Range": f"bytes={done}-", "If-Range": tag}
+    opener = urllib.request.build_opener(_SafeRedirects)
+    try:
+        answer = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # what we have does not fit what is there: start again
+            part.unlink(missing_ok=True)
+            raise ConnectionError("the server has another file than before") from error
+        raise
+    with answer:
+        if answer.status != 206:
+            done = 0
+        length = answer.headers.get("Content-Length")
+        whole = None if length is None else done + int(length)
+        if whole is not None and abs(whole - total) > SIZE_TOLERANCE:
+            part.unlink(missing_ok=True)
+            raise WeightsError(
+                f"the server offers {whole} bytes, and the published file has {total / 2**20:.2f} MiB",
+                where=url,
+                hint="this is another file; check the address or MIXLAB_MIRROR",
+            )
+        limit = round(total + SIZE_TOLERANCE)
+        if shutil.disk_usage(part.parent).free < limit - done:
+            raise OSError(28, "No space left on device")
+        write_atomically(tag_path, json.dumps({"etag": answer.headers.get("ETag")}).encode())
+        with part.open("ab" if done else "wb") as file:
+            while chunk := answer.read(CHUNK):
+                done += len(chunk)
+                if done > limit:
+                    file.close()
+                    part.unlink()
+                    raise WeightsError("the server sends more than the published file has", where=url)
+                file.write(chunk)
+                if progress is not None:
+                    progress(done, round(total))
+        if done < (whole if whole is not None else total - SIZE_TOLERANCE):
+            raise ConnectionError(f"the connection was cut after {done} bytes")
+
+
+def _fetch_hub(published: Published, path: Path) -> Path:
+    """A folder of timm's on the Hugging Face Hub, through its library: config.json and model.safetensors only."""
+    if _cached(published):
+        return path
+    if is_offline():
+        raise WeightsError(
+            f"{published.name} is not on this machine, and MIXLAB_OFFLINE or HF_HUB_OFFLINE is set",
+            where=str(path),
+            hint=f"put config.json and model.safetensors of {published.url} there",
+        )
+    from huggingface_hub import snapshot_download
+
+    files = ["config.json", "model.safetensors"]
+    try:
+        snapshot_download(published.url, allow_patterns=files, local_dir=path)
+    except Exception as error:  # of its own, of the network library beneath, of the disk: many kinds
+        raise WeightsError(
+            f"the Hub did not give {published.url}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            where=str(path),
+            hint="try again later, or put config.json and model.safetensors there by hand",
+        ) from error
+    if not _cached(published):
+        raise WeightsError("the Hub has no model.safetensors there", where=published.url)
+    return path

@@ -1,0 +1,53 @@
+"""What the commands share: how a result is shown, and how a person's words become runs and weights."""
+
+import json as jsonlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixlab.checkpoint.store import Weights
+    from mixlab.report.screen import Screen
+
+
+class Context:
+    """How the command that runs now shows its result."""
+
+    json = False
+    on_error: Callable[[], Any] = staticmethod(lambda: None)  # prints the traceback if that was asked for
+
+    @classmethod
+    def screen(cls) -> "Screen":
+        from mixlab.report.screen import Screen
+
+        return Screen(to_stderr=cls.json)
+
+
+def emit(value: dict[str, Any]) -> None:
+    if Context.json:
+        print(jsonlib.dumps(value, allow_nan=False))
+
+
+def find_run(name: str) -> Path:
+    from mixlab.training.run_folder import run_path
+
+    return run_path(name)
+
+
+def find_weights(name: str) -> str | Path:
+    """A run by its name under ./runs, else what the person wrote: a path or a published name."""
+    path = find_run(name)
+    return path if path.exists() else name
+
+
+def open_named(name: str, **options: Any) -> "Weights":
+    from mixlab.checkpoint.open import open_weights
+
+    with Context.screen().progress_if_any("downloading") as progress:
+        return open_weights(find_weights(name), progress=progress, **options)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    from mixlab.training.recipe import parse_image_size
+
+    return None if text is None else parse_image_size(text)

@@ -1,0 +1,234 @@
+"""The commands that learn and measure, one function each; its docstring is the command's help.
+
+torch is imported inside the commands that need it, so that help and usage errors come at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+import mixlab
+from mixlab.commands.context import Context, emit, find_run, find_weights, parse_size
+from mixlab.errors import UsageError
+
+TRAIN_OPTIONS = (
+    "recipe", "config", "model", "budget", "run", "resume",
+    "device", "tracker", "download", "without_pictures",
+)  # fmt: skip
+
+
+def train(
+    data: str | None = None,
+    /,
+    *,
+    recipe: str = "auto",
+    config: Path | None = None,
+    model: str | None = None,
+    budget: str | None = None,
+    run: str | None = None,
+    resume: str | None = None,
+    device: str | None = None,
+    tracker: str | None = None,
+    download: Annotated[bool, Parameter(negative="")] = False,
+    without_pictures: Annotated[bool, Parameter(negative="")] = False,
+    overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
+) -> None:
+    """Train a classifier; ends with its test accuracy and report.html.
+
+    Any key of the recipe can be set too, such as --epochs 20, --seed 1, --optimizer.lr 3e-4, --image-size
+    64x64 or --val-fraction 0; all keys stand below.
+
+    Parameters
+    ----------
+    data
+        `digits`, a folder (DATA/train/CLASS/*, or DATA/CLASS/*), a CSV file (path,label[,split]), or a set
+        of torchvision such as cifar10.
+    recipe
+        The name of a recipe or a TOML file; `auto` takes the one that suits the data.
+    config
+        TOML file whose keys replace the recipe's; a run's recipe.toml is one.
+    model
+        A name from `mixlab models`, or timm/NAME.
+    budget
+        Total time from start to exit, such as 90s, 10m or 2h; sets the number of steps.
+    run
+        Folder of the run, or its name under ./runs.
+    resume
+        Go on with this run, exactly where it stopped; takes no other setting.
+    device
+        auto, cpu, cuda or mps.
+    tracker
+        tensorboard or wandb, if installed.
+    download
+        Fetch a torchvision set that is not there yet.
+    without_pictures
+        Leave images of the data set out of the report.
+    """
+    overrides = dict(overrides or {})
+    if resume is not None:
+        given = [data, config, model, budget, run, *overrides, *([recipe] if recipe != "auto" else [])]
+        if any(given) or download:
+            raise UsageError(
+                "--resume goes on with the run as it is and takes no other setting", where="--resume"
+            )
+        from mixlab.training.loop import resume as resume_training
+
+        emit(
+            resume_training(
+                find_run(resume),
+                device=device or "auto",
+                with_pictures=not without_pictures,
+                tracker=tracker,
+                screen=Context.screen(),
+            )
+        )
+        return
+    from mixlab import recipes
+    from mixlab.training.recipe import full_key
+
+    for key in overrides:  # before the data is opened, which may take long
+        full_key(key, also=TRAIN_OPTIONS)
+    if model is not None:
+        overrides["model.name"] = model
+    chosen = recipes.compose(
+        data,
+        recipe=recipe,
+        config=config,
+        overrides=overrides,
+        has_budget=budget is not None,
+        download=download,
+    )
+    result = recipes.train(
+        chosen,
+        budget=budget,
+        run=None if run is None else find_run(run),
+        started=mixlab.STARTED,
+        device=device or "auto",
+        download=download,
+        with_pictures=not without_pictures,
+        tracker=tracker,
+        screen=Context.screen(),
+    )
+    emit(result)
+
+
+def evaluate(
+    run: str,
+    data: str | None = None,
+    /,
+    *,
+    split: str | None = None,
+    image_size: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> int:
+    """Measure a run's weights on its own test split, or on other labelled data.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name (`mixlab models --pretrained`).
+    data
+        As for `train`; by default the run's own data.
+    split
+        train, val or test; by default test, or all of a folder that has no splits.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    data_dir
+        Where torchvision's sets lie; ./data by default.
+    """
+    from mixlab.report.tables import show_evaluation
+    from mixlab.training.evaluate import evaluate as run_evaluation
+
+    screen = Context.screen()
+    evaluation, bad = run_evaluation(
+        find_weights(run),
+        data,
+        split=split,
+        image_size=parse_size(image_size),
+        data_dir=data_dir,
+        device=device,
+        threads=threads,
+        screen=screen,
+    )
+    result = evaluation.to_json() | {"num_bad": len(bad), "bad": [vars(file) for file in bad]}
+    show_evaluation(result, screen)
+    emit(result)
+    return 1 if bad else 0
+
+
+def fewshot(
+    run: str,
+    data: str | None = None,
+    /,
+    *,
+    shots: str = "1,5,10,25",
+    seeds: int = 3,
+    l2: float = 1024.0,
+    image_size: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Accuracy of a linear probe on frozen features, from a few labelled pictures of each class.
+
+    The authors' protocol: features before the head, whitened; ridge regression in closed form; several seeds.
+
+    Parameters
+    ----------
+    run
+        A run, a weights file of any known format, or a published name.
+    data
+        As for `train`; pictures are taken from its train split and measured on its test split. By default
+        the run's own data.
+    shots
+        How many pictures of each class, with commas.
+    seeds
+        How many times the pictures are drawn.
+    l2
+        Strength of the ridge penalty.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    """
+    from mixlab.report.tables import show_few_shot
+    from mixlab.training.few_shot import few_shot
+
+    try:
+        numbers = tuple(int(part) for part in shots.split(","))
+    except ValueError:
+        raise UsageError(f"{shots!r} is no list of numbers", where="--shots", hint="such as 1,5,10") from None
+    screen = Context.screen()
+    result = few_shot(
+        find_weights(run),
+        data,
+        shots=numbers,
+        num_seeds=seeds,
+        l2=l2,
+        image_size=parse_size(image_size),
+        data_dir=data_dir,
+        device=device,
+        screen=screen,
+    )
+    show_few_shot(result, screen)
+    emit(result)
+
+
+def runs(folder: Path = Path("runs"), /) -> None:
+    """List the runs in a folder, best first.
+
+    Parameters
+    ----------
+    folder
+        Where the runs are.
+    """
+    from mixlab.report.tables import show_runs
+    from mixlab.training.run_folder import list_runs
+
+    rows = list_runs(folder)
+    screen = Context.screen()
+    if rows:
+        show_runs(rows, screen)
+    else:
+        screen.say(f"there are no runs in {folder}")
+    emit({"runs": rows})

@@ -1,0 +1,92 @@
+"""The commands that use a model or look at data and machine, one function each; its docstring is the command's help.
+
+torch is imported inside the commands that need it, so that help and usage errors come at once.
+"""
+
+from pathlib import Path
+
+from mixlab.commands.context import Context, emit, find_weights, parse_size
+from mixlab.errors import UsageError
+
+
+def predict(
+    run: str,
+    /,
+    *images: str,
+    top: int = 5,
+    csv: Path | None = None,
+    image_size: str | None = None,
+    device: str = "auto",
+) -> int:
+    """Say what is in pictures: files, whole folders or quoted globs.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name such as mixer_b16:imagenet1k.
+    images
+        Image files, folders, or globs.
+    top
+        How many labels for each image.
+    csv
+        Write path, rank, label, probability, error to this file too.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    """
+    from mixlab.report.tables import show_predictions
+    from mixlab.serving.predict import find_images, load, write_csv
+
+    if not images:
+        raise UsageError("there is no image to look at", where="IMAGE", hint="name files, a folder or a glob")
+    screen = Context.screen()
+    with screen.progress_if_any("downloading") as progress:
+        classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
+    rows = classifier.predict(find_images(images), top=top)
+    num_bad = sum("error" in row for row in rows)
+    result = {"images": rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
+    if csv is not None:
+        write_csv(rows, csv)
+    show_predictions(result, screen)
+    if csv is not None:
+        screen.say(f"written to {csv}")
+    emit(result)
+    return 1 if num_bad else 0
+
+
+def check(data: str, /, *, data_dir: str | None = None) -> int:
+    """Look through a data set: counts, sizes, unreadable files, the same picture in two splits.
+
+    Parameters
+    ----------
+    data
+        As for `train`.
+    data_dir
+        Where torchvision's sets lie; ./data by default.
+    """
+    from mixlab.data.check import check as check_source
+    from mixlab.data.sources import open_source
+    from mixlab.report.tables import show_check
+
+    screen = Context.screen()
+    source = open_source(data, data_dir=data_dir)
+    with screen.progress("checking", sum(len(split) for split in source.splits.values())) as bar:
+        result = check_source(source, progress=lambda done, total: bar.update(done))
+    show_check(result.to_json(), screen)
+    emit(result.to_json())
+    return 1 if result.num_bad else 0
+
+
+def doctor() -> None:
+    """Versions, processor, device and decoder: what this installation has to work with."""
+    from importlib.util import find_spec
+
+    from mixlab.device import describe_machine, pick_device
+    from mixlab.report.tables import show_facts
+
+    facts = describe_machine()
+    facts["device"] = str(pick_device())
+    facts["jpeg_decoder"] = (
+        "simplejpeg" if find_spec("simplejpeg") else "Pillow (install simplejpeg for speed)"
+    )
+    show_facts(facts, Context.screen())
+    emit(facts)

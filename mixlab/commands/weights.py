@@ -1,0 +1,149 @@
+"""The commands about models and their weights, one function each; its docstring is the command's help.
+
+torch is imported inside the commands that need it, so that help and usage errors come at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mixlab.commands.context import Context, emit, find_weights, open_named, parse_size
+from mixlab.errors import UsageError
+
+
+def info(
+    model: str,
+    /,
+    *,
+    image_size: str | None = None,
+    num_classes: int = 1000,
+    batch_size: int = 1,
+    patch_size: int | None = None,
+) -> None:
+    """Parameters, multiply-accumulates and memory of a model, by name or from weights.
+
+    Parameters
+    ----------
+    model
+        A name from `mixlab models`, timm/NAME, a run, a weights file of any known format, or a published name.
+    image_size
+        Side, or HxW, in pixels; by default the model's own.
+    """
+    from mixlab.models.describe import describe_settings
+    from mixlab.report.tables import show_facts
+
+    name = find_weights(model)
+    size = parse_size(image_size)
+    provenance: dict[str, Any] = {}
+    if Path(name).exists() or ":" in model:
+        weights = open_named(model, image_size=size)
+        settings, provenance = weights.model_settings, weights.provenance
+    else:
+        settings = {"name": model, "num_classes": num_classes}
+        if size is not None:
+            settings["image_size"] = size
+        if patch_size is not None:
+            settings["patch_size"] = patch_size
+    facts = describe_settings(settings, batch_size=batch_size)
+    facts |= {"provenance": provenance} if provenance else {}
+    show_facts(facts, Context.screen())
+    emit(facts)
+
+
+def models(*, timm: str | None = None, pretrained: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """List the models that can be trained by name, or the published weights.
+
+    Parameters
+    ----------
+    timm
+        Also list timm's models that match this pattern, such as '*mixer*'; they are used as timm/NAME.
+    pretrained
+        List every published file of Mixer weights instead: name, size, classes, accuracy, where it comes from.
+    """
+    from mixlab.report.tables import show_models, show_published
+
+    if pretrained:
+        from mixlab.checkpoint.pretrained import list_published
+
+        published = list_published()
+        show_published(published, Context.screen())
+        emit({"pretrained": published})
+        return
+    from mixlab.models.describe import list_models
+
+    rows = list_models(timm)
+    show_models(rows, Context.screen())
+    emit({"models": rows})
+
+
+def convert(
+    source: str,
+    destination: Path,
+    /,
+    *,
+    format: str | None = None,
+    image_size: str | None = None,
+    gelu: str | None = None,
+    layer_norm_eps: float | None = None,
+    accept_gelu_change: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Turn weights of one format into another; the source is recognised by its keys and shapes.
+
+    Parameters
+    ----------
+    source
+        A file or folder of weights (the authors' .npz, timm, mmpretrain, lucidrains, mixlab), a run, or a
+        published name.
+    destination
+        What to write; it must not exist.
+    format
+        mixlab, official (.npz), timm (a folder for timm and transformers), mixlab-timm (the same with mixlab's
+        architecture, which keeps the tanh GELU), mmpretrain or lucidrains; by default official for *.npz, else
+        mixlab.
+    image_size
+        Side, or HxW, in pixels: resample to it; needed where the number of patches is no square.
+    gelu
+        tanh or erf, instead of what the source's format implies.
+    layer_norm_eps
+        Instead of what the source's format implies.
+    accept_gelu_change
+        Write weights for code that runs another GELU or epsilon than they were trained with; the difference is
+        measured, printed and stored.
+    """
+    from mixlab.checkpoint.convert import convert as convert_weights
+    from mixlab.report.tables import show_conversion
+
+    if gelu not in (None, "tanh", "erf"):
+        raise UsageError(f"gelu must be tanh or erf, got {gelu!r}", where="--gelu")
+    weights = open_named(source, image_size=parse_size(image_size), gelu=gelu, layer_norm_eps=layer_norm_eps)
+    result = convert_weights(weights, destination, format=format, accept_gelu_change=accept_gelu_change)
+    settings = {key: value for key, value in weights.model_settings.items() if value is not None}
+    result |= {"source": weights.provenance, "model": settings}
+    show_conversion(result, Context.screen())
+    emit(result)
+
+
+def permute(weights: str, /, *, seed: int = 0, out: Path) -> None:
+    """Rewrite weights for pictures whose patches and pixels are permuted: same answers, and the proof.
+
+    Parameters
+    ----------
+    weights
+        A run, a weights file of any known format, or a published name; a Mixer or a timm ViT.
+    seed
+        Of the permutation of the patches and of the pixels in a patch.
+    out
+        Folder to write the new weights to; it must not exist. They permute pictures themselves.
+    """
+    from mixlab.checkpoint.permute import permute_weights
+    from mixlab.checkpoint.store import save_weights
+    from mixlab.report.tables import show_permutation
+
+    if out.exists():
+        raise UsageError("it exists already", where=str(out), hint="choose another --out")
+    permuted, proof = permute_weights(open_named(weights), seed=seed)
+    save_weights(out, permuted)
+    result = proof | {"out": str(out), "seed": seed}
+    show_permutation(result, Context.screen())
+    emit(result)

@@ -1,0 +1,140 @@
+"""Weights that a training starts from: opened, fitted to the run's grid, patches, channels and classes."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.store import Weights
+from mixlab.errors import UsageError
+from mixlab.models.catalog import ModelConfig, settings_of
+from mixlab.models.mixer import Mixer, MixerConfig
+from mixlab.models.resolution import extend, resample
+from mixlab.training.recipe import Recipe
+
+
+def open_initial(recipe: Recipe) -> Weights | None:
+    """The weights that `recipe.init_from` names, if any."""
+    if recipe.init_from is None:
+        if recipe.init_grid != "resample":
+            raise UsageError("init_grid says how weights are fitted, and none are named", where="init_from")
+        return None
+    return open_weights(recipe.init_from)
+
+
+def with_absolute_init(recipe: Recipe) -> Recipe:
+    """The same recipe with a path that holds from any folder; published names stay as they are."""
+    if recipe.init_from is None or not Path(recipe.init_from).exists():
+        return recipe
+    return replace(recipe, init_from=os.path.abspath(os.path.expanduser(recipe.init_from)))
+
+
+def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
+    """The weights fitted to the recipe's images, and the recipe with what it left open as the weights have it.
+
+    Open may be the model, image size, channels, mean and std. UsageError where the recipe asks for another model.
+    """
+    data, preprocess = recipe.data, weights.preprocess
+    channels = data.channels or preprocess.channels
+    data = replace(
+        data,
+        image_size=data.image_size or preprocess.image_size,
+        channels=channels,
+        mean=data.mean or _for_channels(preprocess.mean, channels),
+        std=data.std or _for_channels(preprocess.std, channels),
+    )
+    recipe = replace(recipe, data=data)
+    if isinstance(weights.model, Mixer):
+        fitted = _fitted(weights.model, recipe)
+        weights, settings = replace(weights, model=fitted), settings_of(fitted.config)
+        model = ModelConfig(**{k: v for k, v in settings.items() if k in ModelConfig.__dataclass_fields__})
+    else:
+        model = ModelConfig(name=weights.model_settings["name"])
+    wanted, default = recipe.model, ModelConfig()
+    if wanted.name is not None and wanted.name != model.name:
+        raise UsageError(
+            f"the weights are of {model.name}, the recipe's model is {wanted.name}",
+            where="model.name",
+            hint="leave the model out: it follows from --init-from",
+        )
+    # Of the recipe's own model settings only those hold that are no property of the weights.
+    kept = ("stochastic_depth", "head_bias")
+    for key in ModelConfig.__dataclass_fields__:
+        value = getattr(wanted, key)
+        free = key in (*kept, "name", "patch_size", "branch_init_scale", "gelu", "layer_norm_eps")
+        if not free and value != getattr(default, key) and value != getattr(model, key):
+            raise UsageError(
+                f"{key} {value} does not fit the weights", where=f"model.{key}", hint="leave it out"
+            )
+    numerics = {
+        k: getattr(wanted, k) for k in ("gelu", "layer_norm_eps") if getattr(wanted, k) != getattr(default, k)
+    }
+    model = replace(model, **{key: getattr(wanted, key) for key in kept}, **numerics)
+    return replace(recipe, model=model), weights
+
+
+def load_initial(model: nn.Module, weights: Weights, recipe: Recipe, class_names: tuple[str, ...]) -> str:
+    """Copy fitted weights into `model`; the head only if the classes are the same. A sentence that says what."""
+    keeps_head = class_names == weights.class_names
+    given, own = weights.model.state_dict(), model.state_dict()
+    head = _head_name(model)
+    for name, tensor in given.items():
+        if name.split(".")[0] == head and not keeps_head:
+            continue
+        if name not in own or own[name].shape != tensor.shape:
+            raise UsageError(
+                f"{name} of the weights does not fit this model",
+                where=str(recipe.init_from),
+                hint="leave --model out",
+            )
+        own[name].copy_(tensor)
+    kept = "its head too" if keeps_head else f"with a new head for {len(class_names)} classes"
+    return f"started from {recipe.init_from} ({weights.provenance.get('format', 'mixlab')}), {kept}"
+
+
+def _head_name(model: nn.Module) -> str:
+    if isinstance(model, Mixer):
+        return "head"
+    return str(dict(model.default_cfg).get("classifier", "head"))  # type: ignore[arg-type]
+
+
+def _fitted(model: Mixer, recipe: Recipe) -> Mixer:
+    """The same weights for the recipe's channels, patch side and image size."""
+    data = recipe.data
+    assert data.image_size is not None
+    assert data.channels is not None
+    if model.config.in_channels != data.channels:
+        model = _with_channels(model, data.channels)
+    patch_size = recipe.model.patch_size or model.config.patch_size
+    if recipe.init_grid == "resample":
+        return resample(model, data.image_size, patch_size=patch_size)
+    height, width = model.config.image_size
+    factor = data.image_size[0] // height
+    if patch_size != model.config.patch_size or data.image_size != (height * factor, width * factor):
+        raise UsageError(
+            f"init_grid {recipe.init_grid} needs a whole multiple of {height}x{width} and patches of "
+            f"{model.config.patch_size}, got {data.image_size[0]}x{data.image_size[1]} and {patch_size}",
+            where="init_grid",
+            hint="init_grid resample takes any size",
+        )
+    return extend(model, factor, sparse=recipe.init_grid == "blocks")
+
+
+def _with_channels(model: Mixer, channels: int) -> Mixer:
+    """A stem for grey pictures from one for colour (the sum over the three equal channels), or the other way."""
+    config: MixerConfig = replace(model.config, in_channels=channels)
+    with torch.device("meta"):
+        changed = type(model)(config)
+    state: dict[str, Any] = model.state_dict()
+    kernel: Tensor = state["stem.weight"]
+    state["stem.weight"] = kernel.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
+    changed.load_state_dict(state, assign=True)
+    return changed
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values if len(values) == channels else (sum(values) / len(values),) * channels

@@ -1,0 +1,183 @@
+"""Weights through every format and back, and through other people's programs; what changes is measured and said."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from mixlab.checkpoint.convert import FORMATS, convert
+from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.store import Weights
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import UsageError
+from mixlab.models.catalog import create_model, settings_of
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def random_weights(gelu="tanh", eps=1e-6, **settings) -> Weights:
+    torch.manual_seed(0)
+    settings = {"name": "mixer_nano4", "num_classes": 5, "image_size": (12, 8), "num_blocks": 2} | settings
+    model = create_model(**settings, gelu=gelu, layer_norm_eps=eps).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    config = model.config
+    names = tuple(f"class {number}" for number in range(config.num_classes))
+    return Weights(
+        model=model,
+        model_settings=settings_of(config),
+        preprocess=Preprocess(image_size=config.image_size, crop_fraction=0.9, interpolation="bilinear"),
+        class_names=names,
+        provenance={"made": "by a test"},
+    )
+
+
+def timm_sized(**options) -> Weights:
+    """The smallest that timm has: S/32, for few and small pictures."""
+    return random_weights(name="mixer_s32", num_blocks=None, image_size=(64, 32), **options)
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(x, y) for (name, x), (other, y) in pairs)
+
+
+# timm's own models are large: a few pairs with them here, all of them in benchmarks/formats.py.
+PAIRS = [(a, b) for a in FORMATS for b in FORMATS if "timm" not in (a, b)]
+PAIRS += [("official", "timm"), ("timm", "official"), ("timm", "mixlab-timm")]
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_from_any_format_to_any_other_every_tensor_stays_the_same(one, other, tmp_path):
+    weights = timm_sized() if "timm" in (one, other) else random_weights()
+    size = weights.model.config.image_size
+    numerics = {"gelu": "tanh", "layer_norm_eps": 1e-6}
+    for format, name in ((one, "first"), (other, "second")):
+        convert(weights, tmp_path / name, format=format, accept_gelu_change=True)
+        weights = open_weights(tmp_path / name, image_size=size, **numerics)
+    assert same(weights.model, (timm_sized() if "timm" in (one, other) else random_weights()).model)
+    assert weights.model.config.gelu == "tanh"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_timm_folder_is_loaded_by_timm_with_the_same_logits(tmp_path):
+    import timm
+
+    weights = timm_sized(gelu="erf")
+    result = convert(weights, tmp_path / "folder", format="timm")
+    assert result["change"] is None
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    image = torch.randn(3, 3, 64, 32)
+    assert (theirs(image) - weights.model(image)).abs().max() < 2e-5
+    assert result["in_timm"]["max_difference"] < 2e-5
+    data = timm.data.resolve_data_config(model=theirs)
+    assert (tuple(data["mean"]), data["crop_pct"], data["interpolation"]) == (
+        (0.5, 0.5, 0.5),
+        0.9,
+        "bilinear",
+    )
+    again = open_weights(tmp_path / "folder")
+    assert again.preprocess == weights.preprocess
+    assert again.class_names == weights.class_names
+    assert again.model.config == weights.model.config
+
+
+def test_a_timm_folder_is_loaded_by_transformers_with_the_same_logits_and_labels(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    weights = timm_sized(gelu="erf")
+    convert(weights, tmp_path / "folder", format="timm")
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "folder").eval()
+    image = torch.randn(3, 3, 64, 32)
+    assert (theirs(image).logits - weights.model(image)).abs().max() < 2e-5
+    assert theirs.config.id2label[4] == "class 4"
+
+
+def test_unusual_widths_reach_timm_unharmed(tmp_path):
+    weights = timm_sized(gelu="erf", token_mlp_dim=77, channel_mlp_dim=1001)
+    result = convert(weights, tmp_path / "folder", format="timm")
+    assert result["in_timm"]["max_difference"] < 2e-5
+
+
+def test_tanh_weights_are_not_given_to_timm_silently(tmp_path):
+    weights = timm_sized()
+    with pytest.raises(UsageError, match="tanh -> erf") as error:
+        convert(weights, tmp_path / "folder", format="timm")
+    assert "--accept-gelu-change" in error.value.hint
+    assert "mixlab-timm" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+    result = convert(weights, tmp_path / "folder", format="timm", accept_gelu_change=True)
+    assert 1e-5 < result["change"]["max_difference"] < 1
+    stored = json.loads((tmp_path / "folder" / "config.json").read_text())["mixlab"]
+    assert stored["change"] == result["change"]
+    assert stored["converted_from"] == {"made": "by a test"}
+    assert result["in_timm"]["max_difference"] == pytest.approx(result["change"]["max_difference"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("format", "gelu", "eps", "refused"),
+    [
+        ("official", "tanh", 1e-6, False),
+        ("official", "erf", 1e-6, True),
+        ("official", "tanh", 1e-5, True),
+        ("lucidrains", "erf", 1e-5, False),
+        ("lucidrains", "tanh", 1e-5, True),
+        ("mmpretrain", "erf", 1e-6, True),
+        ("mixlab", "erf", 1e-5, False),
+        ("mixlab-timm", "erf", 1e-5, False),
+    ],
+)
+def test_a_format_whose_code_computes_otherwise_is_refused_unless_accepted(
+    format, gelu, eps, refused, tmp_path
+):
+    weights = random_weights(gelu, eps)
+    if refused:
+        with pytest.raises(UsageError, match="other numerics"):
+            convert(weights, tmp_path / "out", format=format)
+        assert not (tmp_path / "out").exists()
+    result = convert(weights, tmp_path / "out", format=format, accept_gelu_change=refused)
+    assert (result["change"] is not None) == refused
+
+
+def test_the_official_file_has_the_authors_keys_and_beside_it_what_it_cannot_say(tmp_path):
+    weights = random_weights()
+    result = convert(weights, tmp_path / "w.npz")
+    assert result["format"] == "official"
+    with np.load(tmp_path / "w.npz", allow_pickle=False) as arrays:
+        assert arrays["stem/kernel"].shape == (4, 4, 3, 128)
+        kernel = arrays["MixerBlock_1/token_mixing/Dense_0/kernel"]
+    assert np.array_equal(kernel, weights.model.state_dict()["blocks.1.token_mixing.fc1.weight"].numpy().T)
+    beside = json.loads((tmp_path / "w.npz.json").read_text())
+    assert beside["class_names"][3] == "class 3"
+    assert beside["preprocess"]["crop_fraction"] == 0.9
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    weights = random_weights(gelu="erf")
+    (tmp_path / "there").write_text("mine")
+    cases = [
+        ({"destination": tmp_path / "there"}, "exists"),
+        ({"destination": tmp_path / "new", "format": "onnx"}, "no format"),
+        ({"destination": tmp_path / "new", "format": "timm"}, "timm has no Mixer of 2 blocks"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(UsageError, match=message):
+            convert(weights, **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_models_that_are_no_plain_mixer_are_kept_by_our_own_format_only(tmp_path):
+    settings = {"name": "timm/resnet10t", "num_classes": 5, "image_size": (32, 32)}
+    weights = Weights(
+        model=create_model(**settings).eval(),
+        model_settings=settings,
+        preprocess=Preprocess(image_size=(32, 32)),
+        class_names=tuple("abcde"),
+        provenance={},
+    )
+    with pytest.raises(UsageError, match="only a plain Mixer"):
+        convert(weights, tmp_path / "out", format="official")
+    convert(weights, tmp_path / "out")
+    assert same(open_weights(tmp_path / "out").model, weights.model)
