@@ -37,7 +37,8 @@ def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """One array of the full-size reference weights."""
     z = np.random.default_rng([SEED, zlib.crc32(key.encode())]).standard_normal(shape)
     if key.endswith("/kernel"):
-        z *= (4.0 if key == "head/kernel" else 1.0) / np.sqrt(np.prod(shape[:-1]))
+        # In the README's order of operations: another one changes the last bit of a few numbers.
+        z = z * (4.0 if key == "head/kernel" else 1.0) / np.sqrt(np.prod(shape[:-1]))
     else:
         z = 1 + 0.1 * z if key.endswith("/scale") else 0.1 * z
     return z.astype(np.float32)

@@ -17,7 +17,7 @@ from mixlab.evaluation.classify import classify
 from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import Recipe, from_toml, override
-from mixlab.training.setup import fits_in_memory, open_data, reopen_splits
+from mixlab.training.setup import fits_in_memory, open_data, reopen_splits, split_source
 
 EVALUATION_BATCH = 128
 
@@ -61,12 +61,21 @@ def evaluate(
 
 
 def choose_split(
-    run: Path, data: str | None, split: str | None, data_dir: str | None, screen: Screen
+    run: Path,
+    data: str | None,
+    split: str | None,
+    data_dir: str | None,
+    screen: Screen,
+    *,
+    split_whole: bool = False,
 ) -> tuple[Source, Split]:
-    """The images that a person means: a split of the run's own data, or of `data`."""
+    """The images that a person means: a split of the run's own data, or of `data`.
+
+    split_whole: a set that has no splits is split as for training; otherwise all of it is taken.
+    """
     if data is None:
         return _own_split(run, split or "test", data_dir)
-    return _other_split(run, data, split, data_dir, screen)
+    return _other_split(run, data, split, data_dir, screen, split_whole)
 
 
 def _own_split(run: Path, name: str, data_dir: str | None) -> tuple[Source, Split]:
@@ -80,7 +89,7 @@ def _own_split(run: Path, name: str, data_dir: str | None) -> tuple[Source, Spli
 
 
 def _other_split(
-    run: Path, data: str, name: str | None, data_dir: str | None, screen: Screen
+    run: Path, data: str, name: str | None, data_dir: str | None, screen: Screen, split_whole: bool
 ) -> tuple[Source, Split]:
     if (run / "recipe.toml").is_file() and (run / "split.csv").is_file():
         own = override(Recipe(), from_toml(run / "recipe.toml")).data.source
@@ -88,6 +97,9 @@ def _other_split(
             # What the run learnt from: without its own splits, training images would count as a test.
             return _own_split(run, name or "test", data_dir)
     source = open_source(data, data_dir=data_dir)
+    if split_whole:
+        splits = split_source(source, override(Recipe(), {"data.val_fraction": 0.0}))
+        return source, _pick(splits, name or "test", source.name)
     if "all" in source.splits and name is None:
         screen.say(f"{source.name} has no splits: all {len(source.splits['all'])} images are used")
     return source, _pick(
