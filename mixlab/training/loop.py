@@ -36,6 +36,7 @@ from mixlab.report.run_log import RunLog
 from mixlab.report.screen import Screen
 from mixlab.training.budget import plan_steps
 from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
+from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
 from mixlab.training.recipe import Recipe, from_toml, override
 from mixlab.training.run_folder import add_bad_files, create_run, default_run_path, read_bad_files
@@ -143,6 +144,7 @@ def _build(prepared: Prepared, device: torch.device, initial: Weights | None, sc
     model = create_model(**prepared.model_settings)
     if initial is not None:
         screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
+    freeze_layers(model, prepared.recipe.freeze)
     num_classes = len(prepared.source.class_names)
     return TrainState(model, prepared.recipe, prepared.train.split.labels, num_classes, device)
 

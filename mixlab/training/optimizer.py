@@ -1,13 +1,16 @@
 """From a model and a config to a torch optimizer; weight decay touches kernels only, as in the authors' code."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from timm.models._manipulate import group_with_matcher  # not exported, but what its own optimizers use
 from torch import nn
 
 from mixlab.errors import UsageError
+from mixlab.models.mixer import Mixer
 from mixlab.training.muon import Muon
+from mixlab.training.sgd import Bf16MomentumSgd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,9 @@ class OptimizerConfig:
         `muon_lr` and the rest by adamw. lr: base learning rate, times the schedule's factor.
     weight_decay: decoupled for adamw and multiplied by the learning rate: the authors' 1e-4, which theirs
         is not, is 0.1 here at their lr of 1e-3. For sgd it is added to the gradient.
+    momentum_dtype: what sgd keeps its momentum in; `bf16` as the authors published their fine-tuning.
     grad_clip_norm: largest global norm of the gradient, 0 for no limit.
+    layer_decay: factor on the learning rate for every layer further from the head; 1 is the same for all.
     """
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -29,7 +34,9 @@ class OptimizerConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     momentum: float = 0.9
+    momentum_dtype: Literal["fp32", "bf16"] = "fp32"
     grad_clip_norm: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         for key in ("lr", "muon_lr"):
@@ -40,6 +47,10 @@ class OptimizerConfig:
                 raise UsageError(
                     f"{key} cannot be negative, got {getattr(self, key)}", where=f"optimizer.{key}"
                 )
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(
+                f"layer_decay must be in (0, 1], got {self.layer_decay}", where="optimizer.layer_decay"
+            )
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise UsageError(
@@ -52,36 +63,68 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Parameter groups in the model's order: decayed kernels, the rest, and for muon the MLPs' matrices.
+def layer_numbers(model: nn.Module) -> dict[str, int]:
+    """Parameter name -> layer: 0 the stem, then the blocks (the last with the final norm), last the head.
 
-    `base_lr` of a group is what the schedule multiplies.
+    timm's models say their own order. UsageError for a model without one.
     """
-    matrices: list[nn.Parameter] = []
-    kernels: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    if isinstance(model, Mixer):
+        matcher: Any = {
+            "stem": r"^stem",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^pre_head_norm", (99999,))],
+        }
+    elif hasattr(model, "group_matcher"):
+        matcher = model.group_matcher(coarse=False)  # type: ignore[operator]
+    else:
+        raise UsageError("this model does not say the order of its layers", where="optimizer.layer_decay")
+    return group_with_matcher(model.named_parameters(), matcher, reverse=True)
+
+
+def freeze_layers(model: nn.Module, count: int) -> None:
+    """Let the first `count` layers keep their weights: 1 the stem, 2 also the first block; -1 all but the head."""
+    if count == 0:
+        return
+    layers = layer_numbers(model)
+    last = max(layers.values())
+    count = last if count == -1 else count
+    if not 0 < count <= last:
+        raise UsageError(f"there are {last} layers below the head to freeze, got {count}", where="freeze")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(layers[name] >= count)
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Parameter groups: decayed kernels, the rest, and for muon the MLPs' matrices; for each layer if they differ.
+
+    `base_lr` of a group is what the schedule multiplies. Frozen parameters are left out.
+    """
+    decayed = {"weight_decay": config.weight_decay, "base_lr": config.lr}
+    kinds: dict[str, dict[str, Any]] = {
+        "kernels": decayed,
+        "rest": {"weight_decay": 0.0, "base_lr": config.lr},
+        "matrices": decayed | {"base_lr": config.muon_lr, "orthogonal": True},
+    }
+    layers = layer_numbers(model) if config.layer_decay != 1.0 else {}
+    last = max(layers.values(), default=0)
+    members: dict[tuple[str, int], list[nn.Parameter]] = {
+        (kind, layer): [] for kind in kinds for layer in range(last + 1)
+    }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if (
-            config.name == "muon"
-            and parameter.ndim == 2
-            and not name.startswith(("head", "fc", "classifier"))
-        ):
-            matrices.append(parameter)
-        else:
-            (kernels if decays(name, parameter) else rest).append(parameter)
+        is_matrix = parameter.ndim == 2 and not name.startswith(("head", "fc", "classifier"))
+        kind = "kernels" if decays(name, parameter) else "rest"
+        if config.name == "muon" and is_matrix:
+            kind = "matrices"
+        members[kind, layers.get(name, 0)].append(parameter)
     groups = [
-        {"params": kernels, "weight_decay": config.weight_decay, "base_lr": config.lr},
-        {"params": rest, "weight_decay": 0.0, "base_lr": config.lr},
-        {
-            "params": matrices,
-            "weight_decay": config.weight_decay,
-            "base_lr": config.muon_lr,
-            "orthogonal": True,
-        },
+        kinds[kind]
+        | {"params": found, "base_lr": kinds[kind]["base_lr"] * config.layer_decay ** (last - layer)}
+        for (kind, layer), found in members.items()
+        if found
     ]
-    groups = [group for group in groups if group["params"]]
+    if config.name == "sgd" and config.momentum_dtype == "bf16":
+        return Bf16MomentumSgd(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     make = Muon if config.name == "muon" else torch.optim.AdamW

@@ -102,7 +102,8 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     image, label = batch.image.to(device, non_blocking=True), batch.label.to(device, non_blocking=True)
     image, target = mix(image, label, state.num_classes, recipe.augment, seed=recipe.seed, step=step, shard=0)
     state.optimizer.zero_grad(set_to_none=True)
-    loss_sum, num_correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    loss_sum = torch.zeros((), dtype=torch.float64 if image.dtype == torch.float64 else None, device=device)
+    num_correct = torch.zeros((), dtype=torch.int64, device=device)
     for part in range(recipe.accumulate):
         images, targets = (whole.tensor_split(recipe.accumulate)[part] for whole in (image, target))
         if not len(images):  # a batch with fewer images than parts
@@ -111,7 +112,9 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
         with autocast(device, recipe.precision):
             logits = state.forward(images)
         share = len(images) / len(image)
-        loss = share * loss_per_batch(logits.float(), targets, recipe.loss, state.class_weights)
+        if logits.dtype != torch.float64:  # half precision ends here; a model in float64 stays exact
+            logits = logits.float()
+        loss = share * loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
         state.scaler.scale(loss).backward()
         loss_sum += loss.detach()
         num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
