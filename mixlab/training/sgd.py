@@ -9,8 +9,8 @@ import torch
 class Bf16MomentumSgd(torch.optim.Optimizer):
     """v <- momentum * v + gradient; weight <- weight - lr * v. v is rounded to bfloat16 after every step.
 
-    Only what is kept between steps is rounded (and its product with the momentum): the step itself is taken with the
-    sum in the weights' type. Halves the optimizer's memory; the loss differs by 2e-3 after ten steps.
+    As in JAX, the factor is rounded to bfloat16 as well (0.9 is 0.8984 there, which is most of the difference from
+    fp32 momentum: 2e-3 in the loss after ten steps), and so is the product; the step is taken with the unrounded sum.
     """
 
     def __init__(
@@ -22,6 +22,7 @@ class Bf16MomentumSgd(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            momentum = torch.tensor(group["momentum"], dtype=torch.bfloat16)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -33,6 +34,6 @@ class Bf16MomentumSgd(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
                 # A loaded state comes in the weights' type; nothing is lost on the way there and back.
                 kept = state["momentum_buffer"].to(torch.bfloat16)
-                step = gradient + (kept * group["momentum"]).to(gradient.dtype)
+                step = gradient + (kept * momentum.to(kept.device)).to(gradient.dtype)
                 parameter.add_(step, alpha=-group["lr"])
                 state["momentum_buffer"] = step.to(torch.bfloat16)

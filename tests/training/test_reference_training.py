@@ -141,7 +141,7 @@ def test_fine_tuning_as_published_keeps_its_momentum_in_bfloat16(dtype, monkeypa
             "sgd_finetune_bf16_momentum", dtype, config, schedule, "softmax", monkeypatch
         )
         differences[kept] = np.abs(np.array(ours["loss"]) - theirs["loss"]).max()
-    assert differences["bf16"] <= 1e-3
+    assert differences["bf16"] <= 1e-5  # the reference asks for 1e-3
     assert differences["fp32"] > 1e-3
 
 
