@@ -171,6 +171,12 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.Zi
     members = {info.filename: info for info in infos}
     if len(members) != len(infos):
         raise _refuse(path, "two members of the archive have the same name")
+    with path.open("rb") as file:
+        file.seek(-22, 2)
+        last = file.read()
+    count = int.from_bytes(last[10:12], "little")
+    if not last.startswith(b"PK\x05\x06") or (count != len(infos) and count != 0xFFFF):
+        raise _refuse(path, "its directory does not end as numpy and torch write it, or counts other members")
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.flag_bits & 0x1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
