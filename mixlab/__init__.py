@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixlab.models.catalog import create_model
+    from mixlab.checkpoint.open import create_model
     from mixlab.recipes import train
     from mixlab.serving.predict import load
 
@@ -19,7 +19,7 @@ STARTED = time.monotonic()  # as near to the start of the process as we can know
 _LAZY = {
     "train": ("mixlab.recipes", "train"),
     "load": ("mixlab.serving.predict", "load"),
-    "create_model": ("mixlab.models.catalog", "create_model"),
+    "create_model": ("mixlab.checkpoint.open", "create_model"),
 }
 
 

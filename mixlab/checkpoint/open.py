@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from mixlab.checkpoint.pretrained import PUBLISHED, Published, fetch_published, find_published
+from mixlab.checkpoint.download import fetch_published
+from mixlab.checkpoint.published import PUBLISHED, Published, find_published
 from mixlab.checkpoint.readers import TensorFile, open_tensors
 from mixlab.checkpoint.recognise import Recognised, recognise
 from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights, read_json
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError, WeightsError
+from mixlab.models.catalog import create_model as build_model
 from mixlab.models.catalog import settings_of
 from mixlab.models.layers import Gelu
 from mixlab.models.mixer import Mixer, MixerConfig
@@ -53,6 +56,32 @@ def open_weights(
             hint=f"did you mean {close[0]!r}?" if close else hint,
         )
     return _with_size(_with_numerics(weights, gelu, layer_norm_eps), size)
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """A model by name: images (B, channels, H, W) to logits (B, K); fresh, or with published weights.
+
+    pretrained: a tag of `mixlab models --pretrained`, such as `imagenet1k`. num_classes: other than the weights'
+    gives a new head of zeros; None is 1000, or what the weights have. image_size: side or (height, width).
+    settings: in_channels and fields of `ModelConfig`, for fresh models only. UsageError for unknown names.
+    """
+    if pretrained is None:
+        number = 1000 if num_classes is None else num_classes
+        return build_model(name, num_classes=number, image_size=image_size, **settings)
+    if settings:
+        raise UsageError(f"{', '.join(settings)} cannot be set for published weights", where="pretrained")
+    published = name if name.startswith("timm/") else f"{name}:{pretrained}"
+    model = open_weights(find_published(published).name, image_size=image_size).model
+    if num_classes is not None and isinstance(model, Mixer) and num_classes != model.config.num_classes:
+        model.reset_head(num_classes)
+    return model
 
 
 def _open_path(path: Path, image_size: tuple[int, int] | None) -> Weights:

@@ -253,12 +253,7 @@ def _torch_type(path: Path, name: str, dtype: np.dtype) -> torch.dtype:
 def _open_pth(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> TensorFile:
     folders = {name.split("/", 1)[0] for name in members}
     pickles = [name for name in members if name.endswith(".pkl")]
-    if (
-        len(folders) != 1
-        or len(pickles) != 1
-        or archive.comment
-        or min(i.header_offset for i in members.values())
-    ):
+    if len(folders) != 1 or len(pickles) != 1 or min(i.header_offset for i in members.values()):
         raise _refuse(path, "it is not laid out as torch.save does it")
     for name, info in members.items():
         if info.compress_type != zipfile.ZIP_STORED:

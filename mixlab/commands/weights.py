@@ -64,7 +64,7 @@ def models(*, timm: str | None = None, pretrained: Annotated[bool, Parameter(neg
     from mixlab.report.tables import show_models, show_published
 
     if pretrained:
-        from mixlab.checkpoint.pretrained import list_published
+        from mixlab.checkpoint.download import list_published
 
         published = list_published()
         show_published(published, Context.screen())

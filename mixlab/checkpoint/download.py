@@ -1,6 +1,5 @@
-"""The released Mixer weights: which there are, and how one gets onto this machine, whole and verified."""
+"""Released weights onto this machine: downloaded once, whole, resumed where a connection was cut, and verified."""
 
-import difflib
 import fcntl
 import hashlib
 import json
@@ -11,129 +10,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mixlab
-from mixlab.errors import DiskError, UsageError, WeightsError
+from mixlab.checkpoint.published import OFFICIAL_URL, PUBLISHED, Published
+from mixlab.errors import DiskError, WeightsError
 from mixlab.files import write_atomically
-from mixlab.models.layers import Gelu
 
-OFFICIAL_URL = "https://storage.googleapis.com/mixer_models"
-NOT_VERIFIED = "not downloaded or run by mixlab's authors: facts are the publishers'"
 CHUNK = 1 << 20
 SIZE_TOLERANCE = 0.01 * 2**20  # sizes are known in MiB with two digits
 TIMEOUT_SECONDS = 30.0
 TRIES = 5
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """One released file (or timm folder) of Mixer weights.
-
-    name: MODEL:TAG, or timm/NAME. url: of the file; for timm's, the name of the Hub repository. size_mib: of the
-    file, two digits for the official ones. top1: on ImageNet, per cent, as its source reports it, or None.
-    """
-
-    name: str
-    model: str
-    url: str
-    size_mib: float
-    num_classes: int
-    gelu: Gelu
-    provenance: str
-    top1: float | None = None
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    crop_fraction: float = 0.875
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    not_verified: str = NOT_VERIFIED
-
-    @property
-    def is_hub(self) -> bool:
-        return self.name.startswith("timm/")
-
-
-def _official(
-    folder: str, size: str, mib: float, provenance: str, *, classes: int = 1000, **facts: Any
-) -> Published:
-    file = f"Mixer-{size[0].upper()}_{size[1:]}.npz"
-    return Published(
-        name=f"mixer_{size}:{folder}",
-        model=f"mixer_{size}",
-        url=f"{OFFICIAL_URL}/{folder}/{file}",
-        size_mib=mib,
-        num_classes=classes,
-        gelu="tanh",
-        provenance=provenance,
-        **facts,
-    )
-
-
-def _timm(
-    tag: str, model: str, mib: float, provenance: str, *, classes: int = 1000, **facts: Any
-) -> Published:
-    name = f"timm/{tag}"
-    return Published(
-        name=name,
-        model=model,
-        url=name,
-        size_mib=mib,
-        num_classes=classes,
-        gelu="erf",
-        provenance=provenance,
-        **facts,
-    )
-
-
-_I1K = "the authors', trained on ImageNet-1k from scratch"
-_I21K = "the authors', trained on ImageNet-21k"
-_SAM = "the authors' group, ImageNet-1k with SAM; its keys were not seen by us"
-_GSAM = "the authors' group, ImageNet-1k with GSAM; its keys were not seen by us"
-_NO_21K = "a paper author says that this is the ImageNet-1k-only model, whatever its name says"
-_MIIL: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}
-PUBLISHED = {
-    published.name: published
-    for published in (
-        _official("imagenet1k", "b16", 228.47, _I1K, top1=76.44),
-        _official("imagenet1k", "l16", 794.29, _I1K, top1=71.76),
-        _official("imagenet21k", "b16", 289.61, _I21K, classes=21843),
-        _official("imagenet21k", "l16", 875.78, _I21K, classes=21843),
-        _official("sam", "b16", 228.47, _SAM),
-        _official("sam", "b32", 230.04, _SAM),
-        _official("gsam", "b16", 228.47, _GSAM),
-        _official("gsam", "b32", 230.04, _GSAM),
-        _official("gsam", "s16", 70.71, _GSAM),
-        _official("gsam", "s32", 72.91, _GSAM),
-        _official("gsam", "s8", 78.79, _GSAM),
-        _timm("mixer_b16_224.goog_in21k_ft_in1k", "mixer_b16", 228.4, _NO_21K + " (timm#651)", top1=76.616),
-        _timm(
-            "mixer_l16_224.goog_in21k_ft_in1k", "mixer_l16", 794.2,
-            "probably the ImageNet-1k-only model, as its accuracy is that one's, whatever its name says", top1=72.084,
-        ),
-        _timm("mixer_b16_224.goog_in21k", "mixer_b16", 289.6, _I21K + ", converted by timm", classes=21843),
-        _timm("mixer_l16_224.goog_in21k", "mixer_l16", 875.7, _I21K + ", converted by timm", classes=21843),
-        _timm("mixer_b16_224.miil_in21k", "mixer_b16", 258.4, "MIIL, ImageNet-21k-P", classes=11221, **_MIIL),
-        _timm(
-            "mixer_b16_224.miil_in21k_ft_in1k", "mixer_b16", 228.4,
-            "MIIL, ImageNet-21k-P, then ImageNet-1k", top1=82.314, **_MIIL,
-        ),
-    )
-}  # fmt: skip
-
-
-def find_published(name: str) -> Published:
-    """The entry of that name; UsageError with the nearest one and what there is of that model."""
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    same = [known for known in PUBLISHED if known.split(":")[0] == name.split(":")[0]]
-    close = difflib.get_close_matches(name, PUBLISHED, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    hint += f"there are {', '.join(same)}" if same else "`mixlab models --pretrained` lists them"
-    raise UsageError(f"there are no published weights {name!r}", where="pretrained", hint=hint)
 
 
 def list_published() -> list[dict[str, Any]]:
@@ -259,13 +150,13 @@ def _download(published: Published, path: Path, progress: Progress | None, pause
             _receive(url, part, total, progress)
             break
         except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            if (
-                isinstance(error, urllib.error.HTTPError)
-                and error.code < 500
-                and error.code not in (408, 429)
-            ):
+            code = None
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+                code = error.code
+            if code is not None and code < 500 and code not in (408, 429):
                 raise WeightsError(
-                    f"the server answered {error.code} {error.reason}",
+                    f"the server answered {code} {getattr(error, 'reason', '')}",
                     where=url,
                     hint=_by_hand(published, path),
                 ) from error
@@ -292,6 +183,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         allowed = ("https://",) if req.full_url.startswith("https://") else ("https://", "http://")
         if not newurl.startswith(allowed):
+            fp.close()
             raise WeightsError(
                 f"the server sends us to {newurl[:200]}, which is not allowed", where=req.full_url
             )
@@ -310,6 +202,7 @@ def _receive(url: str, part: Path, total: float, progress: Progress | None) -> N
     try:
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:  # what we have does not fit what is there: start again
             part.unlink(missing_ok=True)
             raise ConnectionError("the server has another file than before") from error
