@@ -3,10 +3,10 @@
     python benchmarks/fuzz_readers.py [--inputs 1000000] [--seed 0] [--processes 2] [--json FILE]
 
 Each input is a good .npz, packed .npz, .pth or .safetensors file of 8 small tensors, with one to four mutations:
-bits flipped, bytes replaced by others or by interesting numbers, pieces removed, repeated, moved, or cut off, headers
-of one file put into another. It is written to memory (/dev/shm where there is one), opened, recognised as a Mixer
-where its keys still are one's, and every tensor is read. A right reader reads it or raises WeightsError; anything else
-is a crash and printed with what rebuilds it. A file `canary` left behind, or more memory than the limit, is one too.
+bits flipped, bytes replaced by others or by interesting numbers, pieces removed, repeated or cut off, pieces of one
+file put into another. It is written to memory (/dev/shm where there is one), opened, every tensor read, and
+recognised as a Mixer. A right reader reads it or raises WeightsError; anything else is a crash, printed with its
+number. A file `canary` left behind is one too.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ NUMBERS = (
     2**64 - 1,
 )
 PIECES = (
-    b"cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R", b"c__builtin__\neval\n", b"\x93NUMPY\x01\x00", b"PK\x03\x04",
-    b"PK\x01\x02", b"PK\x05\x06", b"'|O'", b"(9999999999,)", b'"data_offsets":[0,99999999999]', b'"shape":[-1]', b"\x80\x02",
+    b"cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R", b"c__builtin__\neval\n", b"\x93NUMPY\x01\x00",
+    b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"'|O'", b"(9999999999,)", b"\x80\x02",
+    b'"data_offsets":[0,99999999999]', b'"shape":[-1]',
 )  # fmt: skip
 
 
@@ -113,12 +115,10 @@ def read(path: Path) -> str:
     """How the file was taken: `refused`, or `read` whole."""
     try:
         with open_tensors(path) as file:
-            try:
-                recognise(file.shapes, where=str(path)).config(None, where=str(path))
-            except UsageError:  # no square grid: a question to the person, not a refusal
-                pass
             for name in file.shapes:
                 file.read(name)
+            with suppress(UsageError):  # no square grid: a question to the person, not a refusal
+                recognise(file.shapes, where=str(path)).config(None, where=str(path))
     except WeightsError:
         return "refused"
     return "read"
@@ -130,7 +130,8 @@ def work(task: tuple[int, int, int, dict[str, bytes]]) -> dict[str, Any]:
     torch.set_num_threads(1)
     names, found, crashes = sorted(seeds), Counter(), []
     base = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    size = next(int(s.split()[1]) * 1024 for s in open("/proc/self/status") if s.startswith("VmSize"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    size = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmSize"))
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_LIMIT, resource.RLIM_INFINITY))
     with tempfile.TemporaryDirectory(dir=base) as folder:
         os.chdir(folder)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixlab.checkpoint.layouts import LAYOUTS, OURS
-from mixlab.checkpoint.open import TIMM_WEIGHTS_NAME, open_weights
+from mixlab.checkpoint.open import SIDECAR_FORMAT, TIMM_WEIGHTS_NAME, open_weights, sidecar_path
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.errors import UsageError, WeightsError
 from mixlab.files import write_atomically, written_whole
@@ -38,14 +38,15 @@ def convert(
 
     format: one of FORMATS; None takes `official` for *.npz and else `mixlab`. Where the target's own code runs
     another GELU or epsilon than these weights, UsageError unless `accept_gelu_change`; the change of the logits
-    is then measured, returned and stored. Beside a file that holds tensors only, FILE.json keeps the rest.
+    is then measured, returned and stored. Beside a file that holds tensors only, FILE.json keeps the rest, and
+    `open_weights` reads it: nothing is lost on the way there and back.
     """
     format = format or ("official" if destination.suffix == ".npz" else OURS.name)
     if format not in FORMATS:
         raise UsageError(
             f"there is no format {format!r}", where="--format", hint=f"it is one of {', '.join(FORMATS)}"
         )
-    sidecar = destination.with_name(destination.name + ".json")
+    sidecar = sidecar_path(destination)
     for path in (destination, sidecar):
         if path.exists():
             raise UsageError("it exists already", where=str(path), hint="choose another name")
@@ -56,6 +57,7 @@ def convert(
         _check_plain(weights, format)
         assert isinstance(model, Mixer)
         result["change"] = record["change"] = _numerics_change(model, format, accept_gelu_change)
+        record |= {"gelu": model.config.gelu, "layer_norm_eps": model.config.layer_norm_eps}
     with written_whole(destination) as temporary:
         # Read back before it gets its name: what went wrong is never seen under it.
         if format == OURS.name:
@@ -66,7 +68,8 @@ def convert(
             _write_file(temporary, model, format, record)
         result |= _check(temporary, model, format)
     if format not in (OURS.name, "timm", "mixlab-timm"):
-        record |= {"preprocess": weights.preprocess.to_json(), "class_names": list(weights.class_names)}
+        record |= {"format": SIDECAR_FORMAT, "class_names": list(weights.class_names)}
+        record |= {"preprocess": weights.preprocess.to_json()}
         write_atomically(sidecar, (json.dumps(record, indent=2) + "\n").encode())
     return result
 

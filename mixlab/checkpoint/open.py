@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mixlab.models.mixer import Mixer, MixerConfig
 from mixlab.models.resolution import resample
 
 TIMM_WEIGHTS_NAME = "model.safetensors"
+SIDECAR_FORMAT = "mixlab sidecar 1"
 
 
 def open_weights(
@@ -31,12 +32,14 @@ def open_weights(
     image_size: int | tuple[int, int] | None = None,
     gelu: Gelu | None = None,
     layer_norm_eps: float | None = None,
+    resampled: bool = True,
     progress: Any = None,
 ) -> Weights:
     """The model in a run or weights folder, .npz, .safetensors, .pth or timm folder, or under a published name.
 
     image_size: side or (height, width) in pixels; weights of another grid are resampled to it
         (models/resolution.py). A bare file whose number of patches is no square needs it to say its own shape.
+    resampled: False opens weights of another grid as they are; image_size then only says the shape of such a file.
     gelu, layer_norm_eps: replace what the format implies. progress: called with (bytes done, bytes in all)
         while a published file is downloaded. WeightsError says what is wrong with the file, or that no such
         thing exists; UsageError that image_size does not fit.
@@ -55,7 +58,8 @@ def open_weights(
             where=name,
             hint=f"did you mean {close[0]!r}?" if close else hint,
         )
-    return _with_size(_with_numerics(weights, gelu, layer_norm_eps), size)
+    weights = _with_numerics(weights, gelu, layer_norm_eps)
+    return _with_size(weights, size) if resampled else weights
 
 
 def create_model(
@@ -91,8 +95,63 @@ def _open_path(path: Path, image_size: tuple[int, int] | None) -> Weights:
         return load_weights(path)
     if path.is_dir():
         return _open_timm_folder(path)
-    weights, _ = _open_file(path, image_size)
-    return weights
+    beside = _read_sidecar(path)
+    weights, _ = _open_file(path, image_size if beside is None else beside.preprocess.image_size)
+    return weights if beside is None else beside.added_to(weights, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """FILE.json beside a file that holds tensors only: what `mixlab convert` could not say in the file itself."""
+
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+    gelu: Gelu
+    layer_norm_eps: float
+    converted_from: dict[str, Any]
+
+    def added_to(self, weights: Weights, path: Path) -> Weights:
+        """The weights with what stands here; WeightsError where the two are of different models."""
+        where = str(sidecar_path(path))
+        hint = f"it belongs to another file; without it {path.name} is opened by what its format implies"
+        for what, ours, theirs in (
+            ("class names", len(self.class_names), len(weights.class_names)),
+            ("image size", self.preprocess.image_size, weights.preprocess.image_size),
+            ("channels", self.preprocess.channels, weights.preprocess.channels),
+        ):
+            if ours != theirs:
+                raise WeightsError(
+                    f"its {what} are {ours}, those of the weights {theirs}", where=where, hint=hint
+                )
+        provenance = {k: v for k, v in weights.provenance.items() if k != "assumed"}
+        weights = replace(
+            weights,
+            preprocess=self.preprocess,
+            class_names=self.class_names,
+            provenance=provenance | {"converted_from": self.converted_from},
+        )
+        return _with_numerics(weights, self.gelu, self.layer_norm_eps)
+
+
+def sidecar_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _read_sidecar(path: Path) -> Sidecar | None:
+    beside = sidecar_path(path)
+    values = read_json(beside) if beside.is_file() else {}
+    if values.get("format") != SIDECAR_FORMAT:  # such as the record of a download
+        return None
+    try:
+        return Sidecar(
+            preprocess=Preprocess.from_json(values["preprocess"]),
+            class_names=tuple(str(name) for name in values["class_names"]),
+            gelu=values["gelu"],
+            layer_norm_eps=float(values["layer_norm_eps"]),
+            converted_from=dict(values["converted_from"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"a key is missing or wrong: {error}", where=str(beside)) from error
 
 
 def _open_file(path: Path, image_size: tuple[int, int] | None) -> tuple[Weights, Recognised]:
@@ -158,9 +217,7 @@ def _open_timm_folder(path: Path) -> Weights:
     if len(names) != len(weights.class_names):
         raise WeightsError(f"{len(names)} label_names for {len(weights.class_names)} classes", where=where)
     architecture = config.get("architecture")
-    assumed = {"layer_norm_eps": weights.provenance["assumed"]["layer_norm_eps"]}
-    if "gelu" not in arguments:
-        assumed["gelu"] = found.layout.gelu
+    assumed = {"layer_norm_eps": weights.provenance["assumed"]["layer_norm_eps"], "gelu": found.layout.gelu}
     weights = replace(
         weights,
         preprocess=preprocess,
@@ -173,7 +230,9 @@ def _open_timm_folder(path: Path) -> Weights:
             f"img_size {height}x{width} does not fit the weights' grid of {weights.preprocess.image_size}",
             where=where,
         )
-    return _with_numerics(weights, arguments.get("gelu"), arguments.get("layer_norm_eps"))
+    own = config.get("mixlab") or {}  # what `mixlab convert` wrote of weights that timm runs otherwise
+    numerics = {key: arguments.get(key, own.get(key)) for key in ("gelu", "layer_norm_eps")}
+    return _with_numerics(weights, **numerics)
 
 
 def _preprocess_facts(facts: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def open_initial(recipe: Recipe) -> Weights | None:
         if recipe.init_grid != "resample":
             raise UsageError("init_grid says how weights are fitted, and none are named", where="init_from")
         return None
-    return open_weights(recipe.init_from)
+    return open_weights(recipe.init_from, image_size=recipe.data.image_size, resampled=False)
 
 
 def with_absolute_init(recipe: Recipe) -> Recipe:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import (
     CONFIG_NAME,
     Checkpoint,
@@ -133,8 +132,10 @@ def resume(
     prepared = prepare(recipe, source, reopen_splits(source, run / "split.csv"), screen)
     add_bad_files(run, prepared.bad_files)
     initial = None
-    if recipe.init_from is not None and not any((run / "checkpoints").glob("step_*")):
-        recipe, initial = fit_initial(recipe, open_weights(recipe.init_from))
+    if not any((run / "checkpoints").glob("step_*")):
+        initial = open_initial(recipe)
+        if initial is not None:
+            recipe, initial = fit_initial(recipe, initial)
     state = _build(prepared, pick_device(device), initial, screen)
     return _run(prepared, state, run, started, None, with_pictures, tracker, screen, resuming=True)
 

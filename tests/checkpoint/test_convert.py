@@ -11,7 +11,7 @@ from mixlab.checkpoint.convert import FORMATS, convert
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
-from mixlab.errors import UsageError
+from mixlab.errors import MixlabError, UsageError
 from mixlab.models.catalog import create_model, settings_of
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -181,3 +181,43 @@ def test_models_that_are_no_plain_mixer_are_kept_by_our_own_format_only(tmp_path
         convert(weights, tmp_path / "out", format="official")
     convert(weights, tmp_path / "out")
     assert same(open_weights(tmp_path / "out").model, weights.model)
+
+
+@pytest.mark.parametrize("format", [f for f in FORMATS if f not in ("timm", "mixlab")])
+def test_there_and_back_through_any_format_nothing_is_lost(format, tmp_path):
+    weights = random_weights(gelu="erf", eps=1e-4)
+    path = tmp_path / "file"
+    convert(weights, path, format=format, accept_gelu_change=True)
+    again = open_weights(path)  # 12 x 8 pixels are no square: what stands beside the file says so
+    assert same(again.model, weights.model)
+    assert again.model.config == weights.model.config
+    assert again.preprocess == weights.preprocess
+    assert again.class_names == weights.class_names
+    image = torch.randn(2, 3, 12, 8)
+    assert torch.equal(again.model(image), weights.model(image))
+
+
+def test_timm_weights_keep_the_gelu_they_were_trained_with(tmp_path):
+    convert(timm_sized(), tmp_path / "folder", format="timm", accept_gelu_change=True)
+    assert open_weights(tmp_path / "folder").model.config.gelu == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ["a"]}, "class names are 1"),
+        ({"preprocess": None}, "key is missing or wrong"),
+        ({"layer_norm_eps": "small"}, "key is missing or wrong"),
+        ({"gelu": "relu"}, "gelu must be"),
+        ({"preprocess": {}}, "missing or unknown keys"),
+        ({"class_names": None}, "key is missing or wrong"),
+    ],
+)
+def test_what_stands_beside_a_file_and_does_not_fit_is_refused(change, message, tmp_path):
+    convert(random_weights(), tmp_path / "w.npz")
+    beside = tmp_path / "w.npz.json"
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | change))
+    with pytest.raises(MixlabError, match=message):
+        open_weights(tmp_path / "w.npz")
+    beside.write_text("{}")  # not ours: then the format decides
+    assert open_weights(tmp_path / "w.npz", image_size=(12, 8)).class_names == ("0", "1", "2", "3", "4")

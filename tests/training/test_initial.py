@@ -1,0 +1,223 @@
+"""Trainings that start from weights: every fit that `init_from` can ask for, seen before the first step."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import mixlab
+from mixlab.checkpoint.convert import convert
+from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.store import Weights, save_weights
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import UsageError
+from mixlab.models.catalog import create_model, settings_of
+from mixlab.models.mixer import Mixer
+from mixlab.models.resolution import extend, resample
+from mixlab.report.screen import Screen
+from mixlab.training.optimizer import OptimizerConfig, build_optimizer, freeze_layers, layer_numbers
+
+QUIET = Screen(quiet=True)
+COLOURS = ("blue", "green", "red")
+# The first step of a warm-up has rate 0: after one step a run's weights are the ones that it started from.
+ONE_STEP = {"steps": 1, "schedule__warmup_steps": 10, "ema_decay": 0.0, "threads": 1, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "colours"
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(COLOURS):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 120, (8, 12, 3))
+            pixels[..., 2 - number] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def start(tmp_path) -> Path:
+    """Weights of a small Mixer for 8 x 12 pixels of the three colours, every tensor drawn."""
+    return write_weights(tmp_path / "start", COLOURS)
+
+
+def write_weights(folder: Path, class_names: tuple[str, ...], *, channels: int = 3) -> Path:
+    torch.manual_seed(5)
+    model = create_model(
+        "mixer_custom4", image_size=(8, 12), num_classes=len(class_names), in_channels=channels,
+        num_blocks=2, hidden_dim=8, token_mlp_dim=5, channel_mlp_dim=7,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    preprocess = Preprocess(
+        image_size=(8, 12), channels=channels, mean=(0.4,) * channels, std=(0.3,) * channels
+    )
+    save_weights(
+        folder,
+        Weights(
+            model=model,
+            model_settings=settings_of(model.config),
+            preprocess=preprocess,
+            class_names=class_names,
+            provenance={"source": "drawn"},
+        ),
+    )
+    return folder
+
+
+def train(data: Path, run: Path, start: Path, **options) -> dict:
+    options = ONE_STEP | options
+    return mixlab.train("few_images", str(data), run=run, screen=QUIET, init_from=str(start), **options)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], but: str = "nothing"):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor) != name.startswith(but), name
+
+
+def test_a_run_starts_from_exactly_the_weights_with_their_head_and_preprocessing(colours, start, tmp_path):
+    train(colours, tmp_path / "run", start)
+    assert_same(state(tmp_path / "run"), state(start))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["preprocess"]["mean"] == [0.4] * 3
+    assert config["preprocess"]["std"] == [0.3] * 3
+    assert config["model"]["hidden_dim"] == 8
+
+
+def test_other_classes_get_a_new_head_of_zeros(colours, tmp_path):
+    start = write_weights(tmp_path / "start", ("a", "b", "c"))
+    train(colours, tmp_path / "run", start)
+    found = state(tmp_path / "run")
+    assert_same(found, state(start), but="head")
+    assert not found["head.weight"].any()
+
+
+def test_another_image_size_and_patch_resample_the_weights(colours, start, tmp_path):
+    model = open_weights(start).model
+    train(colours, tmp_path / "run", start, image_size=(16, 20))
+    assert_same(state(tmp_path / "run"), resample(model, (16, 20)).state_dict())
+    train(colours, tmp_path / "patch", start, model__patch_size=2)
+    assert_same(state(tmp_path / "patch"), resample(model, (8, 12), patch_size=2).state_dict())
+
+
+@pytest.mark.parametrize("grid", ["dense", "blocks"])
+def test_appendix_c_starts_as_the_mean_over_sub_images(grid, colours, start, tmp_path):
+    train(colours, tmp_path / "run", start, image_size=(16, 24), init_grid=grid)
+    found = open_weights(tmp_path / "run").model
+    small = open_weights(start).model
+    assert_same(found.state_dict(), extend(small, 2, sparse=grid == "blocks").state_dict())
+    image = torch.randn(2, 3, 16, 24)
+    parts = [small(image[:, :, y : y + 8, x : x + 12]) for y in (0, 8) for x in (0, 12)]
+    assert (found(image) - torch.stack(parts).mean(dim=0)).abs().max() < 1e-5
+
+
+def test_colour_weights_read_grey_pictures_as_colour_with_equal_channels(tmp_path):
+    start = write_weights(tmp_path / "start", ("dark", "light"))
+    for name, level in (("dark", 50), ("light", 200)):
+        (tmp_path / "grey" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (12, 8), level + i).save(tmp_path / "grey" / name / f"{i}.png")
+    train(tmp_path / "grey", tmp_path / "run", start, data__channels=1)
+    found, colour = open_weights(tmp_path / "run").model, open_weights(start).model
+    image = torch.randn(2, 1, 8, 12)
+    assert (found(image) - colour(image.expand(-1, 3, -1, -1))).abs().max() < 1e-5
+
+
+def test_a_training_starts_from_foreign_files_and_from_a_timm_model(colours, start, tmp_path):
+    convert(open_weights(start), tmp_path / "a.npz")
+    train(colours, tmp_path / "run", tmp_path / "a.npz", image_size=(8, 12))
+    assert_same(state(tmp_path / "run"), state(start), but="head")  # its classes have numbers for names
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=16, num_classes=3, depth=1, embed_dim=48)
+    assert vit.pos_embed.any()
+    run = mixlab.train("few_images", str(colours), run=tmp_path / "vit", screen=QUIET,
+                       model__name="timm/resnet10t", image_size=(32, 32), **ONE_STEP)["run"]  # fmt: skip
+    train(colours, tmp_path / "vit2", Path(run), image_size=(32, 32))
+    first, second = open_weights(run).model, open_weights(tmp_path / "vit2").model
+    assert torch.equal(first.fc.weight, second.fc.weight)
+
+
+def test_a_resumed_run_needs_the_weights_it_started_from_only_before_its_first_checkpoint(
+    colours, start, tmp_path
+):
+    train(colours, tmp_path / "run", start, steps=4)
+    before = state(tmp_path / "run")
+    for file in start.iterdir():
+        file.unlink()
+    from mixlab.training.loop import resume
+
+    resume(tmp_path / "run", screen=QUIET)
+    assert_same(state(tmp_path / "run"), before)
+
+
+def test_frozen_layers_keep_their_weights_and_the_others_do_not(colours, start, tmp_path):
+    options = {"steps": 6, "schedule__warmup_steps": 0, "keep_weights": "last"}
+    train(colours, tmp_path / "run", start, freeze=2, **options)
+    found, first = state(tmp_path / "run"), state(start)
+    for name in first:
+        frozen = name.startswith(("stem", "blocks.0"))
+        assert torch.equal(found[name], first[name]) == frozen, name
+    train(colours, tmp_path / "probe", start, freeze=-1, **options)
+    found = state(tmp_path / "probe")
+    assert {n for n in first if not torch.equal(found[n], first[n])} == {"head.weight", "head.bias"}
+    with pytest.raises(UsageError, match="3 layers below the head"):
+        train(colours, tmp_path / "wrong", start, freeze=4)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_learning_rates_fall_by_layer_from_the_head(start):
+    model = open_weights(start).model
+    assert isinstance(model, Mixer)
+    layers = layer_numbers(model)
+    assert {layers["stem.weight"], layers["blocks.0.token_norm.bias"]} == {0, 1}
+    assert layers["pre_head_norm.weight"] == layers["blocks.1.channel_mixing.fc2.bias"] == 2
+    assert layers["head.bias"] == 3
+    optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, layer_decay=0.5))
+    rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.1 * 0.5 ** (3 - layers[name]))
+    freeze_layers(model, 1)
+    optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, layer_decay=0.5))
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(rates) - 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init_grid": "dense", "image_size": (16, 20)}, "whole multiple of 8x12"),
+        ({"init_grid": "blocks", "image_size": (16, 24), "model__patch_size": 2}, "whole multiple"),
+        ({"model__name": "mixer_b16"}, "the weights are of mixer_custom4"),
+        ({"model__hidden_dim": 16}, "hidden_dim 16 does not fit"),
+        ({"image_size": (9, 12)}, "not a multiple of patch_size"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_a_run_is_made(options, message, colours, start, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        train(colours, tmp_path / "run", start, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_there_or_named_without_need_are_said(colours, tmp_path):
+    from mixlab.errors import WeightsError
+
+    with pytest.raises(WeightsError, match="no such run"):
+        train(colours, tmp_path / "run", tmp_path / "nothing")
+    with pytest.raises(UsageError, match="none are named"):
+        mixlab.train("few_images", str(colours), run=tmp_path / "run", screen=QUIET, init_grid="dense")
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="no known layout"):
+        train(colours, tmp_path / "run", tmp_path / "x.safetensors")
+    assert not (tmp_path / "run").exists()
