@@ -28,8 +28,11 @@ Progress = Callable[[int, int], None]
 
 
 def list_published() -> list[dict[str, Any]]:
-    """A row for each entry, with `cached`: whether it is on this machine."""
-    return [asdict(entry) | {"cached": _cached(entry)} for entry in PUBLISHED.values()]
+    """A row for each entry, with `input_range`, and `cached`: whether it is on this machine."""
+    return [
+        asdict(entry) | {"input_range": entry.input_range, "cached": _cached(entry)}
+        for entry in PUBLISHED.values()
+    ]
 
 
 def cache_folder() -> Path:

@@ -34,6 +34,12 @@ class Published:
     not_verified: str = NOT_VERIFIED
 
     @property
+    def input_range(self) -> str:
+        """What black and white become before the stem, the same for every channel."""
+        low, high = (0 - self.mean[0]) / self.std[0], (1 - self.mean[0]) / self.std[0]
+        return f"[{low:g}, {high:g}]"
+
+    @property
     def is_hub(self) -> bool:
         return self.name.startswith("timm/")
 

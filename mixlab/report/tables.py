@@ -39,12 +39,14 @@ def show_models(rows: list[dict[str, Any]], screen: Screen) -> None:
 
 def show_published(rows: list[dict[str, Any]], screen: Screen) -> None:
     """`mixlab models --pretrained`."""
-    table = Table("name", "MiB", "classes", "GELU", "ImageNet top-1", "here", "what it is")
+    table = Table("name", "MiB", "classes", "input", "GELU", "ImageNet top-1", "here", "what it is")
     for row in rows:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} %"
-        numbers = [f"{row['size_mib']:.1f}", str(row["num_classes"]), row["gelu"], top1]
-        table.add_row(row["name"], *numbers, "yes" if row["cached"] else "", escape(row["provenance"]))
+        numbers = [f"{row['size_mib']:.1f}", str(row["num_classes"]), escape(row["input_range"])]
+        here = "yes" if row["cached"] else ""
+        table.add_row(row["name"], *numbers, row["gelu"], top1, here, escape(row["provenance"]))
     screen.show(table)
+    screen.say("the addresses of the files are in --json; accuracies are their publishers'")
 
 
 def show_conversion(result: dict[str, Any], screen: Screen) -> None:
