@@ -3,9 +3,10 @@
     python benchmarks/formats.py --reference DIR [--repeats 5] [--json FILE]
 
 DIR holds the reference arrays computed by the authors' code (its README says how the full-size weights are drawn).
-Prints three tables in Markdown: for every model and format the largest difference of the logits and pre_logits from
-the authors' 64-bit ones; which format was converted to which with identical tensors; and time and peak memory of
-loading Mixer-B/16 from .npz, alternately with np.load + timm.
+Prints tables in Markdown: for every model and format the largest difference of the logits and pre_logits from the
+authors' 64-bit ones; which format was converted to which with identical tensors; what half precision changes; how
+near weights come to themselves when resampled to twice the grid and back; and time and peak memory of loading B/16
+from .npz, alternately with np.load + timm.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from mixlab.checkpoint.layouts import OFFICIAL
 from mixlab.checkpoint.open import open_weights
 from mixlab.models.catalog import create_model
 from mixlab.models.mixer import Mixer
+from mixlab.models.resolution import resample
 
 SMALL = ("square16", "square32", "rect16x32")
 FULL = {"S_16": "mixer_s16", "B_16": "mixer_b16"}
@@ -141,6 +143,75 @@ def conversion_matrix(reference: Path, folder: Path) -> dict[str, dict[str, bool
     return found
 
 
+@torch.inference_mode()
+def half_precision(folder: Path) -> list[dict[str, Any]]:
+    """Logits and pre_logits under autocast on the CPU, relative to those in float64."""
+    rows = []
+    image = torch.from_numpy(draw_images().transpose(0, 3, 1, 2).copy())
+    for name in FULL:
+        model = open_weights(folder / f"{name}.npz").model
+        assert isinstance(model, Mixer)
+        exact = [value.double() for value in _outputs(model.double(), image.double())]
+        model.float()
+        for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                found = _outputs(model, image)
+            logits, features = (
+                float((ours.double() - theirs).norm() / theirs.norm())
+                for ours, theirs in zip(found, exact, strict=True)
+            )
+            same = int((found[0].argmax(dim=1) == exact[0].argmax(dim=1)).sum())
+            rows.append({"model": name, "precision": precision, "logits": logits, "pre_logits": features,
+                         "same_top1": f"{same} of {len(image)}"})  # fmt: skip
+    return rows
+
+
+def _outputs(model: Mixer, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = model.features(image)
+    return model.head(features), features
+
+
+@torch.inference_mode()
+def round_trip(folder: Path) -> list[dict[str, Any]]:
+    """S/16 from a grid of 14 x 14 to 28 x 28 and back: change of the first kernels, relative to their norm.
+
+    Kernels: as drawn (white noise, which no averaging keeps), and the 196 lowest cosines over the grid (the largest
+    frequency half a wave a patch), of which every hidden unit gets a random mixture with amplitude 1 / frequency.
+    """
+    model = open_weights(folder / "S_16.npz").model
+    assert isinstance(model, Mixer)
+    rows = []
+    grid = (torch.arange(14, dtype=torch.float64) + 0.5) / 14
+    waves = torch.stack([torch.cos(torch.pi * k * grid) for k in range(14)])
+    frequency = (1 + torch.arange(14.0)[:, None] + torch.arange(14.0)).double()
+    for kind in ("white noise", "amplitude 1 / frequency"):
+        if kind != "white noise":
+            generator = torch.Generator().manual_seed(0)
+            for block in model.blocks:
+                for kernel in (block.token_mixing.fc1.weight, block.token_mixing.fc2.weight.T):
+                    mixture = torch.randn(len(kernel), 14, 14, generator=generator) / frequency
+                    drawn = torch.einsum("dij,ix,jy->dxy", mixture, waves, waves).flatten(1)
+                    kernel.copy_(drawn * kernel.norm() / drawn.norm())
+        again = resample(resample(model, (448, 448)), (224, 224))
+        pairs = zip(model.blocks, again.blocks, strict=True)
+        image = torch.from_numpy(draw_images().transpose(0, 3, 1, 2).copy())
+        expected = model(image)
+        rows.append(
+            {
+                "kernels": kind,
+                "kernel": max(
+                    _relative(a.token_mixing.fc1.weight, b.token_mixing.fc1.weight) for a, b in pairs
+                ),
+                "logits": _relative(expected, again(image)),
+            }
+        )
+    return rows
+
+
+def _relative(expected: torch.Tensor, found: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
 LOADERS = {
     "mixlab": """
 from mixlab.checkpoint.open import open_weights
@@ -214,6 +285,7 @@ def main() -> None:
         folder = Path(name)
         rows = compare_formats(options.reference, folder)
         matrix = conversion_matrix(options.reference, folder)
+        half, trip = half_precision(folder), round_trip(folder)
         loading = measure_loading(folder / "B_16.npz", options.repeats)
     print(
         "| model | format | logits fp32 | pre_logits fp32 | logits fp64 | pre_logits fp64 |\n"
@@ -229,6 +301,14 @@ def main() -> None:
     for one, others in matrix.items():
         marks = ["not tried" if f not in others else "identical" if others[f] else "DIFFERS" for f in FORMATS]
         print(f"| {one} | " + " | ".join(marks) + " |")
+    for title, found in (
+        ("half precision, relative to float64", half),
+        ("14 x 14 -> 28 x 28 -> 14 x 14", trip),
+    ):
+        print(f"\n{title}\n\n| " + " | ".join(found[0]) + " |\n" + "|---" * len(found[0]) + "|")
+        for row in found:
+            cells = [f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values()]
+            print("| " + " | ".join(cells) + " |")
     print("\n| B/16 .npz loaded by | seconds (range) | peak / file size (largest) |\n|---|---|---|")
     for loader, v in loading.items():
         print(
@@ -237,7 +317,8 @@ def main() -> None:
         )
     print(f"\n{time.perf_counter() - began:.0f} s, n={options.repeats} loads each, alternately")
     if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "matrix": matrix, "loading": loading}, indent=2))
+        options.json.write_text(json.dumps({"rows": rows, "matrix": matrix, "half_precision": half,
+                                            "round_trip": trip, "loading": loading}, indent=2))  # fmt: skip
 
 
 if __name__ == "__main__":

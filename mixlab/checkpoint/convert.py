@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixlab.checkpoint.layouts import LAYOUTS, OURS
-from mixlab.checkpoint.open import SIDECAR_FORMAT, TIMM_WEIGHTS_NAME, open_weights, sidecar_path
+from mixlab.checkpoint.open import TIMM_WEIGHTS_NAME, open_weights
+from mixlab.checkpoint.sidecar import sidecar_path, write_sidecar
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.errors import UsageError, WeightsError
-from mixlab.files import write_atomically, written_whole
+from mixlab.files import written_whole
 from mixlab.models.catalog import MODELS, settings_of
 from mixlab.models.mixer import Mixer, MixerConfig
 
@@ -46,8 +47,7 @@ def convert(
         raise UsageError(
             f"there is no format {format!r}", where="--format", hint=f"it is one of {', '.join(FORMATS)}"
         )
-    sidecar = sidecar_path(destination)
-    for path in (destination, sidecar):
+    for path in (destination, sidecar_path(destination)):
         if path.exists():
             raise UsageError("it exists already", where=str(path), hint="choose another name")
     model = weights.model
@@ -68,9 +68,7 @@ def convert(
             _write_file(temporary, model, format, record)
         result |= _check(temporary, model, format)
     if format not in (OURS.name, "timm", "mixlab-timm"):
-        record |= {"format": SIDECAR_FORMAT, "class_names": list(weights.class_names)}
-        record |= {"preprocess": weights.preprocess.to_json()}
-        write_atomically(sidecar, (json.dumps(record, indent=2) + "\n").encode())
+        write_sidecar(destination, weights, record)
     return result
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mixlab.checkpoint.download import fetch_published
 from mixlab.checkpoint.published import PUBLISHED, Published, find_published
 from mixlab.checkpoint.readers import TensorFile, open_tensors
 from mixlab.checkpoint.recognise import Recognised, recognise
+from mixlab.checkpoint.sidecar import Sidecar, read_sidecar, sidecar_path
 from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights, read_json
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError, WeightsError
@@ -23,7 +24,6 @@ from mixlab.models.mixer import Mixer, MixerConfig
 from mixlab.models.resolution import resample
 
 TIMM_WEIGHTS_NAME = "model.safetensors"
-SIDECAR_FORMAT = "mixlab sidecar 1"
 
 
 def open_weights(
@@ -52,12 +52,9 @@ def open_weights(
         weights = _open_published(find_published(name), size, progress)
     else:
         close = difflib.get_close_matches(name, PUBLISHED, n=1)
-        hint = "`mixlab runs` lists runs, `mixlab models --pretrained` published weights"
-        raise WeightsError(
-            "there is no such run, weights file or published name",
-            where=name,
-            hint=f"did you mean {close[0]!r}?" if close else hint,
-        )
+        lists = "`mixlab runs` lists runs, `mixlab models --pretrained` published weights"
+        hint = f"did you mean {close[0]!r}?" if close else lists
+        raise WeightsError("there is no such run, weights file or published name", where=name, hint=hint)
     weights = _with_numerics(weights, gelu, layer_norm_eps)
     return _with_size(weights, size) if resampled else weights
 
@@ -95,66 +92,36 @@ def _open_path(path: Path, image_size: tuple[int, int] | None) -> Weights:
         return load_weights(path)
     if path.is_dir():
         return _open_timm_folder(path)
-    beside = _read_sidecar(path)
-    weights, _ = _open_file(path, image_size if beside is None else beside.preprocess.image_size)
-    return weights if beside is None else beside.added_to(weights, path)
+    sidecar = read_sidecar(path)
+    weights = _open_file(path, image_size if sidecar is None else sidecar.preprocess.image_size)
+    return weights if sidecar is None else _with_sidecar(weights, sidecar, path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sidecar:
-    """FILE.json beside a file that holds tensors only: what `mixlab convert` could not say in the file itself."""
-
-    preprocess: Preprocess
-    class_names: tuple[str, ...]
-    gelu: Gelu
-    layer_norm_eps: float
-    converted_from: dict[str, Any]
-
-    def added_to(self, weights: Weights, path: Path) -> Weights:
-        """The weights with what stands here; WeightsError where the two are of different models."""
-        where = str(sidecar_path(path))
-        hint = f"it belongs to another file; without it {path.name} is opened by what its format implies"
-        for what, ours, theirs in (
-            ("class names", len(self.class_names), len(weights.class_names)),
-            ("image size", self.preprocess.image_size, weights.preprocess.image_size),
-            ("channels", self.preprocess.channels, weights.preprocess.channels),
-        ):
-            if ours != theirs:
-                raise WeightsError(
-                    f"its {what} are {ours}, those of the weights {theirs}", where=where, hint=hint
-                )
-        provenance = {k: v for k, v in weights.provenance.items() if k != "assumed"}
-        weights = replace(
-            weights,
-            preprocess=self.preprocess,
-            class_names=self.class_names,
-            provenance=provenance | {"converted_from": self.converted_from},
-        )
-        return _with_numerics(weights, self.gelu, self.layer_norm_eps)
+def _with_sidecar(weights: Weights, sidecar: Sidecar, path: Path) -> Weights:
+    """The weights with what stands beside their file; WeightsError where the two are of different models."""
+    own = weights.preprocess
+    for what, stated, found in (
+        ("class names", len(sidecar.class_names), len(weights.class_names)),
+        ("image size", sidecar.preprocess.image_size, own.image_size),
+        ("channels", sidecar.preprocess.channels, own.channels),
+    ):
+        if stated != found:
+            raise WeightsError(
+                f"its {what} are {stated}, those of the weights {found}",
+                where=str(sidecar_path(path)),
+                hint=f"it belongs to another file; without it {path.name} is opened by what its format implies",
+            )
+    provenance = {key: value for key, value in weights.provenance.items() if key != "assumed"}
+    weights = replace(
+        weights,
+        preprocess=sidecar.preprocess,
+        class_names=sidecar.class_names,
+        provenance=provenance | {"converted_from": sidecar.converted_from},
+    )
+    return _with_numerics(weights, sidecar.gelu, sidecar.layer_norm_eps)
 
 
-def sidecar_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _read_sidecar(path: Path) -> Sidecar | None:
-    beside = sidecar_path(path)
-    values = read_json(beside) if beside.is_file() else {}
-    if values.get("format") != SIDECAR_FORMAT:  # such as the record of a download
-        return None
-    try:
-        return Sidecar(
-            preprocess=Preprocess.from_json(values["preprocess"]),
-            class_names=tuple(str(name) for name in values["class_names"]),
-            gelu=values["gelu"],
-            layer_norm_eps=float(values["layer_norm_eps"]),
-            converted_from=dict(values["converted_from"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"a key is missing or wrong: {error}", where=str(beside)) from error
-
-
-def _open_file(path: Path, image_size: tuple[int, int] | None) -> tuple[Weights, Recognised]:
+def _open_file(path: Path, image_size: tuple[int, int] | None) -> Weights:
     """Weights of a bare file, with what its layout implies; said to be assumed in the provenance."""
     with open_tensors(path) as file:
         found = recognise(file.shapes, where=str(path))
@@ -167,7 +134,7 @@ def _open_file(path: Path, image_size: tuple[int, int] | None) -> tuple[Weights,
         "preprocess": "pixels to [-1, 1], the centre 87.5 % of the picture",
         "class_names": "by their number",
     }
-    weights = Weights(
+    return Weights(
         model=model,
         model_settings=settings_of(config),
         preprocess=Preprocess(
@@ -185,7 +152,6 @@ def _open_file(path: Path, image_size: tuple[int, int] | None) -> tuple[Weights,
             "notes": list(found.notes),
         },
     )
-    return weights, found
 
 
 def _read_model(file: TensorFile, found: Recognised, config: MixerConfig) -> Mixer:
@@ -209,7 +175,7 @@ def _open_timm_folder(path: Path) -> Weights:
         arguments = dict(config.get("model_args") or {})
         stated = arguments.get("img_size") or facts.get("input_size", [3, 224, 224])[1:]
         height, width = (stated, stated) if isinstance(stated, int) else (int(stated[0]), int(stated[1]))
-        weights, found = _open_file(path / TIMM_WEIGHTS_NAME, (height, width))
+        weights = _open_file(path / TIMM_WEIGHTS_NAME, (height, width))
         preprocess = replace(weights.preprocess, **_preprocess_facts(facts))
         names = config.get("label_names") or facts.get("label_names") or weights.class_names
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -217,7 +183,7 @@ def _open_timm_folder(path: Path) -> Weights:
     if len(names) != len(weights.class_names):
         raise WeightsError(f"{len(names)} label_names for {len(weights.class_names)} classes", where=where)
     architecture = config.get("architecture")
-    assumed = {"layer_norm_eps": weights.provenance["assumed"]["layer_norm_eps"], "gelu": found.layout.gelu}
+    assumed = {key: weights.provenance["assumed"][key] for key in ("gelu", "layer_norm_eps")}
     weights = replace(
         weights,
         preprocess=preprocess,

@@ -12,6 +12,7 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig, settings_of
+from mixlab.models.describe import describe_settings
 from mixlab.models.mixer import Mixer, MixerConfig
 from mixlab.models.resolution import extend, resample
 from mixlab.training.recipe import Recipe
@@ -93,7 +94,20 @@ def load_initial(model: nn.Module, weights: Weights, recipe: Recipe, class_names
             )
         own[name].copy_(tensor)
     kept = "its head too" if keeps_head else f"with a new head for {len(class_names)} classes"
-    return f"started from {recipe.init_from} ({weights.provenance.get('format', 'mixlab')}), {kept}"
+    text = f"started from {recipe.init_from} ({weights.provenance.get('format', 'mixlab')}), {kept}"
+    return text if recipe.init_grid == "resample" else f"{text}; {_grid_costs(model, recipe, weights)}"
+
+
+def _grid_costs(model: Any, recipe: Recipe, weights: Weights) -> str:
+    """What one image costs with the extended token mixing stored whole and as blocks: they differ by the zeros."""
+    config: MixerConfig = model.config
+    assert recipe.data.image_size is not None
+    copies = (recipe.data.image_size[0] // weights.preprocess.image_size[0]) ** 2
+    own = describe_settings(settings_of(config), batch_size=1)["macs"]
+    hidden = config.token_mlp_dim // (copies if recipe.init_grid == "dense" else 1)
+    zeros = config.num_blocks * config.hidden_dim * 2 * config.num_patches * hidden * (copies - 1)
+    dense, blocks = (own, own - zeros) if recipe.init_grid == "dense" else (own + zeros, own)
+    return f"an image costs {dense / 1e9:.3g} GMACs as a dense matrix, {blocks / 1e9:.3g} as blocks"
 
 
 def _head_name(model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """Trainings that start from weights: every fit that `init_from` can ask for, seen before the first step."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ from mixlab.checkpoint.store import Weights, save_weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, settings_of
+from mixlab.models.describe import describe_settings
 from mixlab.models.mixer import Mixer
 from mixlab.models.resolution import extend, resample
 from mixlab.report.screen import Screen
+from mixlab.training.initial import load_initial
 from mixlab.training.optimizer import OptimizerConfig, build_optimizer, freeze_layers, layer_numbers
+from mixlab.training.recipe import DataConfig, Recipe
 
 QUIET = Screen(quiet=True)
 COLOURS = ("blue", "green", "red")
@@ -121,6 +125,21 @@ def test_appendix_c_starts_as_the_mean_over_sub_images(grid, colours, start, tmp
     image = torch.randn(2, 3, 16, 24)
     parts = [small(image[:, :, y : y + 8, x : x + 12]) for y in (0, 8) for x in (0, 12)]
     assert (found(image) - torch.stack(parts).mean(dim=0)).abs().max() < 1e-5
+
+
+def test_both_costs_of_an_extended_grid_are_said_whichever_is_taken(start):
+    weights = open_weights(start)
+    expected = {}
+    for grid in ("dense", "blocks"):
+        model = extend(weights.model, 2, sparse=grid == "blocks")
+        expected[grid] = describe_settings(settings_of(model.config), batch_size=1)["macs"] / 1e9
+    data = DataConfig(image_size=(16, 24))
+    for grid in expected:
+        recipe = Recipe(init_from="w", init_grid=grid, data=data)
+        fitted = replace(weights, model=extend(weights.model, 2, sparse=grid == "blocks"))
+        said = load_initial(fitted.model, fitted, recipe, COLOURS)
+        assert f"{expected['dense']:.3g} GMACs as a dense matrix, {expected['blocks']:.3g} as blocks" in said
+    assert expected["dense"] > expected["blocks"]
 
 
 def test_colour_weights_read_grey_pictures_as_colour_with_equal_channels(tmp_path):
