@@ -21,7 +21,7 @@ from mixlab.data.decode import decode
 from mixlab.data.preprocess import Preprocess
 from mixlab.models.catalog import create_model, settings_of
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", "MIXLAB_OFFLINE": "0"}
 
 
 def mixlab(*arguments, cwd, **environment) -> subprocess.CompletedProcess:

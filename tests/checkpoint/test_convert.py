@@ -1,7 +1,6 @@
 """Weights through every format and back, and through other people's programs; what changes is measured and said."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -14,7 +13,10 @@ from mixlab.data.preprocess import Preprocess
 from mixlab.errors import MixlabError, UsageError
 from mixlab.models.catalog import create_model, settings_of
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def random_weights(gelu="tanh", eps=1e-6, **settings) -> Weights:
