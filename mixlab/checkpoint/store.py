@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mixlab.checkpoint.readers import open_tensors
 from mixlab.data.preprocess import Preprocess
-from mixlab.errors import MixlabError, WeightsError
+from mixlab.errors import DiskError, MixlabError, WeightsError
 from mixlab.files import remove, write_atomically, written_whole
 from mixlab.models.catalog import create_model
 
@@ -176,8 +176,13 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Write `folder/step_NNNNNNNN`, then remove all but the newest `keep`. DiskError leaves the old ones."""
+    """Write `folder/step_NNNNNNNN`, read it back, then remove all but the newest `keep`.
+
+    DiskError leaves the old ones, also where what is read back is not what was written.
+    """
     path = folder / f"step_{checkpoint.step:08d}"
+    if _is_whole(path):  # the same step once more, after a resume: the content is the same
+        return path
     with written_whole(path) as temporary:
         temporary.mkdir()
         for name, tensors in checkpoint.tensors.items():
@@ -188,11 +193,25 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
             for file in sorted(temporary.iterdir())
         }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        if path.exists():  # the same step once more, after a resume: the content is the same
-            remove(path)
+        remove(path)  # a damaged one
+    if not _is_whole(path):
+        raise DiskError("what was written cannot be read back", where=str(path), hint="is the disk failing?")
     for old in sorted(_checkpoint_paths(folder))[:-keep]:
-        remove(old)
+        try:
+            remove(old)
+        except OSError as error:
+            raise DiskError(
+                f"an old checkpoint cannot be removed: {error.strerror}", where=str(old)
+            ) from error
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _verify(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, WeightsError):
+        return False
+    return True
 
 
 def sweep(folder: Path) -> None:
@@ -220,15 +239,21 @@ def _checkpoint_paths(folder: Path) -> Iterator[Path]:
         yield from (path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,}", path.name))
 
 
+def _verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; WeightsError names the first file that is not what it says."""
+    manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+    for name, facts in manifest.items():
+        file = path / Path(name).name
+        if file.stat().st_size != facts["size"] or _sha256(file) != facts["sha256"]:
+            raise WeightsError(
+                f"{name} is damaged: size or SHA-256 differ from the manifest", where=str(path)
+            )
+    return manifest
+
+
 def _load_checkpoint(path: Path) -> Checkpoint:
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name, facts in manifest.items():
-            file = path / Path(name).name
-            if file.stat().st_size != facts["size"] or _sha256(file) != facts["sha256"]:
-                raise WeightsError(
-                    f"{name} is damaged: size or SHA-256 differ from the manifest", where=str(path)
-                )
+        manifest = _verify(path)
         state = json.loads((path / "state.json").read_text())
         tensors = {
             name.removesuffix(".safetensors"): load_file(path / name)

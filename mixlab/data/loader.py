@@ -257,7 +257,7 @@ def _as_it_is(item: Any) -> Any:
 
 def _leave_signals_to_the_parent(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the whole process group; workers end when the parent tells them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -72,7 +72,8 @@ class Recipe:
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
     keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
     threads: CPU threads, part of the recipe because they change the last bits; None takes one a core.
-    checkpoint_seconds: at least this long between two checkpoints at epoch ends.
+    checkpoint_seconds: a checkpoint after the first step that ends this long after the last one. keep: how many.
+    skip_nonfinite: leave out up to this many batches whose loss or gradient is NaN or infinite, instead of stopping.
     init_from: start from the weights in this run, folder or file, or of this published name. init_grid: how
         they are fitted to another image size: `resample` for any; for whole multiples `dense` or `blocks`, the
         paper's Appendix C with the block-diagonal matrices stored whole (all of it trains) or as blocks.
@@ -100,6 +101,8 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     checkpoint_seconds: float = 15.0
+    keep: int = 2
+    skip_nonfinite: int = 0
     budget_seconds: float | None = None
     init_from: str | None = None
     init_grid: Literal["resample", "dense", "blocks"] = "resample"
@@ -115,7 +118,13 @@ class Recipe:
                 f"batch_size {self.batch_size} cannot be divided into {self.accumulate} equal parts",
                 where="accumulate",
             )
-        for key in ("early_stop", "checkpoint_seconds"):
+        if self.keep < 2:
+            raise UsageError(
+                f"keep must be at least 2, got {self.keep}",
+                where="keep",
+                hint="the newest checkpoint may be damaged, and then the one before it is needed",
+            )
+        for key in ("early_stop", "checkpoint_seconds", "skip_nonfinite"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=key)
         if not 0.0 <= self.ema_decay < 1.0:

@@ -1,24 +1,53 @@
 """The folder of one run: what is written before the first step, and how it is found again."""
 
 import csv
+import fcntl
 import io
 import json
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mixlab.data.loader import BadFile
 from mixlab.data.sources import write_split_csv
 from mixlab.device import describe_machine
-from mixlab.errors import DiskError, MixlabError
+from mixlab.errors import DiskError, MixlabError, UsageError
 from mixlab.files import remove, write_atomically
 from mixlab.training.recipe import Recipe, to_toml
 from mixlab.training.setup import Prepared
 
 RUNS = Path("runs")  # where runs go that are given by a bare name, or by none
 BAD_FILES_NAME = "bad_files.csv"
+NONFINITE_NAME = "nonfinite.csv"
+LOCK_NAME = ".lock"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """One training at a time in a run's folder: UsageError if another process has it, DiskError if it is read-only.
+
+    The lock belongs to the process, so a killed one leaves none behind, whatever the file says.
+    """
+    try:
+        file = (run / LOCK_NAME).open("a")
+    except OSError as error:
+        raise DiskError(f"the run folder cannot be written: {error.strerror}", where=str(run)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                "another process is training in this run",
+                where=str(run),
+                hint="wait for it, or stop it first",
+            ) from None
+        yield
 
 
 def run_path(name: str) -> Path:
@@ -95,6 +124,21 @@ def read_bad_files(run: Path) -> list[BadFile]:
     except FileNotFoundError:
         return []
     return [BadFile(row["path"], row["reason"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def add_nonfinite_batch(run: Path, step: int, what: str, indices: np.ndarray, names: list[str]) -> None:
+    """Add the images of a batch whose loss or gradient was not finite to nonfinite.csv: step, what, index, name."""
+    path = run / NONFINITE_NAME
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if not path.exists():
+        writer.writerow(["step", "what", "index", "name"])
+    writer.writerows([step, what, int(index), name] for index, name in zip(indices, names, strict=True))
+    try:
+        with path.open("ab") as file:
+            file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
+    except OSError as error:
+        raise DiskError(f"could not write: {error.strerror}", where=str(path)) from error
 
 
 def _commit() -> str | None:

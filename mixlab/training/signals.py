@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted, so that training can save its state at the end of the step."""
+"""Ctrl-C, SIGTERM and SIGUSR1: noted, so that training can save its state at the end of the step."""
 
 import signal
 import threading
@@ -9,9 +9,14 @@ from typing import Any
 
 from mixlab.errors import MixlabError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Interrupted(MixlabError):  # noqa: N818 (nothing went wrong)
-    """A signal asked for the end; the state is saved. Exit status 128 + the signal's number."""
+    """A signal asked for the end; the state is saved. Exit status 130 after Ctrl-C, else 143.
+
+    Schedulers warn of the end with SIGTERM or, as one asks SLURM to, SIGUSR1: to scripts they are the same.
+    """
 
     kind = "interrupted"
 
@@ -20,17 +25,17 @@ class Interrupted(MixlabError):  # noqa: N818 (nothing went wrong)
         super().__init__(
             f"stopped by {name} after step {step}", where=str(run), hint=f"go on with --resume {run}"
         )
-        self.exit_status = 128 + signal_number
+        self.exit_status = 130 if signal_number == signal.SIGINT else 143
 
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying; a second one acts as usual."""
+    """Collect SIGINT, SIGTERM and SIGUSR1 in a list instead of dying; a second one acts as usual."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def note(number: int, frame: Any) -> None:
         received.append(number)

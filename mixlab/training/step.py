@@ -17,6 +17,7 @@ from mixlab.errors import TrainingError
 from mixlab.training.losses import balanced_class_weights, loss_per_batch
 from mixlab.training.optimizer import build_optimizer
 from mixlab.training.recipe import Recipe
+from mixlab.training.run_folder import NONFINITE_NAME
 from mixlab.training.schedule import lr_factor
 
 
@@ -93,7 +94,7 @@ class TrainState:
 
 
 def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
-    """Forward, backward and update on one batch; TrainingError before the update if the loss is not finite."""
+    """Forward, backward and update on one batch; NonFiniteError before the update if it would do harm."""
     recipe, device = state.recipe, state.device
     assert recipe.steps is not None
     factor = lr_factor(step, recipe.steps, recipe.schedule)
@@ -118,8 +119,9 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
         state.scaler.scale(loss).backward()
         loss_sum += loss.detach()
         num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
-    _check_finite(float(loss_sum), batch, step)
-    _update(state)
+    if not math.isfinite(float(loss_sum)):
+        raise NonFiniteError("loss", f"the loss became {float(loss_sum)} at step {step}")
+    _update(state, step)
     return StepResult(
         loss=float(loss_sum),
         num_correct=int(num_correct),
@@ -128,20 +130,47 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     )
 
 
-def _update(state: TrainState) -> None:
+def _update(state: TrainState, step: int) -> None:
+    """Clip and apply the gradients; NonFiniteError before anything changes if they are not finite."""
     state.scaler.unscale_(state.optimizer)
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if not state.scaler.is_enabled() and not math.isfinite(float(norm)):  # a scaler skips these by itself
+        raise NonFiniteError("gradient", f"the gradient's norm became {float(norm)} at step {step}")
     if state.recipe.optimizer.grad_clip_norm:
-        nn.utils.clip_grad_norm_(state.model.parameters(), state.recipe.optimizer.grad_clip_norm)
+        nn.utils.clip_grads_with_norm_(state.model.parameters(), state.recipe.optimizer.grad_clip_norm, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
 
 
-def _check_finite(loss: float, batch: Batch, step: int) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss became {loss} at step {step}",
-            where=f"training images {', '.join(str(i) for i in batch.index[:8])}, ...",
-            hint="lower --optimizer.lr, or lengthen the warm-up; the last checkpoint is from before",
+class NonFiniteError(TrainingError):
+    """The loss or the gradient of a batch is NaN or infinite; no weight has changed. what: `loss` or `gradient`."""
+
+    def __init__(self, what: str, message: str) -> None:
+        super().__init__(
+            message,
+            where=f"the batch's images are in {NONFINITE_NAME} of the run",
+            hint="lower --optimizer.lr, or lengthen the warm-up; --skip-nonfinite N leaves out up to N such batches; "
+            "the last checkpoint is from before",
         )
+        self.what = what
+
+
+def explain_out_of_memory(error: Exception, state: TrainState) -> TrainingError | None:
+    """What to do about `error`, if it says that memory ran out."""
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+        word in text for word in words
+    ):
+        return None
+    recipe = state.recipe
+    parts = 2 * recipe.accumulate
+    return TrainingError(
+        f"memory ran out on {state.device} with batch_size {recipe.batch_size} in {recipe.accumulate} part(s)",
+        where="batch_size",
+        hint=f"--accumulate {parts} computes the same batch in {parts} parts; or make --batch-size smaller; "
+        "--resume goes on from the last checkpoint",
+    )

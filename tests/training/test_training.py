@@ -21,7 +21,7 @@ from mixlab.data.sources import write_split_csv
 from mixlab.errors import TrainingError, UsageError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import loop
+from mixlab.training import course, loop
 from mixlab.training.evaluate import evaluate
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import reopen_splits, split_source
@@ -145,17 +145,17 @@ class StopAt:
     """Send ourselves a signal once training has written a given step."""
 
     def __init__(self, monkeypatch, step: int, number: int) -> None:
-        real = loop.train_step
+        real = course.train_step
 
         def step_and_stop(state, batch, current):
             if current + 1 == step:
                 os.kill(os.getpid(), number)
             return real(state, batch, current)
 
-        monkeypatch.setattr(loop, "train_step", step_and_stop)
+        monkeypatch.setattr(course, "train_step", step_and_stop)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(tmp_path, monkeypatch, number):
     options = dict(FULL, steps=80, epochs=None, keep_weights="last")
     digits(tmp_path / "whole", **options)
@@ -163,7 +163,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(tmp_path, monkeypatc
         StopAt(patch, 41, number)  # in the middle of the second epoch
         with pytest.raises(Interrupted) as stopped:
             digits(tmp_path / "cut", **options)
-    assert stopped.value.exit_status == 128 + number
+    assert stopped.value.exit_status == (130 if number == signal.SIGINT else 143)
     assert (tmp_path / "cut" / "checkpoints" / "step_00000041").is_dir()
     loop.resume(tmp_path / "cut", screen=QUIET)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
@@ -223,7 +223,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
         digits(
             tmp_path / "run", steps=60, epochs=None, threads=1, optimizer__lr=1e30, schedule__warmup_steps=3
         )
-    assert "training images" in str(error.value)
+    assert "nonfinite.csv" in str(error.value)
+    with open(tmp_path / "run" / "nonfinite.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 64
+    assert {(row["step"], row["what"]) for row in rows} == {("2", "loss")}
 
 
 def test_balanced_class_weights_and_accuracy_for_uneven_classes(tmp_path):

@@ -1,0 +1,256 @@
+"""The course of one training: step by step, validate, save beside it, and go on through what can be survived."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixlab.checkpoint.store import (
+    CONFIG_NAME,
+    Checkpoint,
+    Weights,
+    load_newest_checkpoint,
+    save_checkpoint,
+    save_weights,
+    sweep,
+)
+from mixlab.data.loader import (
+    BadFile,
+    Batch,
+    TrainingPictures,
+    check_bad_share,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
+from mixlab.errors import DiskError, TrainingError
+from mixlab.evaluation.classify import classify
+from mixlab.evaluation.metrics import Evaluation, summarize
+from mixlab.report.run_log import RunLog
+from mixlab.report.screen import Screen
+from mixlab.training.run_folder import add_bad_files, add_nonfinite_batch, read_bad_files
+from mixlab.training.saver import Saver, snapshot
+from mixlab.training.setup import Prepared
+from mixlab.training.step import NonFiniteError, StepResult, TrainState, explain_out_of_memory, train_step
+from mixlab.training.tracking import Rows, open_tracker
+
+NUM_LOG_ROWS = 1000  # of training, in metrics.jsonl, at most
+
+
+class Training:
+    """One training on its way: where it is, what was best, and where it writes."""
+
+    def __init__(
+        self, prepared: Prepared, state: TrainState, run: Path, screen: Screen, tracker: str | None
+    ) -> None:
+        self.prepared, self.state, self.run, self.screen = prepared, state, run, screen
+        self.recipe = state.recipe
+        self.log = RunLog(run / "metrics.jsonl")
+        self.saver = Saver(self._note_disk_error)
+        self.tracker = open_tracker(tracker, run)
+        self.step = 0
+        self.seconds = 0.0  # spent in training and validation, over all sittings
+        self.best: dict[str, Any] = {"top1": -1.0, "loss": float("inf"), "step": 0}
+        self.epochs_without_gain = 0
+        self.notes: list[str] = []
+        self.bad_files = {file.path for file in read_bad_files(run)}
+        self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
+        self._has_weights = (run / CONFIG_NAME).is_file()
+        self.num_skipped = 0  # batches left out because their loss or gradient was not finite
+
+    def steps(self, signals: list[int], deadline: float | None) -> None:
+        """Train from `self.step` to the recipe's last step, an early stop, the deadline or a signal."""
+        recipe, prepared = self.recipe, self.prepared
+        assert recipe.steps is not None
+        per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
+        pictures = TrainingPictures(
+            images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+        )
+        batches = training_batches(
+            pictures,
+            first_step=self.step,
+            num_steps=recipe.steps,
+            num_workers=recipe.data.num_workers or 0,
+            on_bad=self._note_bad_file,
+        )
+        rows = Rows(every=max(recipe.steps // NUM_LOG_ROWS, 1))
+        sitting_began, seconds_before, last_save = time.monotonic(), self.seconds, time.monotonic()
+        self.state.model.train()
+        with self.screen.progress("training", recipe.steps, self.step) as bar:
+            for batch in batches:
+                if self._should_stop_early():
+                    break
+                result = self._step(batch)
+                self.step += 1
+                self.seconds = seconds_before + time.monotonic() - sitting_began
+                row = None if result is None else rows.add(result, self.step, per_epoch, self.seconds)
+                if row is not None:
+                    self._write("train", row)
+                    bar.update(self.step, rows.text)
+                is_last = self.step == recipe.steps or (deadline is not None and time.monotonic() > deadline)
+                if self.step % per_epoch == 0 or is_last:
+                    self._end_epoch(per_epoch, bar)
+                    self.seconds = seconds_before + time.monotonic() - sitting_began
+                    rows.restart()
+                due = time.monotonic() - last_save >= recipe.checkpoint_seconds and not self.saver.is_busy
+                if due or is_last or signals:
+                    self.save()
+                    last_save = time.monotonic()
+                if signals:
+                    return
+                if is_last and self.step < recipe.steps:
+                    self.notes.append(
+                        f"The budget ended after {self.step} of {recipe.steps} planned steps, because the machine "
+                        "became slower than it was when it was measured."
+                    )
+                    break
+
+    def _step(self, batch: Batch) -> StepResult | None:
+        """One training step; None for a batch left out because it was not finite, up to `skip_nonfinite` of them."""
+        try:
+            return train_step(self.state, batch, self.step)
+        except NonFiniteError as error:
+            names = [self.prepared.train.split.names[i] for i in batch.index]
+            add_nonfinite_batch(self.run, self.step, error.what, batch.index, names)
+            if self.num_skipped >= self.recipe.skip_nonfinite:
+                raise
+            self.num_skipped += 1
+            text = f"step {self.step} was left out: {error.message}"
+            self.notes.append(text[0].upper() + text[1:] + ".")
+            self.screen.say(text)
+            return None
+        except (MemoryError, RuntimeError) as error:
+            explained = explain_out_of_memory(error, self.state)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def _end_epoch(self, per_epoch: int, bar: Any) -> None:
+        """Validate, and keep the weights if they are the best so far (or the last, without validation)."""
+        val, recipe = self.prepared.val, self.recipe
+        better = val is None or recipe.keep_weights == "last"
+        provenance: dict[str, Any] = {}
+        if val is not None:
+            result = self._evaluate(recipe.batch_size)
+            values = {"top1": result.top1, "loss": result.loss, "ece": result.ece}
+            if result.balanced_accuracy is not None:
+                values["balanced_accuracy"] = result.balanced_accuracy
+            self._write(
+                "validation", {"step": self.step, "epoch": self.step / per_epoch} | values | self._clock()
+            )
+            gained = (values["top1"], -values["loss"]) > (self.best["top1"], -self.best["loss"])
+            self.epochs_without_gain = (
+                0 if values["top1"] > self.best["top1"] else self.epochs_without_gain + 1
+            )
+            if gained:
+                self.best = {"top1": values["top1"], "loss": values["loss"], "step": self.step}
+            better = better or gained
+            provenance["validation_top1"] = values["top1"]
+            bar.update(self.step, f"validation {100 * values['top1']:.1f} %")
+        if better:
+            self._save_weights(provenance)
+
+    def _evaluate(self, batch_size: int) -> Evaluation:
+        assert self.prepared.val is not None
+        batches = evaluation_batches(self.prepared.val, batch_size, on_bad=self._note_bad_file)
+        predictions = classify(self.state.best_guess, batches, self.state.device)
+        return summarize(predictions, self.prepared.source.class_names)
+
+    def _save_weights(self, provenance: dict[str, Any]) -> None:
+        facts = {"data": self.prepared.source.name, "recipe": self.recipe.name, "seed": self.recipe.seed}
+        weights = Weights(
+            model=self.state.best_guess,
+            model_settings=self.prepared.model_settings,
+            preprocess=self.prepared.preprocess,
+            class_names=self.prepared.source.class_names,
+            provenance=facts | {"step": self.step, "ema": self.state.ema is not None} | provenance,
+        )
+        tensors = snapshot(weights.model.state_dict())
+        self._has_weights = True
+        self.saver.submit("weights", lambda: save_weights(self.run, weights, tensors))
+
+    def _should_stop_early(self) -> bool:
+        patience = self.recipe.early_stop
+        if not patience or self.epochs_without_gain < patience:
+            return False
+        self.notes.append(
+            f"Stopped early after step {self.step}: no better validation accuracy in {patience} epochs."
+        )
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment, between two steps, beside the steps that follow."""
+        self._check_state()
+        if not self._has_weights:
+            self._save_weights({})  # so that a run stopped in its first epoch can be looked at
+        values = {
+            "seconds": self.seconds,
+            "best": self.best if self.best["step"] else None,
+            "epochs_without_gain": self.epochs_without_gain,
+            "scaler": self.state.scaler.state_dict(),
+            "num_skipped": self.num_skipped,
+        }
+        tensors = {name: snapshot(group) for name, group in self.state.tensors().items()}
+        checkpoint = Checkpoint(step=self.step, tensors=tensors, state=values)
+        folder, keep = self.run / "checkpoints", self.recipe.keep
+        self.saver.submit("checkpoint", lambda: save_checkpoint(folder, checkpoint, keep=keep))
+
+    def _check_state(self) -> None:
+        """A checkpoint that is not finite would be worse than none: the one before could be pruned for it."""
+        for name, tensor in self.state.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise TrainingError(
+                    f"{name} was no longer finite after step {self.step}; it was not saved",
+                    where=str(self.run),
+                    hint="lower --optimizer.lr; the last checkpoint is from before",
+                )
+
+    def load(self) -> None:
+        """Go back to the newest valid checkpoint of the run; a run killed before its first starts again."""
+        sweep(self.run)
+        sweep(self.run / "checkpoints")
+        if not any((self.run / "checkpoints").glob("step_*")):
+            self.log.truncate_after(0)
+            self.screen.say("no checkpoint was written yet: starting from the beginning")
+            return
+        checkpoint, rejected = load_newest_checkpoint(self.run / "checkpoints")
+        for reason in rejected:
+            self.screen.say(f"skipped a damaged checkpoint: {reason}")
+        self.state.load(checkpoint.tensors, checkpoint.state["scaler"])
+        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
+        self.best = checkpoint.state["best"] or self.best
+        self.epochs_without_gain = checkpoint.state["epochs_without_gain"]
+        self.num_skipped = checkpoint.state["num_skipped"]
+        self.log.truncate_after(self.step)
+        self.log.write("resume", step=self.step)
+        self.screen.say(f"resumed after step {self.step} of {self.recipe.steps}")
+
+    def _note_bad_file(self, file: BadFile) -> None:
+        if file.path not in self.bad_files:
+            self.bad_files.add(file.path)
+            self._guarded(lambda: add_bad_files(self.run, [file]))
+            self.screen.say(f"left out {file.path}: {file.reason}")
+            self.gone_bad.append(file)
+            check_bad_share(self.gone_bad, len(self.prepared.train), self.recipe.data.max_bad_share)
+
+    def _clock(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        self._guarded(lambda: self.log.write(event, **values))
+        self.tracker(event, values)
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        """A disk that is full for an hour must not end a training of a week."""
+        try:
+            write()
+        except DiskError as error:
+            self._note_disk_error(error)
+
+    def _note_disk_error(self, error: DiskError) -> None:
+        text = f"training goes on, but {error}"
+        if not self.notes or self.notes[-1] != text:
+            self.notes.append(text)
+            self.screen.say(text)

@@ -1,0 +1,308 @@
+"""What a training survives: full disks, batches that are not finite, a second process, memory that runs out."""
+
+import csv
+import errno
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mixlab
+from benchmarks.reliability.faults import count_calls, inject
+from mixlab.checkpoint import store
+from mixlab.checkpoint.store import Checkpoint, load_newest_checkpoint, save_checkpoint
+from mixlab.errors import DiskError, TrainingError, UsageError, WeightsError
+from mixlab.report.run_log import read_run_log
+from mixlab.report.screen import Screen
+from mixlab.training import course, loop
+from mixlab.training import step as step_module
+from mixlab.training.run_folder import locked
+from mixlab.training.saver import Saver, snapshot
+from mixlab.training.step import NonFiniteError
+
+QUIET = Screen(quiet=True)
+SHORT = {"steps": 12, "epochs": None, "threads": 1, "batch_size": 32, "keep_weights": "last", "seed": 3}
+
+
+def digits(run: Path, **options):
+    return mixlab.train("digits", "digits", run=run, screen=QUIET, **(SHORT | options))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "weights.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(t, second[name]) for name, t in first.items())
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def full(*_, **__):
+    raise DiskError("could not write: No space left on device", where="checkpoints")
+
+
+def test_jobs_are_written_in_order_beside_the_caller():
+    done, gate = [], threading.Event()
+    saver = Saver(lambda error: done.append(error))
+    saver.submit("one", lambda: (gate.wait(10), done.append(1)))
+    assert saver.is_busy
+    assert done == []
+    gate.set()
+    saver.submit("two", lambda: done.append(2))
+    saver.close()
+    assert done == [1, 2]
+
+
+def test_a_failed_job_is_tried_again_before_one_that_may_rely_on_it():
+    reported, done, is_full = [], [], True
+
+    def write(name):
+        if is_full:
+            full()
+        done.append(name)
+
+    saver = Saver(reported.append)
+    saver.submit("weights", lambda: write("old weights"))
+    saver.submit("weights", lambda: write("weights"))
+    saver.submit("checkpoint", lambda: write("checkpoint 1"))
+    saver.wait()
+    assert (len(reported), done) == (3, [])
+    is_full = False
+    saver.submit("checkpoint", lambda: write("checkpoint 2"))
+    saver.wait()
+    assert done == ["weights", "checkpoint 2"]
+    is_full = True
+    saver.submit("checkpoint", lambda: write("checkpoint 3"))
+    with pytest.raises(DiskError, match="No space left"):
+        saver.close()
+
+
+def test_a_fault_that_is_no_full_disk_is_not_survived():
+    saver = Saver(lambda error: None)
+    saver.submit("a", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        saver.close()
+
+
+def test_a_snapshot_does_not_follow_what_it_was_made_from():
+    tensor = torch.ones(3)
+    copied = snapshot({"x": tensor})
+    tensor.add_(1)
+    assert copied["x"].tolist() == [1, 1, 1]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_warning_only(tmp_path, monkeypatch):
+    digits(tmp_path / "calm")
+    calls, real = [], course.save_checkpoint
+
+    def sometimes(*arguments, **options):
+        calls.append(1)
+        return full() if len(calls) <= 2 else real(*arguments, **options)
+
+    monkeypatch.setattr(course, "save_checkpoint", sometimes)
+    result = digits(tmp_path / "run", checkpoint_seconds=0.0)
+    assert len(calls) > 2
+    assert same_weights(tmp_path / "calm", tmp_path / "run")
+    assert checkpoints(tmp_path / "run")[-1] == "step_00000012"
+    assert "training goes on" in (tmp_path / "run" / "report.html").read_text()
+    assert result["test"]["num_images"] == 357
+
+
+@pytest.mark.parametrize("kind", ["save_checkpoint", "save_weights"])
+def test_a_disk_that_stays_full_ends_with_the_error_and_the_old_files(kind, tmp_path, monkeypatch):
+    digits(tmp_path / "calm")
+    real, good = getattr(course, kind), []
+
+    def first_only(*arguments, **options):
+        if good:
+            full()
+        good.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(course, kind, first_only)
+    with pytest.raises(DiskError, match="No space left"):
+        digits(tmp_path / "run", checkpoint_seconds=0.0)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "config.json").is_file()
+    loop.resume(tmp_path / "run", screen=QUIET)
+    assert same_weights(tmp_path / "calm", tmp_path / "run")
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_training(tmp_path, monkeypatch):
+    real = course.RunLog.write
+
+    def some_lines(self, event, **values):
+        if values.get("step") == 5:
+            full()
+        real(self, event, **values)
+
+    monkeypatch.setattr(course.RunLog, "write", some_lines)
+    digits(tmp_path / "run")
+    steps = [r["step"] for r in read_run_log(tmp_path / "run" / "metrics.jsonl") if r["event"] == "train"]
+    assert steps == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_checkpoints_come_by_time_in_mid_epoch_and_the_last_ones_are_kept(tmp_path):
+    digits(tmp_path / "run", checkpoint_seconds=0.0, keep=3, batch_size=16)
+    names = checkpoints(tmp_path / "run")
+    assert len(names) == 3
+    assert names[-1] == "step_00000012"
+    assert names[0] > "step_00000004"
+    with pytest.raises(UsageError, match="keep must be at least 2"):
+        digits(tmp_path / "other", keep=1)
+
+
+def test_nothing_is_pruned_for_a_checkpoint_that_cannot_be_read_back(tmp_path, monkeypatch):
+    def write(step):
+        tensors = {"model": {"x": torch.full((4,), float(step))}}
+        return save_checkpoint(tmp_path, Checkpoint(step=step, tensors=tensors, state={}))
+
+    write(1), write(2)
+
+    def rotten(path):
+        raise WeightsError("model.safetensors is damaged", where=str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_verify", rotten)
+        with pytest.raises(DiskError, match="cannot be read back"):
+            write(3)
+    assert {"step_00000001", "step_00000002"} <= {path.name for path in tmp_path.iterdir()}
+    write(4)
+    assert load_newest_checkpoint(tmp_path)[0].step == 4
+
+
+def spoil(monkeypatch, steps: set[int], kind: str) -> None:
+    """Make the loss, or only the gradient, of some steps NaN."""
+    real, counter = step_module.loss_per_batch, iter(range(10**6))
+
+    def spoilt(logits, *arguments):
+        loss = real(logits, *arguments)
+        if next(counter) not in steps:
+            return loss
+        if kind == "loss":
+            return loss * float("nan")
+        return loss + torch.sqrt(logits.sum() * 0.0)  # 0, and its gradient is 0 times infinity
+
+    monkeypatch.setattr(step_module, "loss_per_batch", spoilt)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_written_down(kind, tmp_path, monkeypatch):
+    spoil(monkeypatch, {7}, kind)
+    with pytest.raises(NonFiniteError, match=f"{kind}.* became nan at step 7"):
+        digits(tmp_path / "run", checkpoint_seconds=0.0)
+    with open(tmp_path / "run" / "nonfinite.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["index"] for row in rows}) == 32
+    assert {(row["step"], row["what"]) for row in rows} == {("7", kind)}
+    found, _ = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert found.step <= 7
+    assert all(torch.isfinite(t).all() for group in found.tensors.values() for t in group.values())
+
+
+def test_so_many_batches_can_be_left_out_and_no_more_even_over_a_resume(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil(patch, {3, 9}, "gradient")
+        digits(tmp_path / "two", skip_nonfinite=2)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "two").values())
+    assert "step 3 was left out" in (tmp_path / "two" / "report.html").read_text().lower()
+    with monkeypatch.context() as patch:
+        spoil(patch, {3, 9}, "loss")
+        with pytest.raises(NonFiniteError, match="step 9"):
+            digits(tmp_path / "one", skip_nonfinite=1, checkpoint_seconds=0.0)
+    found, _ = load_newest_checkpoint(tmp_path / "one" / "checkpoints")
+    assert found.state["num_skipped"] == 1
+    spoil(monkeypatch, {9 - found.step}, "loss")  # the counter starts again with the process
+    with pytest.raises(NonFiniteError, match="step 9"):
+        loop.resume(tmp_path / "one", screen=QUIET)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    real = course.train_step
+
+    def break_weights(state, batch, step):
+        result = real(state, batch, step)
+        if step == 6:
+            with torch.no_grad():
+                state.model.head.bias[0] = float("inf")
+        return result
+
+    monkeypatch.setattr(course, "train_step", break_weights)
+    with pytest.raises(TrainingError, match=r"head.bias was no longer finite|loss became"):
+        digits(tmp_path / "run", checkpoint_seconds=0.0)
+    found, _ = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert found.step <= 6
+    assert torch.isfinite(found.tensors["model"]["head.bias"]).all()
+
+
+def test_one_process_at_a_time_trains_in_a_run(tmp_path):
+    digits(tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(UsageError, match="another process is training"):
+        loop.resume(tmp_path / "run", screen=QUIET)
+    loop.resume(tmp_path / "run", screen=QUIET)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")],
+)
+def test_memory_that_runs_out_is_named_with_what_to_do(error, tmp_path, monkeypatch):
+    def too_much(*_):
+        raise error
+
+    monkeypatch.setattr(course, "train_step", too_much)
+    with pytest.raises(TrainingError, match="batch_size 32") as found:
+        digits(tmp_path / "run")
+    assert "--accumulate 2" in found.value.hint
+
+
+def test_other_errors_of_a_step_are_not_called_memory(tmp_path, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(course, "train_step", wrong)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        digits(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EPERM])
+def test_every_write_of_a_save_can_fail_and_an_older_or_the_new_checkpoint_is_there(number, tmp_path):
+    tensors = {"model": {"x": torch.ones(8)}, "optimizer": {"0.step": torch.ones(1)}}
+
+    def write(step):
+        save_checkpoint(tmp_path / "c", Checkpoint(step=step, tensors=tensors, state={"a": 1}))
+
+    write(1), write(2)
+    total = count_calls(lambda: write(3))
+    assert total > 15
+    for call in range(total):
+        before = load_newest_checkpoint(tmp_path / "c")[0].step
+        with inject(call, number) as hit, suppress(DiskError):  # nothing else may come out of it
+            write(before + 1)
+        assert hit, call
+        found, rejected = load_newest_checkpoint(tmp_path / "c")
+        assert found.step in (before, before + 1)
+        assert rejected == []
+        store.sweep(tmp_path / "c")
+
+
+def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    real = course.save_checkpoint
+
+    def slow(*arguments, **options):
+        time.sleep(1.0)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(course, "save_checkpoint", slow)
+    began = time.monotonic()
+    digits(tmp_path / "run", checkpoint_seconds=0.0)
+    assert time.monotonic() - began < 11  # twelve saves one after the other would take longer
+    assert checkpoints(tmp_path / "run")[-1] == "step_00000012"
