@@ -18,7 +18,7 @@ from mixlab.data.loader import BadFile
 from mixlab.data.sources import write_split_csv
 from mixlab.device import describe_machine
 from mixlab.errors import DiskError, MixlabError, UsageError
-from mixlab.files import remove, write_atomically
+from mixlab.files import write_atomically, written_whole
 from mixlab.training.recipe import Recipe, to_toml
 from mixlab.training.setup import Prepared
 
@@ -74,16 +74,12 @@ def default_run_path(recipe: Recipe) -> Path:
 
 
 def create_run(run: Path, prepared: Prepared) -> None:
-    """Make the folder with recipe.toml, environment.json, split.csv and bad_files.csv. DiskError if it can't."""
-    try:
-        run.mkdir(parents=True)
-    except OSError as error:
-        raise DiskError(f"the run folder cannot be made: {error.strerror}", where=str(run)) from error
-    try:
-        _describe_run(run, prepared)
-    except DiskError:
-        remove(run)  # a folder without its recipe could be neither resumed nor made again
-        raise
+    """Make the folder with recipe.toml, environment.json, split.csv and bad_files.csv, whole or not at all."""
+    with written_whole(
+        run
+    ) as temporary:  # a folder without its recipe could be neither resumed nor made again
+        temporary.mkdir()
+        _describe_run(temporary, prepared)
 
 
 def _describe_run(run: Path, prepared: Prepared) -> None:
