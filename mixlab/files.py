@@ -20,7 +20,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     # In the same folder, because os.replace is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             yield temporary
             for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
@@ -51,6 +51,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _make_folder(path: Path) -> None:
+    """Make `path` and what is missing above it, and fsync what holds them: a power cut must not take their names."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _fsync(path.parent)
 
 
 def _fsync(path: Path) -> None:

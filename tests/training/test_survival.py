@@ -150,12 +150,11 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_training(tmp_path, monke
     assert steps == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
 
 
-def test_checkpoints_come_by_time_in_mid_epoch_and_the_last_ones_are_kept(tmp_path):
+def test_checkpoints_come_by_time_in_mid_epoch_and_the_last_ones_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Saver, "is_busy", False)  # no save is passed over because the one before takes long
     digits(tmp_path / "run", checkpoint_seconds=0.0, keep=3, batch_size=16)
     names = checkpoints(tmp_path / "run")
-    assert len(names) == 3
-    assert names[-1] == "step_00000012"
-    assert names[0] > "step_00000004"
+    assert names == ["step_00000010", "step_00000011", "step_00000012"]
     with pytest.raises(UsageError, match="keep must be at least 2"):
         digits(tmp_path / "other", keep=1)
 
