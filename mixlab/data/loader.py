@@ -5,6 +5,7 @@ Sample order and every draw depend on (seed, epoch, index) alone, so the number 
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Images:
 
 
 Progress = Callable[[int, int], None]
+MAX_WORKER_DEATHS = 5  # in one sitting
 READ_CHUNK = 1024  # pictures handed to the threads at a time
 
 
@@ -261,6 +263,41 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _items_of_workers(
+    pictures: TrainingPictures, first_step: int, num_steps: int, num_workers: int
+) -> Iterator[Any]:
+    """The items of all steps, in order. Workers that were killed are replaced: an item needs only its step."""
+    step, deaths = first_step, 0
+    while step < num_steps:
+        loader = torch.utils.data.DataLoader(
+            pictures,
+            batch_size=None,
+            sampler=list(range(step, num_steps)),
+            num_workers=num_workers,
+            prefetch_factor=4,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        items = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the main thread happens to be, in the middle of an update too.
+            # Without it a death is noticed where an item is waited for.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            for item in items:
+                yield item
+                step += 1
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):  # an error of its own, in the worker's code
+                raise
+            deaths += 1
+            if deaths > MAX_WORKER_DEATHS:
+                raise DataError(
+                    f"the processes that read the pictures died {deaths} times: {' '.join(str(error).split())[:200]}",
+                    hint="is memory running out? --num-workers 0 reads them in the training process",
+                ) from error
+
+
 def training_batches(
     pictures: TrainingPictures,
     *,
@@ -270,19 +307,10 @@ def training_batches(
     on_bad: Callable[[BadFile], None],
 ) -> Iterator[Batch]:
     """The batches of steps first_step ... num_steps - 1, normalised; calls `on_bad` for each new bad file."""
-    steps = range(first_step, num_steps)
     if pictures.images.pixels is not None or num_workers == 0:
-        items: Any = (pictures[step] for step in steps)
+        items: Any = (pictures[step] for step in range(first_step, num_steps))
     else:
-        items = torch.utils.data.DataLoader(
-            pictures,
-            batch_size=None,
-            sampler=list(steps),
-            num_workers=num_workers,
-            prefetch_factor=4,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
+        items = _items_of_workers(pictures, first_step, num_steps, num_workers)
     labels = torch.from_numpy(pictures.images.split.labels)
     normalize = pictures.images.preprocess.normalize
     for pixels, index, _, bad in items:

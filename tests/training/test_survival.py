@@ -2,27 +2,34 @@
 
 import csv
 import errno
+import multiprocessing
+import os
+import signal
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import mixlab
 from benchmarks.reliability.faults import count_calls, inject
 from mixlab.checkpoint import store
 from mixlab.checkpoint.store import Checkpoint, load_newest_checkpoint, save_checkpoint
-from mixlab.errors import DiskError, TrainingError, UsageError, WeightsError
+from mixlab.data import loader
+from mixlab.errors import DataError, DiskError, TrainingError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import course, loop
 from mixlab.training import step as step_module
 from mixlab.training.run_folder import locked
 from mixlab.training.saver import Saver, snapshot
-from mixlab.training.step import NonFiniteError
+from mixlab.training.signals import Interrupted
+from mixlab.training.step import NonFiniteError, StepResult
 
 QUIET = Screen(quiet=True)
 SHORT = {"steps": 12, "epochs": None, "threads": 1, "batch_size": 32, "keep_weights": "last", "seed": 3}
@@ -305,3 +312,71 @@ def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     digits(tmp_path / "run", checkpoint_seconds=0.0)
     assert time.monotonic() - began < 11  # twelve saves one after the other would take longer
     assert checkpoints(tmp_path / "run")[-1] == "step_00000012"
+
+
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "colours" / name).mkdir(parents=True)
+        for i in range(16):
+            pixels = rng.integers(0, 120, (9, 11, 3))
+            pixels[..., 2 - number] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "colours" / name / f"{i:02}.png")
+    return tmp_path / "colours"
+
+
+STREAM = {"steps": 20, "epochs": None, "threads": 1, "batch_size": 8, "in_memory": False, "screen": QUIET}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+def test_any_number_of_workers_changed_in_mid_run_gives_the_same_bits(colours, tmp_path, monkeypatch):
+    for workers in (0, 2, 4):
+        mixlab.train("few_images", str(colours), run=tmp_path / f"w{workers}", num_workers=workers, **STREAM)
+    assert same_weights(tmp_path / "w0", tmp_path / "w2")
+    assert same_weights(tmp_path / "w0", tmp_path / "w4")
+    real = course.train_step
+
+    def stop(state, batch, step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(state, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(course, "train_step", stop)
+        with pytest.raises(Interrupted):
+            mixlab.train("few_images", str(colours), run=tmp_path / "cut", num_workers=4, **STREAM)
+    recipe = tmp_path / "cut" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("num_workers = 4", "num_workers = 2"))
+    loop.resume(tmp_path / "cut", screen=QUIET)
+    assert same_weights(tmp_path / "w0", tmp_path / "cut")
+
+
+def test_killed_workers_are_replaced_and_change_nothing(colours, tmp_path, monkeypatch):
+    mixlab.train("few_images", str(colours), run=tmp_path / "calm", num_workers=0, **STREAM)
+    real, killed = course.train_step, []
+
+    def kill_one(state, batch, step):
+        if step in (1, 9):
+            children = multiprocessing.active_children()
+            killed.append(children[0].pid)
+            os.kill(children[0].pid, signal.SIGKILL)
+        return real(state, batch, step)
+
+    monkeypatch.setattr(course, "train_step", kill_one)
+    mixlab.train("few_images", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
+    assert len(set(killed)) == 2
+    assert same_weights(tmp_path / "calm", tmp_path / "run")
+
+
+def test_workers_that_keep_dying_end_the_training_with_the_reason(colours, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "MAX_WORKER_DEATHS", 0)
+
+    def kill_all(state, batch, step):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        return StepResult(loss=0.0, num_correct=0, num_images=8, lr=0.0)
+
+    monkeypatch.setattr(course, "train_step", kill_all)
+    with pytest.raises(DataError, match="died 1 times"):
+        mixlab.train("few_images", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
