@@ -287,9 +287,9 @@ def _items_of_workers(
             for item in items:
                 yield item
                 step += 1
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):  # an error of its own, in the worker's code
-                raise
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while handing over
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise  # an error of the worker's own code
             deaths += 1
             if deaths > MAX_WORKER_DEATHS:
                 raise DataError(
