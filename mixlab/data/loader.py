@@ -4,8 +4,6 @@ Sample order and every draw depend on (seed, epoch, index) alone, so the number 
 """
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from mixlab.data.dataset import Split
 from mixlab.data.decode import decode
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.random import epoch_order
+from mixlab.data.workers import items_of_workers
 from mixlab.errors import DataError, ImageError
 
 
@@ -64,7 +63,6 @@ class Images:
 
 
 Progress = Callable[[int, int], None]
-MAX_WORKER_DEATHS = 5  # in one sitting
 READ_CHUNK = 1024  # pictures handed to the threads at a time
 
 
@@ -253,51 +251,6 @@ class TrainingPictures(torch.utils.data.Dataset[tuple[Tensor, np.ndarray, int, l
         return _picture(self.images.split, index, min_size=round(2 * side / smallest))
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; workers end when the parent tells them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _items_of_workers(
-    pictures: TrainingPictures, first_step: int, num_steps: int, num_workers: int
-) -> Iterator[Any]:
-    """The items of all steps, in order. Workers that were killed are replaced: an item needs only its step."""
-    step, deaths = first_step, 0
-    while step < num_steps:
-        loader = torch.utils.data.DataLoader(
-            pictures,
-            batch_size=None,
-            sampler=list(range(step, num_steps)),
-            num_workers=num_workers,
-            prefetch_factor=4,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
-        items = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            # torch's handler would raise wherever the main thread happens to be, in the middle of an update too.
-            # Without it a death is noticed where an item is waited for.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        try:
-            for item in items:
-                yield item
-                step += 1
-        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while handing over
-            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-                raise  # an error of the worker's own code
-            deaths += 1
-            if deaths > MAX_WORKER_DEATHS:
-                raise DataError(
-                    f"the processes that read the pictures died {deaths} times: {' '.join(str(error).split())[:200]}",
-                    hint="is memory running out? --num-workers 0 reads them in the training process",
-                ) from error
-
-
 def training_batches(
     pictures: TrainingPictures,
     *,
@@ -310,7 +263,7 @@ def training_batches(
     if pictures.images.pixels is not None or num_workers == 0:
         items: Any = (pictures[step] for step in range(first_step, num_steps))
     else:
-        items = _items_of_workers(pictures, first_step, num_steps, num_workers)
+        items = items_of_workers(pictures, first_step, num_steps, num_workers)
     labels = torch.from_numpy(pictures.images.split.labels)
     normalize = pictures.images.preprocess.normalize
     for pixels, index, _, bad in items:

@@ -20,7 +20,7 @@ import mixlab
 from benchmarks.reliability.faults import count_calls, inject
 from mixlab.checkpoint import store
 from mixlab.checkpoint.store import Checkpoint, load_newest_checkpoint, save_checkpoint
-from mixlab.data import loader
+from mixlab.data import workers as worker_module
 from mixlab.errors import DataError, DiskError, TrainingError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
@@ -370,7 +370,7 @@ def test_killed_workers_are_replaced_and_change_nothing(colours, tmp_path, monke
 
 
 def test_workers_that_keep_dying_end_the_training_with_the_reason(colours, tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "MAX_WORKER_DEATHS", 0)
+    monkeypatch.setattr(worker_module, "MAX_WORKER_DEATHS", 0)
 
     def kill_all(state, batch, step):
         for child in multiprocessing.active_children():

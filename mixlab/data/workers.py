@@ -1,0 +1,57 @@
+"""Items of a data set through worker processes, in order, whatever happens to the workers."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from mixlab.errors import DataError
+
+MAX_WORKER_DEATHS = 5  # in one sitting
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; workers end when the parent tells them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def items_of_workers(
+    pictures: torch.utils.data.Dataset[Any], first_step: int, num_steps: int, num_workers: int
+) -> Iterator[Any]:
+    """The items of all steps, in order. Workers that were killed are replaced: an item needs only its step."""
+    step, deaths = first_step, 0
+    while step < num_steps:
+        loader = torch.utils.data.DataLoader(
+            pictures,
+            batch_size=None,
+            sampler=list(range(step, num_steps)),
+            num_workers=num_workers,
+            prefetch_factor=4,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        items = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the main thread happens to be, in the middle of an update too.
+            # Without it a death is noticed where an item is waited for.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            for item in items:
+                yield item
+                step += 1
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while handing over
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise  # an error of the worker's own code
+            deaths += 1
+            if deaths > MAX_WORKER_DEATHS:
+                raise DataError(
+                    f"the processes that read the pictures died {deaths} times: {' '.join(str(error).split())[:200]}",
+                    hint="is memory running out? --num-workers 0 reads them in the training process",
+                ) from error
