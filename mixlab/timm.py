@@ -30,8 +30,15 @@ class TimmMixer(Mixer):
         img_size: int | tuple[int, int] | None = None,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        drop_rate: float = 0.0,
         **dimensions: Any,
     ) -> None:
+        if drop_rate:
+            raise ValueError(
+                "a Mixer has no dropout: drop_rate must be 0; drop_path_rate is its stochastic depth"
+            )
+        if dimensions.get("token_mixing", "shared") != "shared":
+            raise ValueError("variants of token mixing come from mixlab.create_model, not through timm")
         if global_pool not in ("", "avg"):
             raise ValueError(f"a Mixer is pooled by its mean, not by {global_pool!r}")
         size = (img_size, img_size) if isinstance(img_size, int) else img_size

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from mixlab.checkpoint.convert import convert
+from mixlab.checkpoint.foreign import usual_class_names
 from mixlab.checkpoint.layouts import LAYOUTS
-from mixlab.checkpoint.open import open_weights, usual_class_names
+from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.decode import decode
 from mixlab.data.preprocess import Preprocess
@@ -68,6 +69,8 @@ def test_convert_says_what_the_source_is_and_what_was_assumed(place, tmp_path):
     facts = answer(mixlab("info", "out", "--json", cwd=tmp_path))
     assert facts["num_parameters"] == sum(a.size for a in np.load(place / "mixer.npz").values())
     assert facts["provenance"]["assumed"]["gelu"] == "tanh"
+    useless = mixlab("info", "out", "--num-classes", "7", cwd=tmp_path)
+    assert useless.returncode == 2
     again = mixlab("convert", "out", "out", cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
@@ -224,6 +227,10 @@ def test_a_published_name_is_all_that_predict_needs(place, tmp_path, serve):
     assert values["images"][0]["predictions"][0]["label"] == usual_class_names(1000)[expected]
     assert asked == ["/gsam/Mixer-S_16.npz"]
     assert answer(mixlab(*command, cwd=tmp_path, **environment, MIXLAB_OFFLINE="1")) == values
+    elsewhere = mixlab(
+        "info", "timm/mixer_b16_224.goog_in21k", cwd=tmp_path, **environment, MIXLAB_OFFLINE="1"
+    )
+    assert elsewhere.returncode == 1  # the published weights, not timm's architecture
     missing = mixlab("predict", "mixer_s32:gsam", place / "photo.jpg", cwd=tmp_path, **environment)
     assert missing.returncode == 1
     assert "404" in missing.stderr

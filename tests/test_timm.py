@@ -98,3 +98,10 @@ def test_a_local_folder_is_loaded_exactly(reader, tmp_path):
     transformers = pytest.importorskip("transformers")
     again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     assert torch.equal(again(image).logits, model(image))
+
+
+@pytest.mark.parametrize("options", [{"token_mixing": "untied"}, {"drop_rate": 0.1}])
+def test_what_it_would_not_do_is_refused(options):
+    with pytest.raises(ValueError, match=r"token mixing|drop_rate"):
+        timm.create_model("mixlab_mixer_s32", **options)
+    assert timm.create_model("mixlab_mixer_s32", drop_rate=0.0, num_classes=3, img_size=32).num_classes == 3

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mixlab.checkpoint.foreign import TIMM_WEIGHTS_NAME
 from mixlab.checkpoint.layouts import LAYOUTS, OURS
-from mixlab.checkpoint.open import TIMM_WEIGHTS_NAME, open_weights
+from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.sidecar import sidecar_path, write_sidecar
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.errors import UsageError, WeightsError
@@ -47,6 +48,8 @@ def convert(
         raise UsageError(
             f"there is no format {format!r}", where="--format", hint=f"it is one of {', '.join(FORMATS)}"
         )
+    if not destination.name:
+        raise UsageError("it needs a name", where="DESTINATION", hint="of the file or folder to write")
     for path in (destination, sidecar_path(destination)):
         if path.exists():
             raise UsageError("it exists already", where=str(path), hint="choose another name")

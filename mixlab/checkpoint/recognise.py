@@ -23,14 +23,14 @@ class Recognised:
     notes: tuple[str, ...] = ()
 
     def config(self, image_size: tuple[int, int] | None, *, where: str) -> MixerConfig:
-        """The Mixer's dimensions. A square S means a square grid; else `image_size` says it.
+        """The Mixer's dimensions. `image_size` says the grid if it has S patches; else a square S means a square one.
 
-        UsageError lists the possible sizes where it does not.
+        UsageError lists the possible sizes where neither holds.
         """
         hidden_dim, in_channels, patch_size, _ = self.shapes["stem.weight"]
         num_patches = self.shapes["blocks.0.token_mixing.fc2.bias"][0]
         side = isqrt(num_patches)
-        if side * side == num_patches:
+        if side * side == num_patches and image_size not in _grids(num_patches, patch_size):
             image_size = (side * patch_size, side * patch_size)
         elif image_size is None or image_size not in _grids(num_patches, patch_size):
             choices = ", ".join(f"{height}x{width}" for height, width in _grids(num_patches, patch_size))

@@ -37,6 +37,8 @@ def read_sidecar(path: Path) -> Sidecar | None:
     if values.get("format") != FORMAT:
         return None
     try:
+        if values["gelu"] not in ("tanh", "erf"):
+            raise ValueError(f"gelu {values['gelu']!r}")
         return Sidecar(
             preprocess=Preprocess.from_json(values["preprocess"]),
             class_names=tuple(str(name) for name in values["class_names"]),

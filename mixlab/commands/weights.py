@@ -17,7 +17,7 @@ def info(
     /,
     *,
     image_size: str | None = None,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     batch_size: int = 1,
     patch_size: int | None = None,
 ) -> None:
@@ -30,17 +30,23 @@ def info(
     image_size
         Side, or HxW, in pixels; by default the model's own.
     """
+    from mixlab.checkpoint.published import PUBLISHED
     from mixlab.models.describe import describe_settings
     from mixlab.report.tables import show_facts
 
     name = find_weights(model)
     size = parse_size(image_size)
     provenance: dict[str, Any] = {}
-    if Path(name).exists() or ":" in model:
+    if Path(name).exists() or ":" in model or model in PUBLISHED:
+        if num_classes is not None or patch_size is not None:
+            raise UsageError(
+                "weights have their own number of classes and patch size",
+                where="--num-classes" if num_classes is not None else "--patch-size",
+            )
         weights = open_named(model, image_size=size)
         settings, provenance = weights.model_settings, weights.provenance
     else:
-        settings = {"name": model, "num_classes": num_classes}
+        settings = {"name": model, "num_classes": num_classes or 1000}
         if size is not None:
             settings["image_size"] = size
         if patch_size is not None:

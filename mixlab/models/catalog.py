@@ -39,7 +39,7 @@ class ModelConfig:
     patch_size, hidden_dim, token_mlp_dim, channel_mlp_dim, num_blocks: replace the named size's value.
     stochastic_depth: drop probability of the last block's branches (timm models: their drop_path_rate).
     head_bias, branch_init_scale: initial values of a Mixer, see `MixerConfig`.
-    gelu, layer_norm_eps: the authors' `tanh` and 1e-6, or what foreign weights were trained with.
+    gelu, layer_norm_eps: None is the authors' `tanh` and 1e-6, or what the weights to start from were trained with.
     token_mixing, token_groups: a variant of the token-mixing MLP and its number of groups, see models/variants.py.
     """
 
@@ -52,8 +52,8 @@ class ModelConfig:
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
     branch_init_scale: float = 1.0
-    gelu: Literal["tanh", "erf"] = "tanh"
-    layer_norm_eps: float = 1e-6
+    gelu: Literal["tanh", "erf"] | None = None
+    layer_norm_eps: float | None = None
     token_mixing: Literal["shared", "blocks", "untied", "grouped", "projected", "pyramid"] = "shared"
     token_groups: int = 1
 
@@ -89,9 +89,11 @@ def mixer_config(
     named = dict(zip(DIMENSIONS, SIZES.get(size, (0, 0, 0, 0)), strict=True))  # 0 is refused by MixerConfig
     side = MODELS.get(config.name, (224 if size in "sblh" else 32, ""))[0]
     values: dict[str, Any] = {key: getattr(config, key) or named[key] for key in DIMENSIONS}
+    values |= {key: getattr(config, key) for key in ("stochastic_depth", "head_bias", "branch_init_scale")}
     values |= {
         key: getattr(config, key)
-        for key in ("stochastic_depth", "head_bias", "branch_init_scale", "gelu", "layer_norm_eps")
+        for key in ("gelu", "layer_norm_eps")
+        if getattr(config, key) is not None  # else MixerConfig's own, the authors'
     }
     kind: type[MixerConfig] = MixerConfig
     if config.token_mixing != "shared":
@@ -116,9 +118,9 @@ def settings_of(config: MixerConfig) -> dict[str, Any]:
     settings |= {"image_size": config.image_size, "in_channels": config.in_channels}
     if size is None:
         settings |= dimensions
-    default = ModelConfig()
+    usual_values = {field.name: field.default for field in (*fields(ModelConfig), *fields(MixerConfig))}
     for field in fields(ModelConfig):
-        usual = getattr(default, field.name)
+        usual = usual_values[field.name]
         if (
             field.name not in ("name", "patch_size", *DIMENSIONS)
             and getattr(config, field.name, usual) != usual

@@ -76,7 +76,11 @@ def compose(
     data = data or chosen.data.source
     if from_file:
         chosen = override(chosen, from_file, where=str(config))
-    return _with_length(override(chosen, {"data.source": data} | overrides), overrides, has_budget)
+    chosen = override(chosen, {"data.source": data} | overrides)
+    if chosen.init_from is not None and "model.name" not in overrides | from_file:
+        # The model follows from the weights; the recipe's own choice is nothing that the person asked for.
+        chosen = replace(chosen, model=replace(chosen.model, name=None))
+    return _with_length(chosen, overrides, has_budget)
 
 
 def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) -> Recipe:

@@ -62,7 +62,7 @@ def show_conversion(result: dict[str, Any], screen: Screen) -> None:
         screen.say(f"note: {note}")
     for title, compared in (("changed", result["change"]), ("run by timm itself", result.get("in_timm"))):
         if compared:
-            what = compared.get("numerics", "the same numerics")
+            what = compared.get("numerics", "against these weights as they were trained")
             screen.say(
                 f"{title}: {what}; on {compared['num_probes']} random pictures the logits differ by "
                 f"{compared['max_difference']:.2g} at most (the largest is {compared['largest_logit']:.2g}), and "

@@ -2,13 +2,12 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig, settings_of
@@ -29,9 +28,8 @@ def open_initial(recipe: Recipe) -> Weights | None:
 
 def with_absolute_init(recipe: Recipe) -> Recipe:
     """The same recipe with a path that holds from any folder; published names stay as they are."""
-    if recipe.init_from is None or not Path(recipe.init_from).exists():
-        return recipe
-    return replace(recipe, init_from=os.path.abspath(os.path.expanduser(recipe.init_from)))
+    path = None if recipe.init_from is None else existing_path(os.path.expanduser(recipe.init_from))
+    return recipe if path is None else replace(recipe, init_from=os.path.abspath(path))
 
 
 def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
@@ -40,6 +38,13 @@ def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
     Open may be the model, image size, channels, mean and std. UsageError where the recipe asks for another model.
     """
     data, preprocess = recipe.data, weights.preprocess
+    if preprocess.permutation is not None:
+        raise UsageError(
+            "these weights take permuted pictures, on which a training cannot start",
+            where=str(recipe.init_from),
+            hint="start from the weights from before `mixlab permute`",
+        )
+    own_name = weights.model_settings["name"]
     channels = data.channels or preprocess.channels
     data = replace(
         data,
@@ -56,9 +61,9 @@ def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
     else:
         model = ModelConfig(name=weights.model_settings["name"])
     wanted, default = recipe.model, ModelConfig()
-    if wanted.name is not None and wanted.name != model.name:
+    if wanted.name not in (None, model.name, own_name):
         raise UsageError(
-            f"the weights are of {model.name}, the recipe's model is {wanted.name}",
+            f"the weights are of {own_name}, the recipe's model is {wanted.name}",
             where="model.name",
             hint="leave the model out: it follows from --init-from",
         )
@@ -82,15 +87,18 @@ def load_initial(model: nn.Module, weights: Weights, recipe: Recipe, class_names
     """Copy fitted weights into `model`; the head only if the classes are the same. A sentence that says what."""
     keeps_head = class_names == weights.class_names
     given, own = weights.model.state_dict(), model.state_dict()
-    head = _head_name(model)
+    head = _head_names(model)
     for name, tensor in given.items():
-        if name.split(".")[0] == head and not keeps_head:
+        if not keeps_head and name.startswith(head):
             continue
         if name not in own or own[name].shape != tensor.shape:
+            needed = f"needs {tuple(own[name].shape)}" if name in own else "has none"
+            size = weights.preprocess.image_size
             raise UsageError(
-                f"{name} of the weights does not fit this model",
+                f"{name} of the weights has shape {tuple(tensor.shape)}, this model {needed}",
                 where=str(recipe.init_from),
-                hint="leave --model out",
+                hint=f"they are of {weights.model_settings['name']} for pictures of {size[0]}x{size[1]}, and only "
+                "a Mixer can be resampled",
             )
         own[name].copy_(tensor)
     kept = "its head too" if keeps_head else f"with a new head for {len(class_names)} classes"
@@ -110,10 +118,10 @@ def _grid_costs(model: Any, recipe: Recipe, weights: Weights) -> str:
     return f"an image costs {dense / 1e9:.3g} GMACs as a dense matrix, {blocks / 1e9:.3g} as blocks"
 
 
-def _head_name(model: nn.Module) -> str:
-    if isinstance(model, Mixer):
-        return "head"
-    return str(dict(model.default_cfg).get("classifier", "head"))  # type: ignore[arg-type]
+def _head_names(model: nn.Module) -> tuple[str, ...]:
+    """How the names of the classifier's tensors begin; some of timm's models have two classifiers."""
+    found = "head" if isinstance(model, Mixer) else model.default_cfg.get("classifier", "head")  # type: ignore
+    return tuple(f"{name}." for name in ([found] if isinstance(found, str) else found))
 
 
 def _fitted(model: Mixer, recipe: Recipe) -> Mixer:
@@ -125,6 +133,8 @@ def _fitted(model: Mixer, recipe: Recipe) -> Mixer:
         model = _with_channels(model, data.channels)
     patch_size = recipe.model.patch_size or model.config.patch_size
     if recipe.init_grid == "resample":
+        if (data.image_size, patch_size) == (model.config.image_size, model.config.patch_size):
+            return model  # of any kind of token mixing
         return resample(model, data.image_size, patch_size=patch_size)
     height, width = model.config.image_size
     factor = data.image_size[0] // height

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from timm.models._manipulate import group_with_matcher  # not exported, but what its own optimizers use
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixlab.errors import UsageError
 from mixlab.models.mixer import Mixer
@@ -91,6 +92,11 @@ def freeze_layers(model: nn.Module, count: int) -> None:
         raise UsageError(f"there are {last} layers below the head to freeze, got {count}", where="freeze")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layers[name] >= count)
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()  # its running statistics stay too, whatever `train()` says to the model around it
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -112,9 +118,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_matrix = parameter.ndim == 2 and not name.startswith(("head", "fc", "classifier"))
         kind = "kernels" if decays(name, parameter) else "rest"
-        if config.name == "muon" and is_matrix:
+        is_matrix = parameter.ndim == 2 and not name.startswith(("head", "fc", "classifier"))
+        if config.name == "muon" and is_matrix and kind == "kernels":
             kind = "matrices"
         members[kind, layers.get(name, 0)].append(parameter)
     groups = [

@@ -1,6 +1,8 @@
 """Weights through every format and back, and through other people's programs; what changes is measured and said."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,9 +212,10 @@ def test_timm_weights_keep_the_gelu_they_were_trained_with(tmp_path):
         ({"class_names": ["a"]}, "class names are 1"),
         ({"preprocess": None}, "key is missing or wrong"),
         ({"layer_norm_eps": "small"}, "key is missing or wrong"),
-        ({"gelu": "relu"}, "gelu must be"),
+        ({"gelu": "relu"}, "key is missing or wrong: gelu"),
         ({"preprocess": {}}, "missing or unknown keys"),
         ({"class_names": None}, "key is missing or wrong"),
+        ({"gelu": None}, "key is missing or wrong: gelu"),
     ],
 )
 def test_what_stands_beside_a_file_and_does_not_fit_is_refused(change, message, tmp_path):
@@ -223,3 +226,36 @@ def test_what_stands_beside_a_file_and_does_not_fit_is_refused(change, message, 
         open_weights(tmp_path / "w.npz")
     beside.write_text("{}")  # not ours: then the format decides
     assert open_weights(tmp_path / "w.npz", image_size=(12, 8)).class_names == ("0", "1", "2", "3", "4")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_grid_that_is_no_square_though_its_number_of_patches_is(format, tmp_path):
+    if format == "timm":
+        weights = random_weights(name="mixer_s32", num_blocks=None, image_size=(32, 128), gelu="erf")
+    else:
+        weights = random_weights(image_size=(8, 32), gelu="erf")  # 2 x 8 patches: 16
+    convert(weights, tmp_path / "file", format=format, accept_gelu_change=True)
+    again = open_weights(tmp_path / "file")
+    assert again.model.config == weights.model.config
+    assert again.preprocess == weights.preprocess
+    if format not in ("mixlab", "timm", "mixlab-timm"):
+        (tmp_path / "file.json").unlink()
+        assert open_weights(tmp_path / "file").model.config.image_size == (16, 16)
+        bare = open_weights(tmp_path / "file", image_size=(8, 32), gelu="erf").model
+        assert same(bare, weights.model)
+        assert bare.config.image_size == (8, 32)
+
+
+@pytest.mark.parametrize("format", ["timm", "mixlab-timm"])
+def test_timms_folders_keep_the_fit_and_where_the_weights_come_from(format, tmp_path):
+    weights = timm_sized(gelu="erf")
+    weights = replace(weights, preprocess=replace(weights.preprocess, fit="stretch"))
+    convert(weights, tmp_path / "folder", format=format)
+    again = open_weights(tmp_path / "folder")
+    assert again.preprocess == weights.preprocess
+    assert again.provenance["converted_from"] == {"made": "by a test"}
+
+
+def test_a_destination_without_a_name_is_refused():
+    with pytest.raises(UsageError, match="needs a name"):
+        convert(random_weights(), Path(""))

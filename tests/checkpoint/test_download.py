@@ -378,3 +378,5 @@ def test_create_model_takes_published_weights_by_tag(server, monkeypatch):
         mixlab.create_model("mixer_b16", pretrained="imagenet1k", hidden_dim=5)
     with pytest.raises(UsageError, match="no published weights"):
         mixlab.create_model("mixer_b16", pretrained="imagenet2k")
+    with pytest.raises(UsageError, match="pretrained says zzz"):
+        mixlab.create_model("timm/mixer_b16_224.goog_in21k", pretrained="zzz")

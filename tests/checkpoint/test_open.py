@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 import mixlab
 from mixlab.checkpoint import open as door
 from mixlab.checkpoint.convert import convert
+from mixlab.checkpoint.foreign import usual_class_names
 from mixlab.checkpoint.layouts import LAYOUTS
-from mixlab.checkpoint.open import open_weights, usual_class_names
+from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights, save_weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError, WeightsError

@@ -1,6 +1,7 @@
 """Trainings that start from weights: every fit that `init_from` can ask for, seen before the first step."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import mixlab
 from mixlab.checkpoint.convert import convert
 from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import Weights, save_weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError
@@ -239,3 +241,89 @@ def test_weights_that_are_not_there_or_named_without_need_are_said(colours, tmp_
     with pytest.raises(WeightsError, match="no known layout"):
         train(colours, tmp_path / "run", tmp_path / "x.safetensors")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("token_mixing", ["untied", "grouped", "blocks"])
+def test_a_training_goes_on_from_any_variant_at_its_own_size(token_mixing, colours, tmp_path):
+    groups = 1 if token_mixing == "untied" else 2
+    options = ONE_STEP | {"image_size": (16, 16), "model__name": "mixer_pico4", "model__token_groups": groups}
+    run = mixlab.train("few_images", str(colours), run=tmp_path / "one", screen=QUIET,
+                       model__token_mixing=token_mixing, **options)["run"]  # fmt: skip
+    train(colours, tmp_path / "two", Path(run))
+    assert_same(state(tmp_path / "two"), state(tmp_path / "one"))
+    with pytest.raises(UsageError, match="plain Mixer"):
+        train(colours, tmp_path / "three", Path(run), image_size=(32, 32))
+
+
+def test_permuted_weights_neither_start_a_training_nor_change_their_size(colours, start, tmp_path):
+    permuted, _ = permute_weights(open_weights(start), seed=1)
+    save_weights(tmp_path / "permuted", permuted)
+    with pytest.raises(UsageError, match="permuted pictures"):
+        train(colours, tmp_path / "run", tmp_path / "permuted")
+    with pytest.raises(UsageError, match="another size has other patches"):
+        open_weights(tmp_path / "permuted", image_size=(16, 24))
+
+
+def test_a_model_that_only_the_recipe_named_gives_way_to_the_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ONE_STEP | {"image_size": (8, 8), "data__channels": 1, "batch_size": 64}
+    mixlab.train("digits", "digits", run="first", screen=QUIET, model__patch_size=4, **options)
+    for name, more in (("same", {}), ("patch", {"model__patch_size": 2}), ("dense", {"init_grid": "dense"})):
+        size = {"image_size": (16, 16)} if name == "dense" else {}
+        result = mixlab.train("digits", "digits", run=name, screen=QUIET, init_from="first",
+                              **options | size | more)  # fmt: skip
+        assert result["steps"] == 1  # the name of a run under ./runs is enough
+    assert (
+        open_weights("dense").model.config.token_mlp_dim
+        == 4 * open_weights("first").model.config.token_mlp_dim
+    )
+    with pytest.raises(UsageError, match="the recipe's model is mixer_nano4"):
+        mixlab.train("digits", "digits", run="x", screen=QUIET, init_from="first", model__name="mixer_nano4",
+                     **options)  # fmt: skip
+
+
+def test_gelu_and_epsilon_can_be_set_back_to_the_authors(colours, start, tmp_path):
+    weights = open_weights(start, gelu="erf", layer_norm_eps=1e-5)
+    convert(weights, tmp_path / "a.pth", format="mmpretrain")
+    train(colours, tmp_path / "kept", tmp_path / "a.pth")
+    train(colours, tmp_path / "set", tmp_path / "a.pth", model__gelu="tanh", model__layer_norm_eps=1e-6)
+    for name, expected in (("kept", ("erf", 1e-5)), ("set", ("tanh", 1e-6))):
+        config = open_weights(tmp_path / name).model.config
+        assert (config.gelu, config.layer_norm_eps) == expected
+
+
+def test_timms_classifiers_get_a_new_head_whatever_they_are_called(colours, tmp_path):
+    options = ONE_STEP | {"image_size": (32, 32)}
+    renamed = tmp_path / "renamed"
+    for name, other in zip(COLOURS, ("x", "y", "z"), strict=True):
+        shutil.copytree(colours / name, renamed / other)
+    run = mixlab.train("few_images", str(colours), run=tmp_path / "one", screen=QUIET,
+                       model__name="timm/convnext_atto", **options | {"steps": 3})["run"]  # fmt: skip
+    train(renamed, tmp_path / "two", Path(run), image_size=(32, 32))
+    first, second = open_weights(run).model, open_weights(tmp_path / "two").model
+    assert torch.equal(first.stem[0].weight, second.stem[0].weight)
+    assert not torch.equal(first.head.fc.weight, second.head.fc.weight)
+
+
+def test_frozen_running_statistics_stay(colours, tmp_path):
+    options = ONE_STEP | {"image_size": (32, 32)}
+    run = mixlab.train("few_images", str(colours), run=tmp_path / "one", screen=QUIET,
+                       model__name="timm/resnet10t", **options)["run"]  # fmt: skip
+    train(colours, tmp_path / "two", Path(run), image_size=(32, 32), freeze=1, steps=4, keep_weights="last")
+    first, second = state(tmp_path / "one"), state(tmp_path / "two")
+    stem = [name for name in first if name.startswith(("conv1", "bn1"))]
+    assert any("running_mean" in name for name in stem)
+    assert all(torch.equal(first[name], second[name]) for name in stem)
+    assert not torch.equal(first["layer1.0.bn1.running_mean"], second["layer1.0.bn1.running_mean"])
+
+
+def test_muon_takes_matrices_and_never_biases():
+    model = create_model("mixer_pico4", image_size=16, num_classes=3, token_mixing="untied")
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon"))
+    kind = {id(p): g.get("orthogonal", False) for g in optimizer.param_groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            assert not kind[id(parameter)]
+            assert decay[id(parameter)] == 0
+    assert kind[id(model.blocks[0].channel_mixing.fc1.weight)]
