@@ -36,6 +36,7 @@ from mixlab.training.setup import Prepared
 from mixlab.training.step import NonFiniteError, StepResult, TrainState, explain_out_of_memory, train_step
 from mixlab.training.tracking import Rows, open_tracker
 
+SAVE_PAUSE = 60  # times what a save takes, between two of them: one to two per cent of the time
 NUM_LOG_ROWS = 1000  # of training, in metrics.jsonl, at most
 
 
@@ -49,6 +50,7 @@ class Training:
         self.recipe = state.recipe
         self.log = RunLog(run / "metrics.jsonl")
         self.saver = Saver(self._note_disk_error)
+        self.save_seconds = 0.0  # that the last checkpoint took to write
         self.tracker = open_tracker(tracker, run)
         self.step = 0
         self.seconds = 0.0  # spent in training and validation, over all sittings
@@ -94,7 +96,7 @@ class Training:
                     self._end_epoch(per_epoch, bar)
                     self.seconds = seconds_before + time.monotonic() - sitting_began
                     rows.restart()
-                due = time.monotonic() - last_save >= recipe.checkpoint_seconds and not self.saver.is_busy
+                due = time.monotonic() - last_save >= self._save_interval() and not self.saver.is_busy
                 if due or is_last or signals:
                     self.save()
                     last_save = time.monotonic()
@@ -194,8 +196,18 @@ class Training:
         }
         tensors = {name: snapshot(group) for name, group in self.state.tensors().items()}
         checkpoint = Checkpoint(step=self.step, tensors=tensors, state=values)
-        folder, keep = self.run / "checkpoints", self.recipe.keep
-        self.saver.submit("checkpoint", lambda: save_checkpoint(folder, checkpoint, keep=keep))
+
+        def write() -> None:
+            began = time.monotonic()
+            save_checkpoint(self.run / "checkpoints", checkpoint, keep=self.recipe.keep)
+            self.save_seconds = time.monotonic() - began
+
+        self.saver.submit("checkpoint", write)
+
+    def _save_interval(self) -> float:
+        """Seconds between two checkpoints: those of a large model take a core for a while."""
+        wanted = self.recipe.checkpoint_seconds
+        return max(wanted, SAVE_PAUSE * self.save_seconds) if wanted else 0.0
 
     def _check_state(self) -> None:
         """A checkpoint that is not finite would be worse than none: the one before could be pruned for it."""

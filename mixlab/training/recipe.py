@@ -72,7 +72,8 @@ class Recipe:
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
     keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
     threads: CPU threads, part of the recipe because they change the last bits; None takes one a core.
-    checkpoint_seconds: a checkpoint after the first step that ends this long after the last one. keep: how many.
+    checkpoint_seconds: a checkpoint after the first step that ends this long after the last one, or 60 times as long
+        as that took to write if that is longer; 0 is as often as can be. keep: how many stay.
     skip_nonfinite: leave out up to this many batches whose loss or gradient is NaN or infinite, instead of stopping.
     init_from: start from the weights in this run, folder or file, or of this published name. init_grid: how
         they are fitted to another image size: `resample` for any; for whole multiples `dense` or `blocks`, the

@@ -166,6 +166,19 @@ def test_checkpoints_come_by_time_in_mid_epoch_and_the_last_ones_are_kept(tmp_pa
         digits(tmp_path / "other", keep=1)
 
 
+def test_saves_that_take_long_are_rarer(tmp_path, monkeypatch):
+    real, calls = course.save_checkpoint, []
+
+    def slow(*arguments, **options):
+        calls.append(1)
+        time.sleep(0.5)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(course, "save_checkpoint", slow)
+    digits(tmp_path / "run", checkpoint_seconds=0.001, steps=400)
+    assert len(calls) == 2  # the first, and the one at the end
+
+
 def test_nothing_is_pruned_for_a_checkpoint_that_cannot_be_read_back(tmp_path, monkeypatch):
     def write(step):
         tensors = {"model": {"x": torch.full((4,), float(step))}}
