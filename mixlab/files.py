@@ -1,6 +1,7 @@
 """Files that are either the old one or the whole new one, never half of each."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -43,6 +44,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`, making its folder if needed. DiskError if it fails; the old file then remains."""
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal; the file is never in memory whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The Mixer family inside timm: timm's own functions find, build, load, change and group it."""
 
 import json
-import os
 
 import pytest
 import timm
@@ -13,8 +12,12 @@ import mixlab.timm
 from mixlab.models.catalog import MODELS, create_model
 from mixlab.models.mixer import Mixer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 SMALL = {"num_classes": 7, "img_size": (16, 24), "num_blocks": 3}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def randomised(model):

@@ -1,7 +1,6 @@
 """Released weights onto this machine: downloaded once, whole, resumed where a connection was cut, and verified."""
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 import mixlab
 from mixlab.checkpoint.published import OFFICIAL_URL, PUBLISHED, Published
 from mixlab.errors import DiskError, WeightsError
-from mixlab.files import write_atomically
+from mixlab.files import sha256, write_atomically
 
 CHUNK = 1 << 20
 SIZE_TOLERANCE = 0.01 * 2**20  # sizes are known in MiB with two digits
@@ -108,31 +107,26 @@ def _verify(published: Published, path: Path) -> None:
         record = json.loads(_record_path(path).read_text())
         known = str(record["sha256"])
     except FileNotFoundError:
-        _write_record(published, path, _sha256(path))
+        _write_record(published, path, sha256(path))
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"its record is damaged: {error}", where=str(_record_path(path)), hint=hint
         ) from error
-    if _sha256(path) != known:
+    if sha256(path) != known:
         raise WeightsError(
             "it has changed since it was downloaded: its SHA-256 differs", where=str(path), hint=hint
         )
 
 
-def _write_record(published: Published, path: Path, sha256: str) -> None:
+def _write_record(published: Published, path: Path, digest: str) -> None:
     record = {
         "url": published.url,
         "size": path.stat().st_size,
-        "sha256": sha256,
+        "sha256": digest,
         "date": time.strftime("%Y-%m-%d"),
     }
     write_atomically(_record_path(path), (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -174,10 +168,10 @@ def _download(published: Published, path: Path, progress: Progress | None, pause
             time.sleep(pause * 2**attempt)
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    sha256 = _sha256(part)
+    digest = sha256(part)
     os.replace(part, path)
     part.with_name(part.name + ".json").unlink(missing_ok=True)
-    _write_record(published, path, sha256)
+    _write_record(published, path, digest)
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

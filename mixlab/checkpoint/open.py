@@ -10,7 +10,7 @@ from torch import nn
 from mixlab.checkpoint.download import fetch_published
 from mixlab.checkpoint.foreign import TIMM_WEIGHTS_NAME, open_file, open_timm_folder, with_numerics
 from mixlab.checkpoint.published import PUBLISHED, Published, find_published
-from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights
+from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights, run_path
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import create_model as build_model
 from mixlab.models.catalog import settings_of
@@ -56,12 +56,11 @@ def open_weights(
 
 
 def existing_path(path_or_name: str | Path) -> Path | None:
-    """What is there under this path, or, for a bare name, under ./runs."""
-    path = Path(path_or_name)
-    if path.exists() and str(path_or_name):
-        return path
-    run = Path("runs") / path
-    return run if len(path.parts) == 1 and run.exists() else None
+    """What is there: for a bare name the run of that name (store.run_path) if there is one, else under the path."""
+    if not str(path_or_name):
+        return None
+    places = (run_path(str(path_or_name)), Path(path_or_name))
+    return next((place for place in places if place.exists()), None)
 
 
 def create_model(

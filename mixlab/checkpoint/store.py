@@ -22,6 +22,7 @@ from mixlab.checkpoint.readers import open_tensors
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import DiskError, MixlabError, WeightsError
 from mixlab.files import remove, write_atomically, written_whole
+from mixlab.files import sha256 as _sha256
 from mixlab.models.catalog import create_model
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -30,6 +31,15 @@ DIGEST_KEY = "mixlab_sha256"
 MAX_CONFIG_BYTES = 64 * 2**20  # 21,843 class names take 1 MB
 MAX_BLOCKS = 10_000  # of a model that a file describes: more would only keep the machine busy
 FORMAT_VERSION = 1
+RUNS = Path("runs")  # where runs go that are given by a bare name, or by none
+
+
+def run_path(name: str) -> Path:
+    """RUN as a person gives it: a path, or a bare name under ./runs."""
+    path = Path(name)
+    if len(path.parts) > 1 or path.is_absolute() or name in (".", ".."):
+        return path
+    return RUNS / name if not path.is_dir() or (RUNS / name).is_dir() else path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +295,3 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,15 +29,16 @@ def emit(value: dict[str, Any]) -> None:
 
 
 def find_run(name: str) -> Path:
-    from mixlab.training.run_folder import run_path
+    from mixlab.checkpoint.store import run_path
 
     return run_path(name)
 
 
 def find_weights(name: str) -> str | Path:
     """A run by its name under ./runs, else what the person wrote: a path or a published name."""
-    path = find_run(name)
-    return path if path.exists() else name
+    from mixlab.checkpoint.open import existing_path
+
+    return existing_path(name) or name
 
 
 def open_named(name: str, **options: Any) -> "Weights":

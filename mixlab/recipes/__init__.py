@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mixlab.checkpoint.store import run_path
 from mixlab.errors import UsageError
 from mixlab.recipes.small import digits, few_images, small_images
 from mixlab.training.loop import train as train_recipe
 from mixlab.training.recipe import Recipe, from_toml, full_key, override
-from mixlab.training.run_folder import run_path
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,

@@ -115,7 +115,8 @@ class Training:
             return train_step(self.state, batch, self.step)
         except NonFiniteError as error:
             names = [self.prepared.train.split.names[i] for i in batch.index]
-            add_nonfinite_batch(self.run, self.step, error.what, batch.index, names)
+            what = error.what
+            self._guarded(lambda: add_nonfinite_batch(self.run, self.step, what, batch.index, names))
             if self.num_skipped >= self.recipe.skip_nonfinite:
                 raise
             self.num_skipped += 1

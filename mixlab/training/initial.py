@@ -76,9 +76,7 @@ def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
             raise UsageError(
                 f"{key} {value} does not fit the weights", where=f"model.{key}", hint="leave it out"
             )
-    numerics = {
-        k: getattr(wanted, k) for k in ("gelu", "layer_norm_eps") if getattr(wanted, k) != getattr(default, k)
-    }
+    numerics = {k: getattr(wanted, k) for k in ("gelu", "layer_norm_eps") if getattr(wanted, k) is not None}
     model = replace(model, **{key: getattr(wanted, key) for key in kept}, **numerics)
     return replace(recipe, model=model), weights
 

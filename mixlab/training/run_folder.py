@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mixlab.checkpoint.store import RUNS
 from mixlab.data.loader import BadFile
 from mixlab.data.sources import write_split_csv
 from mixlab.device import describe_machine
@@ -22,7 +23,6 @@ from mixlab.files import write_atomically, written_whole
 from mixlab.training.recipe import Recipe, to_toml
 from mixlab.training.setup import Prepared
 
-RUNS = Path("runs")  # where runs go that are given by a bare name, or by none
 BAD_FILES_NAME = "bad_files.csv"
 NONFINITE_NAME = "nonfinite.csv"
 LOCK_NAME = ".lock"
@@ -48,14 +48,6 @@ def locked(run: Path) -> Iterator[None]:
                 hint="wait for it, or stop it first",
             ) from None
         yield
-
-
-def run_path(name: str) -> Path:
-    """RUN as a person gives it: a path, or a bare name under ./runs."""
-    path = Path(name)
-    if len(path.parts) > 1 or path.is_absolute() or name in (".", ".."):
-        return path
-    return RUNS / name if not path.is_dir() or (RUNS / name).is_dir() else path
 
 
 def default_run_path(recipe: Recipe) -> Path:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mixlab.errors import DiskError
 
+MAX_PENDING = 2  # the weights and the checkpoint of one moment
+
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies in memory, of this moment: what they were made from may change while they are written."""
@@ -38,9 +40,9 @@ class Saver:
         return bool(waiting)
 
     def submit(self, kind: str, job: Callable[[], object]) -> None:
-        """Write soon."""
-        if self._pending:
-            self.wait()  # at most one snapshot in memory besides the one that is written
+        """Write soon. Waits only where MAX_PENDING jobs are not written yet: each holds a copy in memory."""
+        if self.is_busy and len(self._pending) >= MAX_PENDING:
+            self._pending.pop(0).result()
         self._pending.append(self._pool.submit(self._run, kind, job))
 
     def _run(self, kind: str, job: Callable[[], object]) -> None:

@@ -1,7 +1,6 @@
 """The Mixer against arrays computed by the authors' own code (../shared/reference), where they are present."""
 
 import json
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.formats import draw, draw_images
 from mixlab.checkpoint.layouts import OFFICIAL
 from mixlab.checkpoint.open import open_weights
 from mixlab.models.catalog import create_model
@@ -241,21 +241,3 @@ def test_full_size_models_are_the_authors(name):
         for stage, mean, std in zip(stages, expected["stage_mean"], expected["stage_std"], strict=True):
             assert stage.double().mean().item() == pytest.approx(mean, abs=tolerance)
             assert stage.double().std(correction=0).item() == pytest.approx(std, rel=tolerance)
-
-
-SEED = 20210504  # of the reference's README, as the two functions below are
-
-
-def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    z = np.random.default_rng([SEED, zlib.crc32(key.encode())]).standard_normal(shape)
-    if key.endswith("/kernel"):
-        z = z * (4.0 if key == "head/kernel" else 1.0) / np.sqrt(np.prod(shape[:-1]))
-    else:
-        z = 1 + 0.1 * z if key.endswith("/scale") else 0.1 * z
-    return z.astype(np.float32)
-
-
-def draw_images() -> np.ndarray:
-    rng = np.random.default_rng([SEED, zlib.crc32(b"image")])
-    coarse = rng.uniform(-1, 1, (2, 7, 7, 3)).repeat(32, 1).repeat(32, 2)
-    return (0.75 * coarse + 0.25 * rng.uniform(-1, 1, (2, 224, 224, 3))).astype(np.float32)

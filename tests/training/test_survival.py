@@ -68,6 +68,19 @@ def test_jobs_are_written_in_order_beside_the_caller():
     assert done == [1, 2]
 
 
+def test_two_jobs_of_one_moment_do_not_wait_for_each_other_and_a_third_does():
+    gate, done = threading.Event(), []
+    saver = Saver(lambda error: None)
+    for number in (1, 2):
+        saver.submit("any", lambda number=number: (gate.wait(10), done.append(number)))
+    assert done == []
+    threading.Timer(0.2, gate.set).start()
+    saver.submit("any", lambda: done.append(3))
+    assert done[:1] == [1]
+    saver.close()
+    assert done == [1, 2, 3]
+
+
 def test_a_failed_job_is_tried_again_before_one_that_may_rely_on_it():
     reported, done, is_full = [], [], True
 
@@ -239,6 +252,7 @@ def test_so_many_batches_can_be_left_out_and_no_more_even_over_a_resume(tmp_path
             digits(tmp_path / "one", skip_nonfinite=1, checkpoint_seconds=0.0)
     found, _ = load_newest_checkpoint(tmp_path / "one" / "checkpoints")
     assert found.state["num_skipped"] == 1
+    monkeypatch.setattr(course, "add_nonfinite_batch", full)  # that it cannot be written down hides nothing
     spoil(monkeypatch, {9 - found.step}, "loss")  # the counter starts again with the process
     with pytest.raises(NonFiniteError, match="step 9"):
         loop.resume(tmp_path / "one", screen=QUIET)
