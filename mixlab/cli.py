@@ -93,8 +93,12 @@ def run_command(tokens: list[str]) -> int:
 
 
 def _fail(error: MixlabError) -> int:
+    from mixlab.report.screen import speaks
+
+    if not speaks() and error.kind in ("usage", "interrupted"):
+        return error.exit_status  # the same on every rank, and rank 0 says it
     Context.on_error()
-    if Context.json:
+    if Context.json and speaks():
         values = {"kind": error.kind, "message": error.message, "where": error.where, "hint": error.hint}
         print(jsonlib.dumps({"error": values}))
     where = f"\n  where: {error.where}" if error.where else ""

@@ -1,13 +1,16 @@
 """Trainings killed at random instants and resumed to the end: are the final bits those of the undisturbed run?
 
-    python -m benchmarks.reliability.kills [--trials 300] [--signal KILL|TERM] [--seed 0] [--json FILE]
+    python -m benchmarks.reliability.kills [--trials 300] [--ranks 1,2] [--signal KILL|TERM] [--seed 0] [--json FILE]
 
 A small training with everything on that draws random numbers or keeps state (crop, flip, erasing, TrivialAugment,
 mixup, CutMix, stochastic depth, EMA, accumulation, one thread), which saves after every step that finds the writer
-idle. KILL: the process is killed one to three times on its way, at random instants, every third time as soon as a
-half-written checkpoint is seen. TERM: it is asked to stop and must exit with 143 within 10 seconds. It is resumed to
-its end, and the SHA-256 of model, EMA, optimizer and the deliverable are compared, and the log's steps. Children
-are forked from a process that has imported everything, and leave out the report, which is not what is tested.
+idle. KILL: the processes are killed one to three times on their way, at random instants, every third time as soon as
+a half-written checkpoint is seen; of several ranks either all at once or one of them, after which the others must end
+by themselves. TERM: they (or one of them) are asked to stop and all must exit with 143 within 10 seconds. The run is
+then resumed to its end, and the SHA-256 of model, EMA, optimizer and the deliverable are compared, and the log's
+steps. With several ranks the trials take turns; all run in exact mode (2 virtual shards), so that one undisturbed run
+of one process is what all of them must equal, and every resume draws its number of ranks anew. Children are forked
+from a process that has imported everything, and leave out the report, which is not what is tested.
 """
 
 import argparse
@@ -16,23 +19,24 @@ import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import mixlab
+from benchmarks.reliability import ranks
+from benchmarks.reliability.ranks import BEFORE_TRAINING
+from mixlab.checkpoint.sharded import read_shards
 from mixlab.checkpoint.store import load_newest_checkpoint, load_weights
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import loop
-from mixlab.training.signals import Interrupted
 
 STEPS = 60
-BEFORE_TRAINING = 99  # exit status of a process stopped while it was still reading the data
 OPTIONS: dict[str, Any] = {
     "augment__crop": "pad", "augment__flip": True, "augment__erase_prob": 0.3, "augment__mixup_alpha": 0.4,
     "augment__cutmix_alpha": 1.0, "augment__policy": "trivialaugment", "model__stochastic_depth": 0.2,
@@ -41,57 +45,37 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def start(run: Path, *, fresh: bool) -> int:
-    """A child process that trains in `run`, or goes on with it; its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        loop.finish = lambda *_, **__: {}  # type: ignore[assignment]
-        signal.signal(
-            signal.SIGTERM, lambda *_: os._exit(BEFORE_TRAINING)
-        )  # until training catches it itself
-        if fresh:
-            mixlab.train("digits", "digits", run=run, screen=Screen(quiet=True), **OPTIONS)
-        else:
+def start(run: Path, *, size: int = 1, **options: Any) -> list[int]:
+    """Processes that train in `run`, or go on with it if it is there."""
+
+    def job() -> None:
+        if (run / "recipe.toml").exists():
             loop.resume(run, screen=Screen(quiet=True))
-        status = 0
-    except Interrupted as interrupted:
-        status = interrupted.exit_status
-    except BaseException as error:
-        print(f"{run.name}: {type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        os._exit(status)
+        else:
+            mixlab.train("digits", "digits", run=run, screen=Screen(quiet=True), **(OPTIONS | options))
+
+    return ranks.start(job, size=size)
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for key in sorted(tensors):
+        sha.update(key.encode() + tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def fingerprint(run: Path) -> dict[str, str]:
     """SHA-256 of every tensor group of the last checkpoint and of the weights, and the steps in the log."""
-    found = {}
     checkpoint, _ = load_newest_checkpoint(run / "checkpoints")
-    groups = checkpoint.tensors | {"weights": load_weights(run).model.state_dict()}
-    for name, tensors in groups.items():
-        digest = hashlib.sha256()
-        for key in sorted(tensors):
-            digest.update(
-                key.encode() + tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            )
-        found[name] = digest.hexdigest()
+    groups = checkpoint.tensors
+    if checkpoint.parts is not None:
+        groups = read_shards(checkpoint.parts, lambda name, tensor: tensor)
+    groups = groups | {"weights": load_weights(run).model.state_dict()}
+    found = {name: digest(tensors) for name, tensors in groups.items()}
     log = read_run_log(run / "metrics.jsonl")
     found["log"] = json.dumps([(row["step"], row["loss"]) for row in log if row["event"] == "train"])
     found["step"] = str(checkpoint.step)
     return found
-
-
-def wait(child: int, seconds: float) -> int | None:
-    """The exit status within `seconds`, negative for a signal; None if it goes on."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.0005)
-    return None
 
 
 def half_written(run: Path) -> bool:
@@ -100,36 +84,53 @@ def half_written(run: Path) -> bool:
 
 
 def disturb(
-    run: Path, draw: random.Random, seconds: float, number: signal.Signals, inside: bool
+    run: Path,
+    draw: random.Random,
+    seconds: float,
+    number: signal.Signals,
+    inside: bool,
+    size: int,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Start or go on with `run` and send it the signal at a random instant; what happened."""
-    child = start(run, fresh=not (run / "recipe.toml").exists())
+    children = start(run, size=size, **options)
     instant = time.monotonic() + draw.uniform(0, seconds)
-    status = wait(child, instant - time.monotonic())
+    statuses = ranks.wait(children, instant - time.monotonic())
     if inside:
         give_up = time.monotonic() + 2 * seconds
-        while status is None and not half_written(run) and time.monotonic() < give_up:
-            status = wait(child, 0.0002)
+        while statuses is None and not half_written(run) and time.monotonic() < give_up:
+            statuses = ranks.wait(children, 0.0002)
     hit = half_written(run)
-    if status is not None:  # it had ended already
-        return {"status": status, "sent": False, "inside": False, "seconds": 0.0}
-    os.kill(child, number)
+    if statuses is not None:  # it had ended already
+        return {"statuses": statuses, "sent": False, "inside": False, "seconds": 0.0}
+    targets = children if draw.random() < 0.5 else [draw.choice(children)]
+    ranks.kill(targets, number)
     sent = time.monotonic()
-    status = wait(child, 30)
-    if status is None:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return {"status": status, "sent": True, "inside": hit, "seconds": time.monotonic() - sent}
+    statuses = ranks.wait(children, 30)
+    if statuses is None:
+        ranks.kill(children, signal.SIGKILL)
+        ranks.wait(children, 10)
+    return {
+        "statuses": statuses, "sent": True, "inside": hit, "seconds": time.monotonic() - sent,
+        "targets": len(targets), "size": size,
+    }  # fmt: skip
 
 
 def try_one(
-    folder: Path, draw: random.Random, seconds: float, number: signal.Signals, inside: bool
+    folder: Path,
+    draw: random.Random,
+    seconds: float,
+    number: signal.Signals,
+    inside: bool,
+    sizes: tuple[int, ...] = (1,),
+    **options: Any,
 ) -> dict[str, Any]:
     run = folder / "run"
     times = 1 if number == signal.SIGTERM else draw.randint(1, 3)
-    hits = [disturb(run, draw, seconds, number, inside) for _ in range(times)]
-    last = wait(start(run, fresh=not (run / "recipe.toml").exists()), 120)
-    return {"hits": hits, "last": last, "found": fingerprint(run) if last == 0 else {}}
+    hits = [disturb(run, draw, seconds, number, inside, draw.choice(sizes), options) for _ in range(times)]
+    last_size = draw.choice(sizes)
+    last = ranks.wait(start(run, size=last_size, **options), 120)
+    return {"hits": hits, "last": last, "found": fingerprint(run) if last == [0] * last_size else {}}
 
 
 def main() -> None:
@@ -137,33 +138,44 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--ranks", default="1", help="numbers of processes to draw from, such as 1,2")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     number = signal.Signals[f"SIG{options.signal}"]
+    sizes = tuple(int(size) for size in options.ranks.split(","))
+    extra = {"virtual_shards": max(sizes)} if max(sizes) > 1 else {}
     draw = random.Random(options.seed)
     began = time.monotonic()
-    equal = sent = inside = late = before = wrong_status = 0
+    equal = sent = inside = late = before = wrong_status = single = 0
     problems: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         calm = Path(name) / "calm"
-        if wait(start(calm, fresh=True), 120) != 0:
+        if ranks.wait(start(calm, **extra), 120) != [0]:
             raise SystemExit("the undisturbed run failed")
         first = time.monotonic() - began
         expected = fingerprint(calm)
         for trial in range(options.trials):
             with tempfile.TemporaryDirectory(dir=name) as folder:
-                result = try_one(Path(folder), draw, first, number, inside=trial % 3 == 0)
+                result = try_one(
+                    Path(folder), draw, first, number, inside=trial % 3 == 0, sizes=sizes, **extra
+                )
             equal += result["found"] == expected
             for hit in result["hits"]:
                 sent += hit["sent"]
                 inside += hit["inside"]
+                single += hit["sent"] and hit["size"] > hit["targets"]
                 late += hit["seconds"] > 10
                 if number == signal.SIGTERM and hit["sent"]:
-                    before += hit["status"] == BEFORE_TRAINING
-                    wrong_status += hit["status"] not in (143, BEFORE_TRAINING, 0)
+                    before += BEFORE_TRAINING in (hit["statuses"] or ())
+                    fine = (
+                        {143, 0}
+                        if BEFORE_TRAINING not in (hit["statuses"] or ())
+                        else {143, 0, 1, BEFORE_TRAINING}
+                    )
+                    wrong_status += not set(hit["statuses"] or (None,)) <= fine
             if result["found"] != expected:
                 different = [key for key in expected if result["found"].get(key) != expected[key]]
                 problems.append({"trial": trial, "different": different, **result, "found": None})
@@ -171,9 +183,9 @@ def main() -> None:
             if (trial + 1) % 25 == 0:
                 print(f"{trial + 1} trials, {equal} equal, {time.monotonic() - began:.0f} s", flush=True)
     result = {
-        "signal": options.signal, "trials": options.trials, "equal": equal, "signals_sent": sent,
-        "inside_a_save": inside, "later_than_10_s": late, "before_training": before,
-        "wrong_status": wrong_status, "seed": options.seed,
+        "signal": options.signal, "trials": options.trials, "ranks": options.ranks, "equal": equal,
+        "signals_sent": sent, "to_one_rank_of_several": single, "inside_a_save": inside, "later_than_10_s": late,
+        "before_training": before, "wrong_status": wrong_status, "seed": options.seed,
         "seconds": round(time.monotonic() - began), "problems": problems,
     }  # fmt: skip
     print({key: value for key, value in result.items() if key != "problems"})

@@ -8,7 +8,7 @@ size and SHA-256 of each; it is written under another name and renamed when all 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ CONFIG_NAME = "config.json"
 DIGEST_KEY = "mixlab_sha256"
 MAX_CONFIG_BYTES = 64 * 2**20  # 21,843 class names take 1 MB
 MAX_BLOCKS = 10_000  # of a model that a file describes: more would only keep the machine busy
+PARTS_INDEX = ".metadata"  # in a checkpoint whose tensors `sharded` reads
 FORMAT_VERSION = 1
 RUNS = Path("runs")  # where runs go that are given by a bare name, or by none
 
@@ -178,16 +179,27 @@ def check_shapes(
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a run resumes from: tensors by file (`model`, `ema`, `optimizer`) and plain values."""
+    """What a run resumes from: tensors by file (`model`, `ema`, `optimizer`) and plain values.
+
+    parts: the folder where the tensors are instead, for `sharded.read_shards`, if each rank wrote its own.
+    """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    parts: Path | None = None
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    keep: int = 2,
+    write_parts: Callable[[Path], None] | None = None,
+) -> Path:
     """Write `folder/step_NNNNNNNN`, read it back, then remove all but the newest `keep`.
 
+    write_parts: writes more files into the folder it is given, before the manifest lists them all.
     DiskError leaves the old ones, also where what is read back is not what was written.
     """
     path = folder / f"step_{checkpoint.step:08d}"
@@ -197,6 +209,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
         temporary.mkdir()
         for name, tensors in checkpoint.tensors.items():
             _save_tensors(tensors, temporary / f"{name}.safetensors")
+        if write_parts is not None:
+            write_parts(temporary)
         (temporary / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state))
         manifest = {
             file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
@@ -270,7 +284,8 @@ def _load_checkpoint(path: Path) -> Checkpoint:
             for name in manifest
             if name.endswith(".safetensors")
         }
-        return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
+        parts = path if PARTS_INDEX in manifest else None
+        return Checkpoint(step=state.pop("step"), tensors=tensors, state=state, parts=parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
 

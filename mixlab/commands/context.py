@@ -24,7 +24,9 @@ class Context:
 
 
 def emit(value: dict[str, Any]) -> None:
-    if Context.json:
+    from mixlab.report.screen import speaks
+
+    if Context.json and speaks():
         print(jsonlib.dumps(value, allow_nan=False))
 
 

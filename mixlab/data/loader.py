@@ -24,11 +24,17 @@ from mixlab.errors import DataError, ImageError
 
 @dataclass(frozen=True)
 class Batch:
-    """image float32 (B, channels, H, W), normalised; label int64 (B,); index int64 (B,), numbers in the split."""
+    """image float32 (B, channels, H, W), normalised; label int64 (B,); index int64 (B,), numbers in the split.
+
+    shard_sizes: how many of the images belong to each shard of a training step that this process takes, if the step
+    is shared out. step_size: images of the whole step, those of other processes and unreadable ones included.
+    """
 
     image: Tensor
     label: Tensor
     index: np.ndarray
+    shard_sizes: tuple[int, ...] = ()
+    step_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,13 +139,18 @@ def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float) -> Non
 
 
 def evaluation_batches(
-    images: Images, batch_size: int, on_bad: Callable[[BadFile], None] | None = None
+    images: Images,
+    batch_size: int,
+    on_bad: Callable[[BadFile], None] | None = None,
+    first: int = 0,
+    every: int = 1,
 ) -> Iterator[Batch]:
     """Every picture once, in order, without augmentation; the last batch may be smaller.
 
-    A file that went bad since `images` was made is left out and given to `on_bad`.
+    A file that went bad since `images` was made is left out and given to `on_bad`. first, every: of all batches
+    only number `first` and every `every`-th after it.
     """
-    for start in range(0, len(images), batch_size):
+    for start in range(first * batch_size, len(images), every * batch_size):
         index = np.arange(start, min(start + batch_size, len(images)))
         try:
             pixels = images.pictures(index)
@@ -188,11 +199,22 @@ def _cached_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return _order_cache[key]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingPictures(torch.utils.data.Dataset[tuple[Tensor, np.ndarray, int, list[BadFile]]]):
-    """The picture batches of training, one item a step: uint8 pixels, indices, epoch, files that went bad.
+@dataclass(frozen=True)
+class Pictures:
+    """One step's pictures, uint8 (B, channels, H, W), their indices, files that went bad; the rest as in Batch."""
 
-    An item depends only on its step, so any worker may make it.
+    pixels: Tensor
+    index: np.ndarray
+    bad: list[BadFile]
+    shard_sizes: tuple[int, ...] = ()
+    step_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
+    """The picture batches of training, one item a step. An item depends only on its step: any worker may make it.
+
+    num_shards: equal parts of each step's images, of which `shards` are wanted here.
     """
 
     images: Images
@@ -200,15 +222,23 @@ class TrainingPictures(torch.utils.data.Dataset[tuple[Tensor, np.ndarray, int, l
     batch_size: int
     seed: int
 
-    def __getitem__(self, step: int) -> tuple[Tensor, np.ndarray, int, list[BadFile]]:
-        epoch, index = batch_indices(len(self.images), self.batch_size, seed=self.seed, step=step)
+    num_shards: int = 1
+    shards: range = range(1)
+
+    def __getitem__(self, step: int) -> "Pictures":
+        epoch, whole = batch_indices(len(self.images), self.batch_size, seed=self.seed, step=step)
+        parts = np.array_split(whole, self.num_shards)
+        index = np.concatenate([parts[shard] for shard in self.shards])
         bad: list[BadFile] = []
         if self.images.pixels is not None and self.augment.crop != "resized":
-            pixels = self.images.pictures(index)
+            pixels, good = self.images.pictures(index), index
         else:
-            pixels, index = self._cut(epoch, index, bad)
-        pixels = augment(pixels, self.augment, seed=self.seed, epoch=epoch, index=index)
-        return pixels, index, epoch, bad
+            pixels, good = self._cut(epoch, index, bad)
+        pixels = augment(pixels, self.augment, seed=self.seed, epoch=epoch, index=good)
+        if self.num_shards == 1:
+            return Pictures(pixels, good, bad)
+        sizes = tuple(int(np.isin(parts[shard], good).sum()) for shard in self.shards)
+        return Pictures(pixels, good, bad, sizes, len(whole))
 
     def _cut(self, epoch: int, index: np.ndarray, bad: list[BadFile]) -> tuple[Tensor, np.ndarray]:
         """Decode (or take from memory), cut and scale each picture; leave out those that fail."""
@@ -234,12 +264,14 @@ class TrainingPictures(torch.utils.data.Dataset[tuple[Tensor, np.ndarray, int, l
                 box = tuple(boxes[0])
             pixels.append(preprocess.cut(picture, box))
             good.append(i)
-        if not good:
+        if not good and self.num_shards == 1:  # a shard of a few pictures may have bad luck
             raise DataError(
                 f"no picture of a whole batch can be read any more, {bad[0].path}: {bad[0].reason}",
                 hint="was the data set moved or deleted during training?",
             )
-        return torch.from_numpy(np.stack(pixels)), np.array(good, dtype=np.int64)
+        shape = (0, preprocess.channels, *preprocess.image_size)
+        stacked = np.stack(pixels) if pixels else np.empty(shape, dtype=np.uint8)
+        return torch.from_numpy(stacked), np.array(good, dtype=np.int64)
 
     def _read(self, index: int) -> np.ndarray:
         if self.images.pixels is not None:
@@ -258,15 +290,20 @@ def training_batches(
     num_steps: int,
     num_workers: int,
     on_bad: Callable[[BadFile], None],
+    timeout_seconds: float = 300.0,
 ) -> Iterator[Batch]:
-    """The batches of steps first_step ... num_steps - 1, normalised; calls `on_bad` for each new bad file."""
+    """The batches of steps first_step ... num_steps - 1, normalised; calls `on_bad` for each new bad file.
+
+    timeout_seconds: DataError if a worker needs longer for one batch.
+    """
     if pictures.images.pixels is not None or num_workers == 0:
         items: Any = (pictures[step] for step in range(first_step, num_steps))
     else:
-        items = items_of_workers(pictures, first_step, num_steps, num_workers)
+        items = items_of_workers(pictures, first_step, num_steps, num_workers, timeout_seconds)
     labels = torch.from_numpy(pictures.images.split.labels)
     normalize = pictures.images.preprocess.normalize
-    for pixels, index, _, bad in items:
-        for file in bad:
+    for item in items:
+        for file in item.bad:
             on_bad(file)
-        yield Batch(normalize(pixels), labels[torch.from_numpy(index)], index)
+        label = labels[torch.from_numpy(item.index)]
+        yield Batch(normalize(item.pixels), label, item.index, item.shard_sizes, item.step_size)

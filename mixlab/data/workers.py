@@ -1,5 +1,6 @@
 """Items of a data set through worker processes, in order, whatever happens to the workers."""
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,11 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def items_of_workers(
-    pictures: torch.utils.data.Dataset[Any], first_step: int, num_steps: int, num_workers: int
+    pictures: torch.utils.data.Dataset[Any],
+    first_step: int,
+    num_steps: int,
+    num_workers: int,
+    timeout_seconds: float,
 ) -> Iterator[Any]:
     """The items of all steps, in order. Workers that were killed are replaced: an item needs only its step."""
     step, deaths = first_step, 0
@@ -34,6 +39,7 @@ def items_of_workers(
             sampler=list(range(step, num_steps)),
             num_workers=num_workers,
             prefetch_factor=4,
+            timeout=timeout_seconds,
             collate_fn=_as_it_is,
             worker_init_fn=_leave_signals_to_the_parent,
         )
@@ -47,6 +53,13 @@ def items_of_workers(
                 yield item
                 step += 1
         except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while handing over
+            if "DataLoader timed out" in str(error):
+                for worker in multiprocessing.active_children():  # they would be waited for at the exit
+                    worker.kill()
+                raise DataError(
+                    f"the processes that read the pictures gave none for {timeout_seconds:.0f} s at step {step}",
+                    hint="does the storage of the data set answer? --timeout-seconds waits longer",
+                ) from error
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise  # an error of the worker's own code
             deaths += 1

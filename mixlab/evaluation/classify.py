@@ -1,7 +1,9 @@
 """Run a classifier over batches; every image counts once, the last partial batch included."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,14 +13,27 @@ from mixlab.errors import DataError
 from mixlab.evaluation.metrics import Predictions
 
 
-@torch.inference_mode()
-def classify(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
-    """Predictions for every image of `batches`. Loss is the softmax cross-entropy with the hard label."""
+def _alone(parts: list[Any]) -> list[list[Any]]:
+    return [parts]
+
+
+@torch.no_grad()
+def classify(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    gather: Callable[[list[Any]], list[list[Any]]] = _alone,
+) -> Predictions:
+    """Predictions for every image of `batches`, by index. Loss is the softmax cross-entropy with the hard label.
+
+    gather: where several processes have a share of the batches each, brings together what all of them found. Images
+    of a batch beyond its labels are computed and forgotten.
+    """
     was_training = model.training
     model.eval()
     parts = []
     for batch in batches:
-        logits = model(batch.image.to(device)).float().cpu()
+        logits = model(batch.image.to(device)).float().cpu()[: len(batch.label)]
         log_probs = F.log_softmax(logits, dim=1)
         confidence, predicted = log_probs.exp().max(dim=1)
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -33,8 +48,11 @@ def classify(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
             )
         )
     model.train(was_training)
-    if not parts:
+    parts = [part for found in gather(parts) for part in found]
+    if not any(len(part[0]) for part in parts):
         raise DataError("there are no readable images to evaluate")
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    columns = [column[order] for column in columns]
     names = ("index", "label", "predicted", "confidence", "loss", "in_top5")
     return Predictions(**dict(zip(names, columns, strict=True)))

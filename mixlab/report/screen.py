@@ -1,5 +1,6 @@
 """What a command shows while it works: a progress bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 LINE_SECONDS = 10.0  # between two plain progress lines
 
 
+def speaks() -> bool:
+    """Whether this process is the one of its job, started by torchrun or alone, that talks to the person."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 class Screen:
     """Text for the person at the command. With `to_stderr` standard output stays free for one JSON object."""
 
     def __init__(self, *, to_stderr: bool = False, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or not speaks()
         # A log file gets whole lines; only a terminal has a width to wrap at.
         stream = sys.stderr if to_stderr else sys.stdout
         width = None if stream.isatty() else 10_000

@@ -39,17 +39,26 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
 
     started: time.monotonic() at which the budget began. UsageError if there is not time for one step.
     """
-    recipe, images = prepared.recipe, prepared.train
+    recipe, images, world = prepared.recipe, prepared.train, state.world
+    if state.is_spread:
+        raise UsageError(
+            "a budget cannot be measured with fsdp", where="--budget", hint="give --steps or --epochs"
+        )
     end = started + budget_seconds
     measure_seconds = max(MEASURE_SHARE * budget_seconds, 0.5)
     # A copy learns, so that what is trained later starts from the same weights whatever was measured.
     trial_recipe = replace(recipe, steps=1_000_000, compile=False)
     num_classes = len(prepared.source.class_names)
     trial = TrainState(
-        copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device
+        copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device, world
     )
     pictures = TrainingPictures(
-        images=images, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+        images=images,
+        augment=recipe.augment,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        num_shards=trial.num_shards,
+        shards=trial.shards,
     )
     times = [time.monotonic()]
     workers = recipe.data.num_workers or 0
@@ -60,11 +69,12 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     ):
         train_step(trial, batch, step)
         times.append(time.monotonic())
-        if (step >= 4 and times[-1] - times[0] > measure_seconds) or times[-1] > end:
+        enough = (step >= 4 and times[-1] - times[0] > measure_seconds) or times[-1] > end
+        if world.largest([enough])[0]:
             break
     warm = min(3, max(len(times) - 3, 0))  # the first steps allocate
     seconds_per_step = (times[-1] - times[warm]) / (len(times) - 1 - warm)
-    seconds_per_image = _evaluation_speed(prepared, trial)
+    seconds_per_image = _evaluation_speed(prepared, trial) / world.size
     per_epoch = steps_per_epoch(len(images), recipe.batch_size)
     val_seconds = len(prepared.val) * seconds_per_image if prepared.val is not None else 0.0
     test = prepared.splits.get("test", ())
@@ -73,6 +83,7 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     steps = int(
         (left - val_seconds) / (seconds_per_step + val_seconds / per_epoch)
     )  # one validation at the end
+    steps = world.from_main(lambda: steps)
     if steps < 1:
         raise UsageError(
             f"a budget of {budget_seconds:.0f} s leaves no time to train: reading, evaluation and report need "

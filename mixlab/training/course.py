@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
+from mixlab.checkpoint.sharded import read_shards
 from mixlab.checkpoint.store import (
     CONFIG_NAME,
     Checkpoint,
@@ -21,15 +24,15 @@ from mixlab.data.loader import (
     Batch,
     TrainingPictures,
     check_bad_share,
-    evaluation_batches,
     steps_per_epoch,
     training_batches,
 )
 from mixlab.errors import DiskError, TrainingError
-from mixlab.evaluation.classify import classify
 from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.report.run_log import RunLog
 from mixlab.report.screen import Screen
+from mixlab.training.distributed import classify_shared
+from mixlab.training.fsdp import local, save_spread, whole
 from mixlab.training.run_folder import add_bad_files, add_nonfinite_batch, read_bad_files
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.setup import Prepared
@@ -47,19 +50,21 @@ class Training:
         self, prepared: Prepared, state: TrainState, run: Path, screen: Screen, tracker: str | None
     ) -> None:
         self.prepared, self.state, self.run, self.screen = prepared, state, run, screen
-        self.recipe = state.recipe
-        self.log = RunLog(run / "metrics.jsonl")
+        self.recipe, self.world = state.recipe, state.world
+        self.log = RunLog(run / "metrics.jsonl") if self.world.is_main else None
         self.saver = Saver(self._note_disk_error)
         self.save_seconds = 0.0  # that the last checkpoint took to write
-        self.tracker = open_tracker(tracker, run)
+        self.save_group: Any = dist.new_group(backend="gloo") if state.is_spread else None
+        self.tracker = open_tracker(tracker if self.world.is_main else None, run)
         self.step = 0
         self.seconds = 0.0  # spent in training and validation, over all sittings
         self.best: dict[str, Any] = {"top1": -1.0, "loss": float("inf"), "step": 0}
         self.epochs_without_gain = 0
         self.notes: list[str] = []
-        self.bad_files = {file.path for file in read_bad_files(run)}
+        self.bad_files = {file.path for file in self.world.from_main(lambda: read_bad_files(run))}
         self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
-        self._has_weights = (run / CONFIG_NAME).is_file()
+        self._new_bad: list[BadFile] = []  # of them those that this process has met and not told the others
+        self._has_weights = self.world.from_main((run / CONFIG_NAME).is_file)
         self.num_skipped = 0  # batches left out because their loss or gradient was not finite
 
     def steps(self, signals: list[int], deadline: float | None) -> None:
@@ -68,22 +73,30 @@ class Training:
         assert recipe.steps is not None
         per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
         pictures = TrainingPictures(
-            images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+            images=prepared.train,
+            augment=recipe.augment,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            num_shards=self.state.num_shards,
+            shards=self.state.shards,
         )
         batches = training_batches(
             pictures,
             first_step=self.step,
             num_steps=recipe.steps,
             num_workers=recipe.data.num_workers or 0,
-            on_bad=self._note_bad_file,
+            on_bad=self._new_bad.append,
+            timeout_seconds=recipe.timeout_seconds,
         )
         rows = Rows(every=max(recipe.steps // NUM_LOG_ROWS, 1))
         sitting_began, seconds_before, last_save = time.monotonic(), self.seconds, time.monotonic()
         self.state.model.train()
+        self.world.now(f"reading the pictures of step {self.step + 1}")
         with self.screen.progress("training", recipe.steps, self.step) as bar:
             for batch in batches:
                 if self._should_stop_early():
                     break
+                self.world.now(f"computing step {self.step + 1}")
                 result = self._step(batch)
                 self.step += 1
                 self.seconds = seconds_before + time.monotonic() - sitting_began
@@ -91,16 +104,22 @@ class Training:
                 if row is not None:
                     self._write("train", row)
                     bar.update(self.step, rows.text)
-                is_last = self.step == recipe.steps or (deadline is not None and time.monotonic() > deadline)
+                due = self.world.is_main and time.monotonic() - last_save >= self._save_interval()
+                late = deadline is not None and time.monotonic() > deadline
+                is_late, is_due, is_busy, has_bad, stops = self.world.largest(
+                    [late, due, self.saver.is_busy, len(self._new_bad) > 0, len(signals) > 0]
+                )
+                if has_bad:
+                    self._share_bad_files()
+                is_last = self.step == recipe.steps or bool(is_late)
                 if self.step % per_epoch == 0 or is_last:
                     self._end_epoch(per_epoch, bar)
                     self.seconds = seconds_before + time.monotonic() - sitting_began
                     rows.restart()
-                due = time.monotonic() - last_save >= self._save_interval() and not self.saver.is_busy
-                if due or is_last or signals:
+                if (is_due and not is_busy) or is_last or stops:
                     self.save()
                     last_save = time.monotonic()
-                if signals:
+                if stops:
                     return
                 if is_last and self.step < recipe.steps:
                     self.notes.append(
@@ -108,15 +127,17 @@ class Training:
                         "became slower than it was when it was measured."
                     )
                     break
+                self.world.now(f"reading the pictures of step {self.step + 1}")
 
     def _step(self, batch: Batch) -> StepResult | None:
         """One training step; None for a batch left out because it was not finite, up to `skip_nonfinite` of them."""
         try:
             return train_step(self.state, batch, self.step)
         except NonFiniteError as error:
-            names = [self.prepared.train.split.names[i] for i in batch.index]
-            what = error.what
-            self._guarded(lambda: add_nonfinite_batch(self.run, self.step, what, batch.index, names))
+            index, what = np.concatenate(self.world.gather(batch.index)), error.what
+            names = [self.prepared.train.split.names[i] for i in index]
+            if self.world.is_main:
+                self._guarded(lambda: add_nonfinite_batch(self.run, self.step, what, index, names))
             if self.num_skipped >= self.recipe.skip_nonfinite:
                 raise
             self.num_skipped += 1
@@ -157,8 +178,17 @@ class Training:
 
     def _evaluate(self, batch_size: int) -> Evaluation:
         assert self.prepared.val is not None
-        batches = evaluation_batches(self.prepared.val, batch_size, on_bad=self._note_bad_file)
-        predictions = classify(self.state.best_guess, batches, self.state.device)
+        self.world.now(f"validating after step {self.step}")
+        predictions = classify_shared(
+            self.world,
+            self.state.best_guess,
+            self.prepared.val,
+            batch_size,
+            self.state.device,
+            on_bad=self._new_bad.append,
+            is_spread=self.state.is_spread,
+        )
+        self._share_bad_files()
         return summarize(predictions, self.prepared.source.class_names)
 
     def _save_weights(self, provenance: dict[str, Any]) -> None:
@@ -170,9 +200,11 @@ class Training:
             class_names=self.prepared.source.class_names,
             provenance=facts | {"step": self.step, "ema": self.state.ema is not None} | provenance,
         )
-        tensors = snapshot(weights.model.state_dict())
         self._has_weights = True
-        self.saver.submit("weights", lambda: save_weights(self.run, weights, tensors))
+        values = whole(weights.model) if self.state.is_spread else weights.model.state_dict()
+        if self.world.is_main:
+            tensors = snapshot(values)
+            self.saver.submit("weights", lambda: save_weights(self.run, weights, tensors))
 
     def _should_stop_early(self) -> bool:
         patience = self.recipe.early_stop
@@ -195,12 +227,18 @@ class Training:
             "scaler": self.state.scaler.state_dict(),
             "num_skipped": self.num_skipped,
         }
+        if not self.world.is_main and self.save_group is None:
+            return
         tensors = {name: snapshot(group) for name, group in self.state.tensors().items()}
         checkpoint = Checkpoint(step=self.step, tensors=tensors, state=values)
+        folder, keep = self.run / "checkpoints", self.recipe.keep
 
         def write() -> None:
             began = time.monotonic()
-            save_checkpoint(self.run / "checkpoints", checkpoint, keep=self.recipe.keep)
+            if self.save_group is None:
+                save_checkpoint(folder, checkpoint, keep=keep)
+            else:
+                save_spread(folder, checkpoint, keep=keep, group=self.save_group)
             self.save_seconds = time.monotonic() - began
 
         self.saver.submit("checkpoint", write)
@@ -212,48 +250,69 @@ class Training:
 
     def _check_state(self) -> None:
         """A checkpoint that is not finite would be worse than none: the one before could be pruned for it."""
+        damaged = None
         for name, tensor in self.state.model.state_dict().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise TrainingError(
-                    f"{name} was no longer finite after step {self.step}; it was not saved",
-                    where=str(self.run),
-                    hint="lower --optimizer.lr; the last checkpoint is from before",
-                )
+            if tensor.is_floating_point() and not bool(torch.isfinite(local(tensor)).all()):
+                damaged = name
+        if self.world.largest([damaged is not None])[0]:
+            raise TrainingError(
+                f"{damaged or 'a weight'} was no longer finite after step {self.step}; it was not saved",
+                where=str(self.run),
+                hint="lower --optimizer.lr; the last checkpoint is from before",
+            )
 
     def load(self) -> None:
         """Go back to the newest valid checkpoint of the run; a run killed before its first starts again."""
-        sweep(self.run)
-        sweep(self.run / "checkpoints")
-        if not any((self.run / "checkpoints").glob("step_*")):
-            self.log.truncate_after(0)
+        if not self.world.from_main(self._tidy):
             self.screen.say("no checkpoint was written yet: starting from the beginning")
             return
         checkpoint, rejected = load_newest_checkpoint(self.run / "checkpoints")
+        self.world.check_same(checkpoint.step, "newest checkpoint")
         for reason in rejected:
             self.screen.say(f"skipped a damaged checkpoint: {reason}")
-        self.state.load(checkpoint.tensors, checkpoint.state["scaler"])
+        tensors = checkpoint.tensors
+        if checkpoint.parts is not None:
+            tensors = read_shards(checkpoint.parts, self.state.place)
+        self.state.load(tensors, checkpoint.state["scaler"])
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
         self.best = checkpoint.state["best"] or self.best
         self.epochs_without_gain = checkpoint.state["epochs_without_gain"]
         self.num_skipped = checkpoint.state["num_skipped"]
-        self.log.truncate_after(self.step)
-        self.log.write("resume", step=self.step)
+        if self.log is not None:
+            self.log.truncate_after(self.step)
+            self.log.write("resume", step=self.step)
         self.screen.say(f"resumed after step {self.step} of {self.recipe.steps}")
 
-    def _note_bad_file(self, file: BadFile) -> None:
-        if file.path not in self.bad_files:
-            self.bad_files.add(file.path)
-            self._guarded(lambda: add_bad_files(self.run, [file]))
-            self.screen.say(f"left out {file.path}: {file.reason}")
-            self.gone_bad.append(file)
-            check_bad_share(self.gone_bad, len(self.prepared.train), self.recipe.data.max_bad_share)
+    def _tidy(self) -> bool:
+        """Remove what killed saves left behind; whether there is a checkpoint."""
+        sweep(self.run)
+        sweep(self.run / "checkpoints")
+        has_any = any((self.run / "checkpoints").glob("step_*"))
+        if not has_any and self.log is not None:
+            self.log.truncate_after(0)
+        return has_any
+
+    def _share_bad_files(self) -> None:
+        """Tell all ranks of the files that went bad, and list them. DataError if they are too many."""
+        found = [file for files in self.world.gather(self._new_bad) for file in files]
+        self._new_bad.clear()
+        for file in found:
+            if file.path not in self.bad_files:
+                self.bad_files.add(file.path)
+                if self.world.is_main:
+                    self._guarded(lambda file=file: add_bad_files(self.run, [file]))  # type: ignore[misc]
+                self.screen.say(f"left out {file.path}: {file.reason}")
+                self.gone_bad.append(file)
+        check_bad_share(self.gone_bad, len(self.prepared.train), self.recipe.data.max_bad_share)
 
     def _clock(self) -> dict[str, float]:
         return {"seconds": self.seconds}
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
-        self._guarded(lambda: self.log.write(event, **values))
-        self.tracker(event, values)
+        if self.log is not None:
+            log = self.log
+            self._guarded(lambda: log.write(event, **values))
+            self.tracker(event, values)
 
     def _guarded(self, write: Callable[[], object]) -> None:
         """A disk that is full for an hour must not end a training of a week."""

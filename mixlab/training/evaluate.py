@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.store import Weights
 from mixlab.data.dataset import Source, Split
-from mixlab.data.loader import BadFile, evaluation_batches, load_images
+from mixlab.data.loader import BadFile, load_images
 from mixlab.data.sources import open_source
-from mixlab.device import pick_device, set_threads
+from mixlab.device import set_threads
 from mixlab.errors import DataError, UsageError
-from mixlab.evaluation.classify import classify
 from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.report.screen import Screen
+from mixlab.training.distributed import World, classify_shared, joined
 from mixlab.training.recipe import Recipe, from_toml, override
 from mixlab.training.setup import fits_in_memory, open_data, reopen_splits, split_source
 
 EVALUATION_BATCH = 128
+WAIT_SECONDS = 300.0  # of one process for another
 
 
 def evaluate(
@@ -40,10 +42,25 @@ def evaluate(
     everything where `data` has no splits.
     """
     screen = screen or Screen()
-    weights = open_weights(run, image_size=image_size)
-    source, images_split = choose_split(Path(run), data, split, data_dir, screen)
+    with joined(WAIT_SECONDS) as world:
+        weights = open_weights(run, image_size=image_size)
+        return _evaluate(world, Path(run), weights, data, split, data_dir, device, threads, screen)
+
+
+def _evaluate(
+    world: World,
+    run: Path,
+    weights: Weights,
+    data: str | None,
+    split: str | None,
+    data_dir: str | None,
+    device: str,
+    threads: int | None,
+    screen: Screen,
+) -> tuple[Evaluation, list[BadFile]]:
+    source, images_split = choose_split(run, data, split, data_dir, screen)
     images_split = with_class_numbers(images_split, source, weights.class_names)
-    torch_device = pick_device(device)
+    torch_device = world.device(device)
     set_threads(threads)
     in_memory = fits_in_memory(len(images_split), weights.preprocess)
     with screen.progress("reading", len(images_split)) as bar:
@@ -54,9 +71,9 @@ def evaluate(
             progress=lambda done, total: bar.update(done),
         )
     model = weights.model.to(torch_device)
-    bad = list(images.bad)
-    batches = evaluation_batches(images, EVALUATION_BATCH, on_bad=bad.append)
-    predictions = classify(model, batches, torch_device)
+    bad: list[BadFile] = []
+    predictions = classify_shared(world, model, images, EVALUATION_BATCH, torch_device, on_bad=bad.append)
+    bad = images.bad + [file for files in world.gather(bad) for file in files]
     return summarize(predictions, weights.class_names), bad
 
 

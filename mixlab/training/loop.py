@@ -1,6 +1,8 @@
 """Training from the outside: build or reopen, run its course, report. One way for every kind of training."""
 
+import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,16 @@ from typing import Any
 import torch
 
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, load_weights
+from mixlab.data.dataset import Source, Split
 from mixlab.data.loader import steps_per_epoch
 from mixlab.data.random import torch_seed
-from mixlab.device import autocast, pick_device, set_threads
+from mixlab.device import autocast, set_threads
 from mixlab.errors import DataError, UsageError
 from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
 from mixlab.training.budget import plan_steps
 from mixlab.training.course import Training
+from mixlab.training.distributed import World, joined, same_everywhere
 from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
@@ -54,41 +58,58 @@ def train(
     """
     started = time.monotonic() if started is None else started
     screen = screen or Screen()
-    if run is not None and run.exists():
-        raise UsageError(
-            "this run exists already", where=str(run), hint="choose another --run, or --resume it"
-        )
-    if budget_seconds is not None and (recipe.steps is not None or recipe.epochs is not None):
-        raise UsageError(
-            "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"
-        )
-    torch_device = pick_device(device)
-    autocast(torch_device, recipe.precision)  # raises if this device does not have it
-    check_tracker(tracker)
-    recipe = with_absolute_init(with_absolute_paths(recipe))
-    initial = open_initial(recipe)
-    source = open_data(recipe, download=download)
-    splits = split_source(source, recipe)
-    if initial is not None:
-        recipe, initial = fit_initial(recipe, initial)
-    recipe = resolve(recipe, splits["train"])
-    check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
-    run = run or default_run_path(recipe)
-    set_threads(recipe.threads)
-    prepared = prepare(recipe, source, splits, screen)
-    state = _build(prepared, torch_device, initial, screen)
-    deadline = None
-    if budget_seconds is not None:
-        plan = plan_steps(prepared, state, budget_seconds=budget_seconds, started=started)
-        recipe, deadline = plan.recipe, plan.deadline
-    elif recipe.steps is None:
-        per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
-        recipe = replace(recipe, steps=max(round((recipe.epochs or 10) * per_epoch), 1))
-    prepared = replace(prepared, recipe=recipe)
-    state.recipe = recipe
+    with joined(recipe.timeout_seconds) as world:
+        if run is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+            raise UsageError(
+                "torchrun would not find the run again after a restart",
+                where="--run",
+                hint="name the run: --run NAME",
+            )
+        exists = world.from_main(lambda: run is not None and run.exists())
+        if run is not None and exists and world.is_restart:
+            return _resume(world, run, device, with_pictures, tracker, screen)
+        if exists:
+            raise UsageError(
+                "this run exists already", where=str(run), hint="choose another --run, or --resume it"
+            )
+        if budget_seconds is not None and (recipe.steps is not None or recipe.epochs is not None):
+            raise UsageError(
+                "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"
+            )
+        torch_device = world.device(device)
+        autocast(torch_device, recipe.precision)  # raises if this device does not have it
+        check_tracker(tracker)
+        recipe = with_absolute_init(with_absolute_paths(recipe))
+        initial = open_initial(recipe)
+        if download:  # once, before the others look for it
+            world.from_main(lambda: bool(open_data(recipe, download=True)))
+        source = open_data(recipe)
+        splits = split_source(source, recipe)
+        if initial is not None:
+            recipe, initial = fit_initial(recipe, initial)
+        recipe = world.from_main(lambda: resolve(recipe, splits["train"], world.local_size))
+        check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
+        set_threads(recipe.threads)
+        prepared = _prepare(world, recipe, source, splits, screen)
+        state = _build(prepared, torch_device, initial, screen, world)
+        deadline = None
+        if budget_seconds is not None:
+            plan = plan_steps(prepared, state, budget_seconds=budget_seconds, started=started)
+            recipe, deadline = plan.recipe, plan.deadline
+        elif recipe.steps is None:
+            per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
+            recipe = replace(recipe, steps=max(round((recipe.epochs or 10) * per_epoch), 1))
+        prepared = replace(prepared, recipe=recipe)
+        state.recipe = recipe
+        run = world.from_main(lambda: _create(run, prepared))
+        with locked(run) if world.is_main else nullcontext():
+            return _run(prepared, state, run, started, deadline, with_pictures, tracker, screen)
+
+
+def _create(run: Path | None, prepared: Prepared) -> Path:
+    run = run or default_run_path(prepared.recipe)
     create_run(run, prepared)
-    with locked(run):
-        return _run(prepared, state, run, started, deadline, with_pictures, tracker, screen)
+    return run
 
 
 def resume(
@@ -99,42 +120,74 @@ def resume(
     tracker: str | None = None,
     screen: Screen | None = None,
 ) -> dict[str, Any]:
-    """Go on with the training in `run` from its newest valid checkpoint, as if it had never stopped."""
-    started = time.monotonic()
+    """Go on with the training in `run` from its newest valid checkpoint, as if it had never stopped.
+
+    The number of processes may be another one than before.
+    """
     screen = screen or Screen()
     if not (run / "recipe.toml").is_file():
         raise UsageError("there is no run to resume", where=str(run), hint="`mixlab runs` lists the runs")
-    with locked(run):
-        prepared, state = _reopen(run, device, screen)
+    with joined(_recipe_of(run).timeout_seconds) as world:
+        return _resume(world, run, device, with_pictures, tracker, screen)
+
+
+def _resume(
+    world: World, run: Path, device: str, with_pictures: bool, tracker: str | None, screen: Screen
+) -> dict[str, Any]:
+    started = time.monotonic()
+    if not all(world.gather((run / "recipe.toml").is_file())):
+        raise UsageError(
+            "not all machines see the run folder",
+            where=str(run),
+            hint="put it on storage that all of them share",
+        )
+    with locked(run) if world.is_main else nullcontext():
+        prepared, state = _reopen(world, run, device, screen)
         return _run(prepared, state, run, started, None, with_pictures, tracker, screen, resuming=True)
 
 
-def _reopen(run: Path, device: str, screen: Screen) -> tuple[Prepared, TrainState]:
+def _recipe_of(run: Path) -> Recipe:
+    return override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
+
+
+def _prepare(
+    world: World, recipe: Recipe, source: Source, splits: dict[str, Split], screen: Screen
+) -> Prepared:
+    world.now("reading the data set")
+    prepared = prepare(recipe, source, splits, screen)
+    pictures = (len(prepared.train), prepared.train.split.names, prepared.train.split.labels.tolist())
+    world.check_same(same_everywhere(pictures), "training images")
+    return prepared
+
+
+def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepared, TrainState]:
     """The data and the model of a run as they were before its first step."""
-    recipe = override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
+    recipe = _recipe_of(run)
     source = open_data(recipe)
     known = load_weights(run).class_names if (run / CONFIG_NAME).is_file() else source.class_names
     if known != source.class_names:
         raise DataError("the data set has other classes than when this run began", where=source.name)
     set_threads(recipe.threads)
-    prepared = prepare(recipe, source, reopen_splits(source, run / "split.csv"), screen)
-    add_bad_files(run, prepared.bad_files)
+    prepared = _prepare(world, recipe, source, reopen_splits(source, run / "split.csv"), screen)
+    world.from_main(lambda: add_bad_files(run, prepared.bad_files))
     initial = None
     if not any((run / "checkpoints").glob("step_*")):
         initial = open_initial(recipe)
         if initial is not None:
             recipe, initial = fit_initial(recipe, initial)
-    return prepared, _build(prepared, pick_device(device), initial, screen)
+    return prepared, _build(prepared, world.device(device), initial, screen, world)
 
 
-def _build(prepared: Prepared, device: torch.device, initial: Weights | None, screen: Screen) -> TrainState:
+def _build(
+    prepared: Prepared, device: torch.device, initial: Weights | None, screen: Screen, world: World
+) -> TrainState:
     torch.manual_seed(torch_seed(prepared.recipe.seed, 0, 2**31))  # a shard number that no step uses
     model = create_model(**prepared.model_settings)
     if initial is not None:
         screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
     freeze_layers(model, prepared.recipe.freeze)
     num_classes = len(prepared.source.class_names)
-    return TrainState(model, prepared.recipe, prepared.train.split.labels, num_classes, device)
+    return TrainState(model, prepared.recipe, prepared.train.split.labels, num_classes, device, world)
 
 
 def _run(
@@ -148,15 +201,22 @@ def _run(
     screen: Screen,
     resuming: bool = False,
 ) -> dict[str, Any]:
+    world = state.world
     training = Training(prepared, state, run, screen, tracker)
     if resuming:
         training.load()
     try:
-        with catch_signals() as signals:
+        with catch_signals(every=world.size > 1) as signals:
             training.steps(signals, deadline)
-            training.saver.close()
-            if signals:
-                raise Interrupted(signals[0], run, training.step)
+            world.now("waiting for the last files")
+            if state.is_spread:
+                training.saver.close()
+            else:
+                world.from_main(training.saver.close)
+            number = world.largest([signals[0] if signals else 0])[0]
+            if number:
+                signals.append(number)  # also where another rank got it
+                raise Interrupted(number, run, training.step)
     finally:
         training.saver.abandon()
     return finish(
@@ -169,4 +229,5 @@ def _run(
         with_pictures=with_pictures,
         notes=training.notes,
         screen=screen,
+        world=world,
     )

@@ -13,8 +13,7 @@ import torch
 
 from mixlab.checkpoint.store import load_weights
 from mixlab.data.augment import mix
-from mixlab.data.loader import Images, TrainingPictures, evaluation_batches, load_images, training_batches
-from mixlab.evaluation.classify import classify
+from mixlab.data.loader import BadFile, Images, TrainingPictures, load_images, training_batches
 from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
 from mixlab.files import write_atomically
 from mixlab.models.catalog import display_name
@@ -23,6 +22,8 @@ from mixlab.report import figures
 from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
+from mixlab.training.distributed import ALONE, World, classify_shared
+from mixlab.training.fsdp import shard_model
 from mixlab.training.recipe import to_toml
 from mixlab.training.run_folder import add_bad_files, read_bad_files
 from mixlab.training.setup import Prepared, fits_in_memory
@@ -43,11 +44,19 @@ def finish(
     with_pictures: bool,
     notes: list[str],
     screen: Screen,
+    world: World = ALONE,
 ) -> dict[str, Any]:
-    """Evaluate the kept weights, write predictions.csv, figures and report.html; the `train --json` object."""
+    """Evaluate the kept weights, write predictions.csv, figures and report.html; the `train --json` object.
+
+    All ranks evaluate, rank 0 writes.
+    """
     recipe = prepared.recipe
     weights = load_weights(run)
-    model = weights.model.to(device)
+    is_spread = world.size > 1 and recipe.parallel == "fsdp"
+    if is_spread:
+        shard_model(weights.model, device)
+    model = weights.model if is_spread else weights.model.to(device)
+    world.now("evaluating on the test images")
     images, evaluation, predictions = None, None, None
     if "test" in prepared.splits:
         test = prepared.splits["test"]
@@ -56,13 +65,21 @@ def finish(
             prepared.preprocess,
             in_memory=fits_in_memory(len(test), prepared.preprocess),
         )
-        bad = list(images.bad)
+        bad: list[BadFile] = []
         if len(images):
-            batches = evaluation_batches(images, recipe.batch_size, on_bad=bad.append)
-            predictions = classify(model, batches, device)
+            predictions = classify_shared(
+                world, model, images, recipe.batch_size, device, on_bad=bad.append, is_spread=is_spread
+            )
             evaluation = summarize(predictions, weights.class_names)
-            write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
-        add_bad_files(run, bad)
+        bad = images.bad + [file for files in world.gather(bad) for file in files]
+        if world.is_main:
+            add_bad_files(run, bad)
+            if predictions is not None:
+                write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
+    if not world.is_main:
+        return {"run": str(run)}
+    if is_spread:
+        model = load_weights(run).model
     assert recipe.data.image_size is not None
     cost = measure_cost(model.cpu(), recipe.data.image_size, in_channels=recipe.data.channels or 3)
     per_second = _mean_speed(run)

@@ -71,7 +71,8 @@ class Recipe:
     ema_decay: weights used are an exponential moving average of this decay; 0 is off.
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
     keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
-    threads: CPU threads, part of the recipe because they change the last bits; None takes one a core.
+    threads: CPU threads of a process, part of the recipe because they change the last bits; None takes one a core,
+        and 1 with virtual shards.
     checkpoint_seconds: a checkpoint after the first step that ends this long after the last one, or 60 times as long
         as that took to write if that is longer; 0 is as often as can be. keep: how many stay.
     skip_nonfinite: leave out up to this many batches whose loss or gradient is NaN or infinite, instead of stopping.
@@ -81,6 +82,10 @@ class Recipe:
     freeze: this many layers keep their initial weights: 1 the stem, 2 the first block too, and so on; -1 all but
         the head.
     budget_seconds: a note of the --budget from which `steps` was set.
+    parallel: how several processes (torchrun) share the work: `ddp` has the model on each, `fsdp` spreads it.
+    virtual_shards: cut every batch into this many parts and add their gradients in a fixed order, so that the result
+        has the same bits on any number of processes up to this one; 0 is off, and faster.
+    timeout_seconds: how long a process waits for another, or for its pictures, before it gives up.
     """
 
     name: str = "custom"
@@ -108,9 +113,12 @@ class Recipe:
     init_from: str | None = None
     init_grid: Literal["resample", "dense", "blocks"] = "resample"
     freeze: int = 0
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    virtual_shards: int = 0
+    timeout_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "accumulate", "steps", "epochs", "threads"):
+        for key in ("batch_size", "accumulate", "steps", "epochs", "threads", "timeout_seconds"):
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise UsageError(f"{key} must be above 0, got {value}", where=key)
@@ -125,7 +133,16 @@ class Recipe:
                 where="keep",
                 hint="the newest checkpoint may be damaged, and then the one before it is needed",
             )
-        for key in ("early_stop", "checkpoint_seconds", "skip_nonfinite"):
+        if self.virtual_shards and self.batch_size % self.virtual_shards:
+            raise UsageError(
+                f"batch_size {self.batch_size} cannot be divided into {self.virtual_shards} equal shards",
+                where="virtual_shards",
+            )
+        if self.virtual_shards and self.parallel == "fsdp":
+            raise UsageError(
+                "virtual shards need the whole model on each process", where="parallel", hint="use ddp"
+            )
+        for key in ("early_stop", "checkpoint_seconds", "skip_nonfinite", "virtual_shards"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=key)
         if not 0.0 <= self.ema_decay < 1.0:

@@ -133,8 +133,11 @@ def open_data(recipe: Recipe, *, download: bool = False) -> Source:
     return open_source(recipe.data.source, data_dir=recipe.data.data_dir, download=download)
 
 
-def resolve(recipe: Recipe, train: Split) -> Recipe:
-    """Fill in what `recipe` leaves to the data: image size, channels, model, patch, memory, threads."""
+def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
+    """Fill in what `recipe` leaves to the data: image size, channels, model, patch, memory, threads.
+
+    num_processes: of this training on this machine; they share its cores.
+    """
     data, model = recipe.data, recipe.model
     sizes, channels = _look_at(train)
     if data.image_size is None:
@@ -148,10 +151,12 @@ def resolve(recipe: Recipe, train: Split) -> Recipe:
         model = replace(model, name=f"mixer_{size}{model.patch_size or choose_patch(data.image_size)}")
     if data.in_memory is None:
         preprocess = build_preprocess(data)
-        data = replace(data, in_memory=fits_in_memory(len(train), preprocess))
+        data = replace(data, in_memory=fits_in_memory(num_processes * len(train), preprocess))
+    cores = max(num_cores() // num_processes, 1)
     if data.num_workers is None:
-        data = replace(data, num_workers=num_cores())
-    return replace(recipe, data=data, model=model, threads=recipe.threads or num_cores())
+        data = replace(data, num_workers=cores)
+    threads = recipe.threads or (1 if recipe.virtual_shards else cores)
+    return replace(recipe, data=data, model=model, threads=threads)
 
 
 def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:

@@ -29,8 +29,11 @@ class Interrupted(MixlabError):  # noqa: N818 (nothing went wrong)
 
 
 @contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 in a list instead of dying; a second one acts as usual."""
+def catch_signals(*, every: bool = False) -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGUSR1 in a list instead of dying; a second one acts as usual.
+
+    every: so does no second one. torchrun passes on what the process group has got already, and kills after a while.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -39,7 +42,8 @@ def catch_signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        if not every:
+            signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)
@@ -47,4 +51,4 @@ def catch_signals() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if every and received else handler)

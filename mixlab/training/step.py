@@ -1,19 +1,25 @@
 """One optimizer step, and the state it works on."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
 from mixlab.data.random import torch_seed
 from mixlab.device import autocast
-from mixlab.errors import TrainingError
+from mixlab.errors import TrainingError, UsageError
+from mixlab.training.distributed import ALONE, World
+from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
+from mixlab.training.gradients import ShardSum
 from mixlab.training.losses import balanced_class_weights, loss_per_batch
 from mixlab.training.optimizer import build_optimizer
 from mixlab.training.recipe import Recipe
@@ -46,19 +52,44 @@ class TrainState:
     """Everything that a step changes, and what it needs to know. `steps` of the recipe is set."""
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, labels: Any, num_classes: int, device: torch.device
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        labels: Any,
+        num_classes: int,
+        device: torch.device,
+        world: World = ALONE,
     ) -> None:
-        self.model = model.to(device)
-        self.recipe, self.num_classes, self.device = recipe, num_classes, device
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        self.forward: Any = torch.compile(self.model) if recipe.compile else self.model
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.recipe, self.num_classes, self.device, self.world = recipe, num_classes, device, world
+        self.is_spread = world.size > 1 and recipe.parallel == "fsdp"
+        self.model = model if self.is_spread else model.to(device)
         self.ema: AveragedModel | None = None
         if recipe.ema_decay:
             self.ema = AveragedModel(self.model, multi_avg_fn=warmed_ema(recipe.ema_decay))
+        if self.is_spread:
+            check_shardable(recipe)
+            for spread in (self.model, self.ema.module) if self.ema else (self.model,):
+                shard_model(spread, device)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.num_shards = recipe.virtual_shards or world.size  # of each batch
+        check_shards(self.model, recipe, world)
+        self.shard_sum = ShardSum(self.model, world, self.num_shards) if recipe.virtual_shards else None
+        self.ddp: DistributedDataParallel | None = None
+        if world.size > 1 and not self.is_spread and self.shard_sum is None:
+            self.ddp = DistributedDataParallel(
+                self.model, device_ids=[device.index] if device.type == "cuda" else None
+            )
+        inner = self.ddp or self.model
+        self.forward: Any = torch.compile(inner) if recipe.compile else inner
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.class_weights: Tensor | None = None
         if recipe.loss.class_weights == "balanced":
             self.class_weights = balanced_class_weights(labels, num_classes).to(device)
+
+    @property
+    def shards(self) -> range:
+        """The shards of every batch that this process computes."""
+        return self.world.share(self.num_shards)
 
     @property
     def best_guess(self) -> nn.Module:
@@ -78,8 +109,23 @@ class TrainState:
             files["ema"] = self.ema.state_dict()
         return files
 
+    def place(self, name: str, tensor: Tensor) -> Tensor:
+        """`tensor`, called `file.name` as in `tensors`, spread over the ranks as this state has it."""
+        if not self.is_spread:
+            return tensor
+        file, _, inner = name.partition(".")
+        if file == "optimizer":
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            return placed_like(tensor, parameters[int(inner.split(".")[0])])
+        module = self.ema if file == "ema" and self.ema is not None else self.model
+        return placed_like(tensor, module.state_dict().get(inner))
+
     def load(self, tensors: dict[str, dict[str, Tensor]], scaler: dict[str, Any]) -> None:
         """The inverse of `tensors`."""
+        tensors = {
+            file: {name: self.place(f"{file}.{name}", tensor) for name, tensor in group.items()}
+            for file, group in tensors.items()
+        }
         self.model.load_state_dict(tensors["model"])
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])
@@ -93,48 +139,110 @@ class TrainState:
         self.scaler.load_state_dict(scaler)
 
 
+def check_shards(model: nn.Module, recipe: Recipe, world: World) -> None:
+    """UsageError if the batch cannot be shared out, or the model cannot be trained in exact shards."""
+    if world.size > (recipe.virtual_shards or recipe.batch_size):
+        what = f"{recipe.virtual_shards} virtual shards" if recipe.virtual_shards else "images in a batch"
+        raise UsageError(
+            f"{world.size} processes for {what}: some would have nothing to do", where="virtual_shards"
+        )
+    if recipe.virtual_shards and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UsageError(
+            "the running statistics of batch normalisation depend on how a batch is shared out",
+            where="virtual_shards",
+            hint="use a model without batch normalisation, or leave --virtual-shards out",
+        )
+
+
 def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
-    """Forward, backward and update on one batch; NonFiniteError before the update if it would do harm."""
-    recipe, device = state.recipe, state.device
+    """Forward, backward and update on one batch; NonFiniteError before the update if it would do harm.
+
+    `batch` holds this process's shards of it; losses and gradients are those of the whole.
+    """
+    recipe = state.recipe
     assert recipe.steps is not None
     factor = lr_factor(step, recipe.steps, recipe.schedule)
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    image, label = batch.image.to(device, non_blocking=True), batch.label.to(device, non_blocking=True)
-    image, target = mix(image, label, state.num_classes, recipe.augment, seed=recipe.seed, step=step, shard=0)
     state.optimizer.zero_grad(set_to_none=True)
-    loss_sum = torch.zeros((), dtype=torch.float64 if image.dtype == torch.float64 else None, device=device)
-    num_correct = torch.zeros((), dtype=torch.int64, device=device)
-    for part in range(recipe.accumulate):
-        images, targets = (whole.tensor_split(recipe.accumulate)[part] for whole in (image, target))
-        if not len(images):  # a batch with fewer images than parts
-            continue
-        torch.manual_seed(torch_seed(recipe.seed, step, part))  # stochastic depth and dropout draw from it
-        with autocast(device, recipe.precision):
-            logits = state.forward(images)
-        share = len(images) / len(image)
-        if logits.dtype != torch.float64:  # half precision ends here; a model in float64 stays exact
-            logits = logits.float()
-        loss = share * loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
-        state.scaler.scale(loss).backward()
-        loss_sum += loss.detach()
-        num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
-    if not math.isfinite(float(loss_sum)):
-        raise NonFiniteError("loss", f"the loss became {float(loss_sum)} at step {step}")
+    # A row for each shard of the batch: a sum over ranks with zeros elsewhere is exact, in any order.
+    rows = torch.zeros(state.num_shards, 3, dtype=torch.float64)
+    sizes = batch.shard_sizes or (len(batch.image),)
+    parts = zip(batch.image.split(sizes), batch.label.split(sizes), strict=True)
+    for shard, (image, label) in zip(state.shards, parts, strict=True):
+        rows[shard] = _backward(
+            state, image, label, step, shard, share_of=batch.step_size or len(batch.image)
+        )
+        if state.shard_sum is not None:
+            state.shard_sum.add()
+    loss, num_correct, num_images = (sum(column) for column in state.world.sum_(rows).T.tolist())
+    if not math.isfinite(loss):
+        raise NonFiniteError("loss", f"the loss became {loss} at step {step}")
+    if state.shard_sum is not None:
+        state.shard_sum.finish()
     _update(state, step)
     return StepResult(
-        loss=float(loss_sum),
-        num_correct=int(num_correct),
-        num_images=len(image),
-        lr=recipe.optimizer.lr * factor,
+        loss=loss, num_correct=int(num_correct), num_images=int(num_images), lr=recipe.optimizer.lr * factor
     )
+
+
+def _backward(
+    state: TrainState, image: Tensor, label: Tensor, step: int, shard: int, share_of: int
+) -> Tensor:
+    """Add the gradient of one shard; its part of the batch's loss, its correct answers, its images.
+
+    share_of: number of images in the whole batch.
+    """
+    recipe, device = state.recipe, state.device
+    num_images = len(image)
+    if not num_images:  # every picture of it went bad
+        if state.shard_sum is not None:
+            return torch.zeros(3, dtype=torch.float64)
+        image, label = (
+            image.new_zeros(1, *image.shape[1:]),
+            label.new_zeros(1),
+        )  # the others wait for a gradient
+    image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+    image, target = mix(
+        image, label, state.num_classes, recipe.augment, seed=recipe.seed, step=step, shard=shard
+    )
+    loss_sum = torch.zeros((), dtype=torch.float64 if image.dtype == torch.float64 else None, device=device)
+    num_correct = torch.zeros((), dtype=torch.int64, device=device)
+    num_parts = min(recipe.accumulate, len(image))
+    # DDP takes the mean over the ranks where the sum of their shares is wanted.
+    scale = state.world.size if state.ddp is not None or state.is_spread else 1
+    for part in range(num_parts):
+        images, targets = (all_.tensor_split(num_parts)[part] for all_ in (image, target))
+        # Stochastic depth and dropout draw from it.
+        torch.manual_seed(torch_seed(recipe.seed, step, shard * recipe.accumulate + part))
+        with _exchange(state, is_last=part == num_parts - 1):
+            with autocast(device, recipe.precision):
+                logits = state.forward(images)
+            share = len(images) / share_of if num_images else 0.0
+            if logits.dtype != torch.float64:  # half precision ends here; a model in float64 stays exact
+                logits = logits.float()
+            loss = share * loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
+            state.scaler.scale(loss * scale if scale > 1 else loss).backward()
+        loss_sum += loss.detach()
+        num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+    facts = torch.stack([loss_sum, num_correct.to(loss_sum.dtype)]).double().cpu().tolist()
+    return torch.tensor([facts[0], facts[1] if num_images else 0, num_images], dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def _exchange(state: TrainState, *, is_last: bool) -> Iterator[None]:
+    """Exchange gradients with the other ranks after the last part of a batch only."""
+    if state.is_spread:
+        state.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+    with contextlib.nullcontext() if state.ddp is None or is_last else state.ddp.no_sync():
+        yield
 
 
 def _update(state: TrainState, step: int) -> None:
     """Clip and apply the gradients; NonFiniteError before anything changes if they are not finite."""
     state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = plain(nn.utils.get_total_norm(gradients))
     if not state.scaler.is_enabled() and not math.isfinite(float(norm)):  # a scaler skips these by itself
         raise NonFiniteError("gradient", f"the gradient's norm became {float(norm)} at step {step}")
     if state.recipe.optimizer.grad_clip_norm:

@@ -1,0 +1,267 @@
+"""Several processes that train as one: who is who, and what they must agree on. `torchrun` starts them.
+
+Every process runs the same code on its share of each batch. What touches the run folder or the person is done by
+the first one (rank 0). GPU paths (nccl) follow PyTorch's conventions and are not run on a GPU yet.
+"""
+
+import ast
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from mixlab.data.loader import BadFile, Batch, Images, evaluation_batches
+from mixlab.device import pick_device
+from mixlab.errors import MixlabError, TrainingError, UsageError
+from mixlab.evaluation.classify import classify
+from mixlab.evaluation.metrics import Predictions
+
+T = TypeVar("T")
+BEAT_SECONDS = 1.0  # between two signs of life of a rank
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes of one training, as one of them sees them; the default is a process on its own.
+
+    rank: number of this process of `size`; local_rank of local_size: the same within its machine.
+    is_restart: whether torchrun has started the processes again after one of them failed.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    is_restart: bool = False
+    life: "Life | None" = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """The device that this process trains on: of several GPUs its own."""
+        device = pick_device(name)
+        if device.type == "cuda" and self.size > 1:
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return device
+
+    def share(self, count: int) -> range:
+        """Which of `count` things this rank takes: neighbours, in the order of the ranks."""
+        bounds = [part[0] if len(part) else count for part in np.array_split(np.arange(count), self.size)]
+        return range(int(bounds[self.rank]), int([*bounds, count][self.rank + 1]))
+
+    def now(self, doing: str) -> None:
+        """What this process is about to do, for the others to read if it never ends."""
+        if self.life is not None:
+            self.life.doing = doing
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """For each value the largest of all ranks."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return [int(value) for value in tensor]
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor in the CPU's memory over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns, or the MixlabError that it raises, on rank 0; it is called nowhere else."""
+        if self.size == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                box[0] = make()
+            except MixlabError as error:
+                box[1] = error
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        result: T = box[0]
+        return result
+
+    def check_same(self, value: Any, what: str) -> None:
+        """TrainingError on every rank if `value` is not the same on all of them."""
+        values = self.gather(value)
+        different = [rank for rank, other in enumerate(values) if other != values[0]]
+        if different:
+            raise TrainingError(
+                f"rank {different[0]} has other {what} than rank 0",
+                where=f"{values[different[0]]!r} and {values[0]!r}"[:200],
+                hint="all machines must see the same files and run the same versions",
+            )
+
+
+ALONE = World()
+
+
+class Life:
+    """Signs of life: each rank says once a second, from a thread of its own, that it lives and what it is doing."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self._store, self._rank, self._size = store.clone(), rank, size
+        self.doing = "starting"
+        self._beats = 0
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
+
+    def _beat(self) -> None:
+        facts = (socket.gethostname(), os.getpid())
+        while not self._ended.is_set():
+            self._beats += 1
+            try:
+                self._store.set(f"life/{self._rank}", repr((self._beats, *facts, self.doing)).encode())
+            except RuntimeError:  # the store is gone, and soon this process too
+                return
+            self._ended.wait(BEAT_SECONDS)
+
+    def end(self) -> None:
+        """Stop beating."""
+        self._ended.set()
+
+    def describe(self) -> str:
+        """Who does not live any more, or else what each rank is doing."""
+        try:
+            first = self._read()
+            time.sleep(2.5 * BEAT_SECONDS)
+            second = self._read()
+        except RuntimeError:  # it is kept by torchrun or, without that, by rank 0
+            return "the process that keeps their signs of life is gone too"
+        dead = [rank for rank in range(self._size) if first.get(rank) == second.get(rank)]
+        lines = []
+        for rank in dead or range(self._size):
+            _, host, process, doing = second.get(rank) or (0, "?", "?", "starting")
+            lines.append(f"rank {rank} (process {process} on {host}) was {doing}")
+        return ("no sign of life from " if dead else "") + "; ".join(lines)
+
+    def _read(self) -> dict[int, Any]:
+        names = {rank: f"life/{rank}" for rank in range(self._size)}
+        return {
+            rank: ast.literal_eval(self._store.get(name).decode())
+            for rank, name in names.items()
+            if self._store.check([name])
+        }
+
+
+def classify_shared(
+    world: World,
+    model: nn.Module,
+    images: Images,
+    batch_size: int,
+    device: torch.device,
+    *,
+    on_bad: Callable[[BadFile], None],
+    is_spread: bool = False,
+) -> Predictions:
+    """Predictions for every image, each counted once, on every rank.
+
+    Whole batches are shared out, so that the last bits of a logit do not depend on the number of ranks. is_spread:
+    the ranks must call the model equally often (FSDP).
+    """
+
+    def batches() -> Iterator[Batch]:
+        yield from evaluation_batches(images, batch_size, on_bad, first=world.rank, every=world.size)
+        if is_spread:
+            num_batches = -(-len(images) // batch_size)
+            if len(range(world.rank, num_batches, world.size)) < -(-num_batches // world.size):
+                blank = torch.zeros(1, images.preprocess.channels, *images.preprocess.image_size)
+                yield Batch(blank, torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64))
+
+    return classify(model, batches(), device, gather=world.gather)
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or something that sets the same variables, started this process as one of several."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+@contextmanager
+def joined(timeout_seconds: float) -> Iterator[World]:
+    """Join the other processes, if there are any. TrainingError says which rank was lost, and doing what.
+
+    timeout_seconds: how long any rank waits for the others before it gives up.
+    """
+    if dist.is_initialized():
+        raise UsageError(
+            "this process trains already", hint="one training at a time in a job of several processes"
+        )
+    size = int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+    if size == 1:
+        yield World(is_restart=_is_restart())
+        return
+    limit = timedelta(seconds=timeout_seconds)
+    store, rank, size = next(rendezvous("env://", timeout=limit))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    life = Life(store, rank, size)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    try:
+        yield World(rank, size, local_rank, local_size, _is_restart(), life)
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise TrainingError(
+            f"rank {rank} of {size} got no answer from the others: {life.describe()}",
+            where=" ".join(str(error).split())[:200],
+            hint=f"ranks wait {timeout_seconds:.0f} s for each other (--timeout-seconds); the last checkpoint is "
+            "safe: --resume, or torchrun --max-restarts, goes on from it",
+        ) from error
+    else:
+        dist.destroy_process_group()  # not after a failure: it could wait for a rank that is no more
+    finally:
+        life.end()
+
+
+def _is_restart() -> bool:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether `error` says that another process does not answer: gloo raises plain RuntimeErrors."""
+    text = str(error).lower()
+    words = (
+        "gloo",
+        "connection closed by peer",
+        "connection reset by peer",
+        "broken pipe",
+        "timed out waiting",
+    )
+    return isinstance(error, dist.DistError) or any(word in text for word in words)
+
+
+def same_everywhere(value: Any) -> str:
+    """A short name of a value's content, to compare between ranks."""
+    import hashlib
+
+    return hashlib.sha256(pickle.dumps(value)).hexdigest()[:16]
