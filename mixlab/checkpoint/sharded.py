@@ -6,6 +6,7 @@ manifest verifies, only by --resume, and only the few classes that DCP itself wr
 
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,11 @@ def read_shards(folder: Path, place: Callable[[str, Tensor], Tensor]) -> dict[st
         assert isinstance(facts, TensorStorageMetadata)  # `read_index` refuses others
         targets[name] = place(name, torch.empty(facts.size, dtype=facts.properties.dtype))
     try:
-        dcp.load(dict(targets), storage_reader=_Reader(folder, index), no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="torch.distributed is disabled"
+            )  # one process may read too
+            dcp.load(dict(targets), storage_reader=_Reader(folder, index))
     except (CheckpointException, RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
         raise WeightsError(f"its parts cannot be read: {error}"[:300], where=str(folder)) from error
     files: dict[str, dict[str, Tensor]] = {}

@@ -37,14 +37,12 @@ class World:
     """All processes of one training, as one of them sees them; the default is a process on its own.
 
     rank: number of this process of `size`; local_rank of local_size: the same within its machine.
-    is_restart: whether torchrun has started the processes again after one of them failed.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    is_restart: bool = False
     life: "Life | None" = None
 
     @property
@@ -214,7 +212,7 @@ def joined(timeout_seconds: float) -> Iterator[World]:
         )
     size = int(os.environ["WORLD_SIZE"]) if is_launched() else 1
     if size == 1:
-        yield World(is_restart=_is_restart())
+        yield World()
         return
     limit = timedelta(seconds=timeout_seconds)
     store, rank, size = next(rendezvous("env://", timeout=limit))
@@ -227,7 +225,7 @@ def joined(timeout_seconds: float) -> Iterator[World]:
     life = Life(store, rank, size)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     try:
-        yield World(rank, size, local_rank, local_size, _is_restart(), life)
+        yield World(rank, size, local_rank, local_size, life)
     except RuntimeError as error:
         if not is_lost(error):
             raise
@@ -243,8 +241,9 @@ def joined(timeout_seconds: float) -> Iterator[World]:
         life.end()
 
 
-def _is_restart() -> bool:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def may_restart() -> bool:
+    """Whether torchrun starts this command again where a process is lost, or one joins."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def is_lost(error: Exception) -> bool:

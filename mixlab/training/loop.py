@@ -1,9 +1,9 @@
 """Training from the outside: build or reopen, run its course, report. One way for every kind of training."""
 
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
 from mixlab.training.budget import plan_steps
 from mixlab.training.course import Training
-from mixlab.training.distributed import World, joined, same_everywhere
+from mixlab.training.distributed import World, joined, may_restart, same_everywhere
 from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
 from mixlab.training.recipe import Recipe, from_toml, override
-from mixlab.training.run_folder import add_bad_files, create_run, default_run_path, locked
+from mixlab.training.run_folder import add_bad_files, create_run, default_run_path, is_of_this_command, locked
 from mixlab.training.setup import (
     Prepared,
     check_model,
@@ -59,14 +59,14 @@ def train(
     started = time.monotonic() if started is None else started
     screen = screen or Screen()
     with joined(recipe.timeout_seconds) as world:
-        if run is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        if run is None and may_restart():
             raise UsageError(
                 "torchrun would not find the run again after a restart",
                 where="--run",
                 hint="name the run: --run NAME",
             )
         exists = world.from_main(lambda: run is not None and run.exists())
-        if run is not None and exists and world.is_restart:
+        if run and exists and may_restart() and world.from_main(partial(is_of_this_command, run)):
             return _resume(world, run, device, with_pictures, tracker, screen)
         if exists:
             raise UsageError(

@@ -74,6 +74,15 @@ def create_run(run: Path, prepared: Prepared) -> None:
         _describe_run(temporary, prepared)
 
 
+def is_of_this_command(run: Path) -> bool:
+    """Whether the command that this process runs began `run`, word for word."""
+    try:
+        environment = json.loads((run / "environment.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(environment.get("command") == sys.argv)
+
+
 def _describe_run(run: Path, prepared: Prepared) -> None:
     write_atomically(run / "recipe.toml", to_toml(prepared.recipe).encode())
     environment = describe_machine() | {

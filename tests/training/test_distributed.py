@@ -1,0 +1,451 @@
+"""Several processes that train as one: the same bits, the same images, and what happens when one is lost."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
+
+import mixlab
+from benchmarks.reliability import kills, ranks, worlds
+from mixlab.checkpoint.sharded import read_index
+from mixlab.checkpoint.store import load_newest_checkpoint
+from mixlab.errors import UsageError, WeightsError
+from mixlab.report.run_log import read_run_log
+from mixlab.report.screen import Screen
+from mixlab.training import course, gradients, loop
+from mixlab.training import step as step_module
+from mixlab.training.distributed import ALONE, World
+from mixlab.training.recipe import Recipe, override
+from mixlab.training.step import TrainState, check_shards
+
+QUIET = Screen(quiet=True)
+PLAIN = {"steps": 6, "epochs": None, "threads": 1, "batch_size": 32, "keep_weights": "last", "seed": 3}
+PLAIN |= {"augment__mixup_alpha": 0.0, "augment__cutmix_alpha": 0.0, "model__stochastic_depth": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def train(
+    run: Path, size: int, *, seconds: float = 100, patch=None, with_report=False, **options
+) -> list[int]:
+    """Exit statuses of `size` ranks that train digits in `run`, or go on with it."""
+
+    def job():
+        if patch is not None:
+            patch()
+        if (run / "recipe.toml").exists():
+            loop.resume(run, screen=QUIET)
+        else:
+            mixlab.train("digits", "digits", run=run, screen=QUIET, with_pictures=False, **(PLAIN | options))
+
+    children = ranks.start(job, size=size, with_report=with_report)
+    statuses = ranks.wait(children, seconds)
+    if statuses is None:
+        ranks.kill(children, signal.SIGKILL)
+        ranks.wait(children, 10)
+        pytest.fail(f"{size} ranks still ran after {seconds} s")
+    return statuses
+
+
+def stop_at(step: int):
+    """Let the last rank get SIGTERM in that step."""
+
+    def patch():
+        real = course.train_step
+
+        def stopping(state, batch, number):
+            if number == step and state.world.rank == state.world.size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(state, batch, number)
+
+        course.train_step = stopping
+
+    return patch
+
+
+def weights(run: Path) -> torch.Tensor:
+    tensors = load_file(run / "weights.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"]
+
+
+# Exact mode
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return worlds.write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def test_exact_mode_has_the_same_bits_on_other_numbers_of_ranks_and_workers_changed_in_mid_run(
+    pictures, tmp_path
+):
+    found = []
+    for name, first, second in (("one", (1, 0), (1, 0)), ("other", (2, 2), (4, 0))):
+        (tmp_path / name).mkdir()
+        run, order = worlds.train_in_two(tmp_path / name, pictures, first, second, 8, virtual_shards=4)
+        found.append((kills.fingerprint(run), order))
+    assert found[0] == found[1]
+
+
+def test_an_odd_number_of_ranks_shares_the_shards_and_validation_chooses_the_same_weights(tmp_path):
+    options = {"virtual_shards": 4, "keep_weights": "best", "epochs": 2, "steps": None, "batch_size": 128}
+    for size in (1, 3):
+        assert train(tmp_path / f"{size}", size, **options) == [0] * size
+    assert kills.fingerprint(tmp_path / "1") == kills.fingerprint(tmp_path / "3")
+
+
+def test_a_sum_in_another_order_would_be_noticed(tmp_path):
+    real = gradients.ShardSum._exchange
+
+    def backwards(self, rows):
+        def reverse():
+            gradients.dist.all_gather = lambda out, own, real=gradients.dist.all_gather: (
+                real(out, own),
+                out.reverse(),
+            )
+
+        reverse()
+        return real(self, rows)
+
+    def patch():
+        gradients.ShardSum._exchange = backwards
+
+    # Of two numbers the sum is the same from both ends, so three ranks.
+    options = {"virtual_shards": 3, "batch_size": 33}
+    assert train(tmp_path / "right", 3, **options) == [0, 0, 0]
+    assert train(tmp_path / "wrong", 3, patch=patch, **options) == [0, 0, 0]
+    assert kills.fingerprint(tmp_path / "right")["model"] != kills.fingerprint(tmp_path / "wrong")["model"]
+
+
+def test_threads_are_one_in_exact_mode_unless_the_recipe_says_otherwise(tmp_path):
+    options = {key: value for key, value in PLAIN.items() if key != "threads"}
+    mixlab.train(
+        "digits", "digits", run=tmp_path / "run", screen=QUIET, virtual_shards=2, **(options | {"steps": 1})
+    )
+    assert loop._recipe_of(tmp_path / "run").threads == 1
+
+
+# Data parallel, and spread over the ranks
+
+
+def test_ddp_does_what_one_process_does_up_to_rounding(tmp_path):
+    for size in (1, 2):
+        assert train(tmp_path / f"{size}", size, accumulate=2) == [0] * size
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert not torch.equal(one, two)  # the sum is taken in another order, which is why there is an exact mode
+    assert torch.allclose(one, two, rtol=0, atol=2e-4)
+    assert np.allclose(losses(tmp_path / "1"), losses(tmp_path / "2"), atol=1e-4)
+
+
+def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_one_or_three(tmp_path):
+    options = {"parallel": "fsdp", "ema_decay": 0.9}
+    assert train(tmp_path / "whole", 2, **options) == [0, 0]
+    ends = {}
+    for size in (2, 1, 3):
+        run = tmp_path / f"{size}"
+        assert train(run, 2, patch=stop_at(3), **options) == [143, 143]
+        step = load_newest_checkpoint(run / "checkpoints")[0]
+        assert step.parts is not None
+        assert {path.name for path in step.parts.glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+        assert train(run, size) == [0] * size
+        ends[size] = kills.fingerprint(run)
+    assert ends[2] == kills.fingerprint(tmp_path / "whole")
+    assert train(tmp_path / "ddp", 2, ema_decay=0.9) == [0, 0]
+    for other in ("1", "3", "ddp"):
+        assert torch.allclose(weights(tmp_path / "whole"), weights(tmp_path / other), rtol=0, atol=2e-4)
+
+
+def test_a_checkpoint_of_one_process_is_spread_over_two(tmp_path):
+    options = {"parallel": "fsdp", "ema_decay": 0.9, "skip_nonfinite": 0}
+    assert train(tmp_path / "run", 1, patch=stop_at(3), **options) == [143]
+    assert train(tmp_path / "run", 2) == [0, 0]
+    assert train(tmp_path / "whole", 2, **options) == [0, 0]
+    assert torch.allclose(weights(tmp_path / "whole"), weights(tmp_path / "run"), rtol=0, atol=2e-4)
+
+
+def test_a_full_disk_under_one_rank_of_a_spread_save_is_survived_by_all(tmp_path, capfd):
+    def patch():
+        from mixlab.training import fsdp
+
+        real = fsdp.write_shards
+
+        def full(folder, tensors, group):
+            if not (tmp_path / "full").exists() and torch.distributed.get_rank() == 1:
+                (tmp_path / "full").touch()
+                folder = Path("/proc/no such place")
+            real(folder, tensors, group)
+
+        fsdp.write_shards = full
+
+    options = {"parallel": "fsdp", "checkpoint_seconds": 0.0}
+    assert train(tmp_path / "run", 2, patch=patch, **options) == [0, 0], capfd.readouterr().err
+    assert (tmp_path / "full").exists()
+    assert load_newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer.name": "muon"}, "muon"),
+        ({"precision": "fp16"}, "fp16"),
+        ({"optimizer.name": "sgd", "optimizer.momentum_dtype": "bf16"}, "bf16"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(options, words):
+    recipe = override(Recipe(steps=1, parallel="fsdp"), options)
+    with pytest.raises(UsageError, match=words):
+        TrainState(torch.nn.Linear(2, 2), recipe, np.zeros(1), 2, torch.device("cpu"), World(0, 2))
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_every_image_is_counted_once_on_any_number_of_ranks(parallel, tmp_path):
+    for size in (1, 3):
+        run = tmp_path / f"{size}"
+        options = {"virtual_shards": 3, "batch_size": 33} if parallel == "ddp" else {"parallel": "fsdp"}
+        assert train(run, size, with_report=True, **options) == [0] * size
+        with (run / "predictions.csv").open() as file:
+            assert len({row["path"] for row in csv.DictReader(file)}) == 357
+        assert read_run_log(run / "metrics.jsonl")[-1]["test"]["num_images"] == 357
+        assert (run / "report.html").is_file()
+    if parallel == "ddp":
+        assert (tmp_path / "1/predictions.csv").read_bytes() == (tmp_path / "3/predictions.csv").read_bytes()
+
+
+# Bad moments
+
+
+def test_a_signal_to_one_rank_stops_all_with_the_state_saved(tmp_path):
+    assert train(tmp_path / "run", 2, patch=stop_at(2)) == [143, 143]
+    assert load_newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step == 3
+    assert losses(tmp_path / "run") != []
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, 30), (signal.SIGSTOP, 30)])
+def test_a_killed_or_hung_rank_is_named_with_what_it_was_doing(number, seconds, tmp_path, capfd):
+    run = tmp_path / "run"
+
+    def patch():
+        real = course.train_step
+
+        def lost(state, batch, step):
+            if step == 2 and state.world.rank == 1:
+                time.sleep(1.5)  # long enough for a sign of life that says where it is
+                os.kill(os.getpid(), number)
+            return real(state, batch, step)
+
+        course.train_step = lost
+
+    def job():
+        patch()
+        mixlab.train(
+            "digits", "digits", run=run, screen=QUIET, **(PLAIN | {"timeout_seconds": 4, "steps": 50})
+        )
+
+    children = ranks.start(job, size=2)
+    began = time.monotonic()
+    while ranks.wait(children[:1], 0.1) is None:
+        assert time.monotonic() - began < seconds
+    ranks.kill(children[1:], signal.SIGKILL)
+    ranks.wait(children[1:], 5)
+    error = capfd.readouterr().err
+    assert "no sign of life from rank 1" in error, error
+    assert f"process {children[1]}" in error
+    assert "computing step 3" in error
+    assert "4 s for each other" in error
+    # What was saved before is there, and another number of ranks goes on with it or begins again.
+    assert train(run, 1) == [0]
+
+
+def test_a_batch_that_is_not_finite_on_one_rank_stops_all_and_is_listed_whole(tmp_path, capfd):
+    def patch():
+        real = step_module.mix
+
+        def spoilt(image, *arguments, step, **options):
+            if step == 2 and torch.distributed.get_rank() == 1:
+                image = image * float("nan")
+            return real(image, *arguments, step=step, **options)
+
+        step_module.mix = spoilt
+
+    assert train(tmp_path / "run", 2, patch=patch) == [1, 1]
+    assert "loss became nan at step 2" in capfd.readouterr().err
+    with (tmp_path / "run" / "nonfinite.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["index"] for row in rows}) == 32
+    assert train(tmp_path / "other", 2, patch=patch, skip_nonfinite=1) == [0, 0]
+    assert len(losses(tmp_path / "other")) == 5
+
+
+def splits(run: Path) -> list[dict[str, str]]:
+    with (run / "split.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_file_that_only_one_rank_finds_unreadable_is_listed_for_all(pictures, tmp_path):
+    run = tmp_path / "run"
+    data = worlds.write_pictures(tmp_path / "data")
+
+    def job():
+        from mixlab.data import loader
+
+        real = loader.decode
+
+        def decode(source, **options):
+            if str(source) == os.environ.get("GONE"):
+                raise loader.ImageError("it has gone", where=str(source))
+            return real(source, **options)
+
+        loader.decode = decode
+        real_step = course.train_step
+
+        def step(state, batch, number):
+            os.environ["GONE"] = next(row["path"] for row in splits(run) if row["split"] == "train")
+            return real_step(state, batch, number)
+
+        course.train_step = step
+        mixlab.train(
+            "small_images", str(data), run=run, screen=QUIET, data__in_memory=False, data__num_workers=0,
+            data__image_size="16", **(PLAIN | {"steps": 16, "batch_size": 16}),
+        )  # fmt: skip
+
+    assert ranks.wait(ranks.start(job, size=2), 60) == [0, 0]
+    with (run / "bad_files.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [
+        next(row["path"] for row in splits(run) if row["split"] == "train")
+    ]
+
+
+def test_the_first_rank_alone_creates_the_run_and_an_existing_one_is_refused_by_all(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, 2) == [0, 0]
+
+    def job():
+        mixlab.train("digits", "digits", run=run, screen=QUIET, **PLAIN)
+
+    assert ranks.wait(ranks.start(job, size=2), 60) == [1, 1]  # UsageErrors, which the command turns into 2
+
+
+def test_more_ranks_than_shards_and_batch_normalisation_are_refused():
+    with pytest.raises(UsageError, match="4 processes for 2 virtual shards"):
+        check_shards(torch.nn.Linear(2, 2), Recipe(virtual_shards=2), World(0, 4))
+    with pytest.raises(UsageError, match="batch normalisation"):
+        check_shards(torch.nn.BatchNorm1d(2), Recipe(virtual_shards=2), ALONE)
+    with pytest.raises(UsageError, match="3 equal shards"):
+        Recipe(batch_size=32, virtual_shards=3)
+
+
+@pytest.mark.parametrize(("count", "size"), [(8, 3), (2, 4), (1, 1), (0, 2)])
+def test_shares_are_neighbours_and_complete(count, size):
+    shares = [World(rank, size).share(count) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+# The index of a spread checkpoint, which is a pickle
+
+
+class Evil:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def hostile() -> dict[str, bytes]:
+    mark = "touch CANARY"
+    good = Metadata(state_dict_metadata={}, storage_data={})
+    stack = lambda *lines: b"".join(lines)  # noqa: E731
+    payloads = {
+        "os.system": pickle.dumps(Evil(os.system, (mark,))),
+        "eval": pickle.dumps(Evil(eval, ("open('CANARY','w')",))),
+        "exec": pickle.dumps(Evil(exec, ("open('CANARY','w')",))),
+        "open": pickle.dumps(Evil(open, ("CANARY", "w"))),
+        "getattr": pickle.dumps(Evil(getattr, (os, "system"))) if False else b"cbuiltins\ngetattr\n.",
+        "import": stack(b"cbuiltins\n__import__\n(S'os'\ntR."),
+        "subprocess": stack(b"csubprocess\nPopen\n(S'touch CANARY'\ntR."),
+        "torch.load": stack(b"ctorch\nload\n(S'x'\ntR."),
+        "torch.hub": stack(b"ctorch\nhub.load\n(S'x'\ntR."),
+        "dotted": stack(b"\x80\x04\x8c\x05torch\x8c\x0aSize.mro\x93."),
+        "dotted metadata": stack(b"\x80\x04\x8c'torch.distributed.checkpoint.metadata\x8c\x02os\x93."),
+        "numpy": pickle.dumps(np.zeros(2)),
+        "code in state": pickle.dumps({"x": Evil(os.system, (mark,))}),
+        "not an index": pickle.dumps({"a": 1}),
+        "empty": b"",
+        "cut": pickle.dumps(good)[:-20],
+        "text": b"hello",
+        "persistent id": b"Pabc\n.",
+        "extension": b"\x80\x02\x82\x01.",
+        "deep": b"(" * 100_000 + b".",
+        "bytes entry": pickle.dumps(
+            Metadata(state_dict_metadata={"model.x": BytesStorageMetadata()}, storage_data={})
+        ),
+    }
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    for name, info in {
+        "path outside": _StorageInfo(relative_path="../../etc/passwd", offset=0, length=1),
+        "absolute path": _StorageInfo(relative_path="/etc/passwd", offset=0, length=1),
+        "transform": _StorageInfo(
+            relative_path="a.distcp", offset=0, length=1, transform_descriptors=["zstd"]
+        ),
+    }.items():
+        index = Metadata(state_dict_metadata={}, storage_data={MetadataIndex("x"): info})
+        payloads[name] = pickle.dumps(index)
+    return payloads
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_hostile_indexes_are_refused_and_run_nothing(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".metadata").write_bytes(hostile()[name])
+    with pytest.raises(WeightsError, match="index"):
+        read_index(tmp_path)
+    assert not (tmp_path / "CANARY").exists()
+
+
+def test_an_index_is_not_opened_where_the_manifest_does_not_verify(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, 2, patch=stop_at(3), parallel="fsdp") == [143, 143]
+    newest = load_newest_checkpoint(run / "checkpoints")[0].parts
+    assert newest is not None
+    (newest / ".metadata").write_bytes(hostile()["os.system"])
+    with pytest.raises(WeightsError, match="damaged"):
+        load_newest_checkpoint(run / "checkpoints")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    assert {".metadata", "__0_0.distcp", "__1_0.distcp"} <= set(manifest)
+
+
+def test_an_index_larger_than_any_model_needs_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixlab.checkpoint.sharded.MAX_INDEX_BYTES", 10)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata({}, None, storage_data={})))
+    with pytest.raises(WeightsError, match="too large"):
+        read_index(tmp_path)
+
+
+def test_pickles_of_the_reader_are_what_dcp_writes():
+    buffer = io.BytesIO(pickle.dumps(Metadata(state_dict_metadata={}, storage_data={})))
+    from mixlab.checkpoint.sharded import _AllowList
+
+    assert isinstance(_AllowList(buffer).load(), Metadata)
