@@ -24,6 +24,7 @@ COMMANDS = {
     "permute": "weights",
     "fewshot": "learning",
     "check": "using",
+    "shard": "using",
     "runs": "learning",
     "doctor": "using",
 }

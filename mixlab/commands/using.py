@@ -4,6 +4,9 @@ torch is imported inside the commands that need it, so that help and usage error
 """
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from mixlab.commands.context import Context, emit, find_weights, parse_size
 from mixlab.errors import UsageError
@@ -71,8 +74,72 @@ def check(data: str, /, *, data_dir: str | None = None) -> int:
     source = open_source(data, data_dir=data_dir)
     with screen.progress("checking", sum(len(split) for split in source.splits.values())) as bar:
         result = check_source(source, progress=lambda done, total: bar.update(done))
-    show_check(result.to_json(), screen)
-    emit(result.to_json())
+    values = result.to_json()
+    show_check(values, screen)
+    if data.startswith("wds:") and source.root is not None:
+        from mixlab.data.shards import verify_shards
+
+        with screen.progress("comparing shards", len(list(source.root.glob("*.tar")))) as bar:
+            bad = verify_shards(source.root, progress=lambda done, total: bar.update(done))
+        values["bad_shards"] = bad
+        for shard in bad:
+            screen.say(f"{shard['path']}: {shard['reason']}")
+    emit(values)
+    return 1 if result.num_bad or values.get("bad_shards") else 0
+
+
+def shard(
+    data: str,
+    out: Path | None = None,
+    /,
+    *,
+    shard_mib: int = 256,
+    seed: int = 0,
+    data_dir: str | None = None,
+    download: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Write a data set as tar shards (webdataset) with a manifest, to train from `wds:OUT`.
+
+    Every picture is decoded once; those that cannot be are left out and listed in OUT/bad_files.csv. Without OUT,
+    DATA is a folder of tar shards made elsewhere (KEY.jpg and KEY.cls), which is read once and gets its manifest.
+
+    Parameters
+    ----------
+    data
+        As for `train`.
+    out
+        The folder to make.
+    shard_mib
+        Size at which the next shard is begun.
+    seed
+        Of the order of the pictures in the shards.
+    data_dir
+        Where torchvision's sets lie; ./data by default.
+    download
+        Fetch a torchvision or hf: set that is not there yet.
+    """
+    from mixlab.data.shard_writer import index_shards, write_shards
+    from mixlab.data.sources import open_source
+
+    screen = Context.screen()
+    if shard_mib < 1:
+        raise UsageError(f"a shard of {shard_mib} MiB holds nothing", where="--shard-mib")
+    with screen.progress_if_any("writing shards") as progress:
+        if out is None:
+            result = index_shards(Path(data), progress=progress)
+        else:
+            source = open_source(data, data_dir=data_dir, download=download)
+            result = write_shards(source, out, shard_bytes=shard_mib << 20, seed=seed, progress=progress)
+    parts = ", ".join(f"{count} in {name}" for name, count in result.splits.items())
+    screen.say(
+        f"{result.num_ok} pictures ({parts}) in {result.num_shards} shards, {result.num_bytes / 1e6:,.1f} MB"
+    )
+    for row in result.bad[:10]:
+        screen.say(f"left out {row['path']}: {row['reason']}")
+    if result.num_bad:
+        screen.say(f"{result.num_bad} pictures were left out: {out}/bad_files.csv")
+    screen.say(f"train from them: mixlab train wds:{out or data}")
+    emit(vars(result))
     return 1 if result.num_bad else 0
 
 

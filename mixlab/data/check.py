@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.dataset import Source, Split
-from mixlab.data.decode import decode, describe, read_image_file
+from mixlab.data.decode import decode, describe
 from mixlab.errors import ImageError
 
 _BATCH = 1024  # images handed to the threads at a time, so that memory does not grow with the source
@@ -110,7 +110,7 @@ def _see(split: Split, index: int) -> _Seen | str:
     """The picture, or the reason why it cannot be read."""
     try:
         if split.pixels is None:
-            data = read_image_file(split.names[index])
+            data = split.read(index)
             _, _, mode, format_name = describe(data)
             pixels = decode(data)
         else:
@@ -137,6 +137,6 @@ def _summary(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
 def _paths(source: Source, group: list[tuple[str, int]]) -> list[str]:
     """The names of a group; `index 5` alone says too little where there are several splits."""
     return [
-        source.splits[s].names[i] if source.splits[s].pixels is None else f"{s} {source.splits[s].names[i]}"
+        source.splits[s].names[i] if source.splits[s].has_files else f"{s} {source.splits[s].names[i]}"
         for s, i in group
     ]

@@ -88,6 +88,8 @@ def load_images(
         except ImageError as error:
             bad[index] = BadFile(split.names[index], error.message)
 
+    if pixels is None and split.encoded is not None and (split.encoded.is_checked or split.encoded.window):
+        return Images(split, preprocess, None)  # known to be good, or too long to read just for that
     if split.pixels is not None and pixels is not None and _is_model_size(split.pixels, preprocess):
         pixels[:] = split.pixels.transpose(0, 3, 1, 2)
     else:
@@ -122,7 +124,7 @@ def _is_model_size(pixels: np.ndarray, preprocess: Preprocess) -> bool:
 def _picture(split: Split, index: int, min_size: int | None = None) -> np.ndarray:
     if split.pixels is not None:
         return split.pixels[index]
-    return decode(split.names[index], min_size=min_size)
+    return decode(split.read(index), min_size=min_size)
 
 
 def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float) -> None:
@@ -180,23 +182,38 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return max(num_images // batch_size, 1)
 
 
-def batch_indices(num_images: int, batch_size: int, *, seed: int, step: int) -> tuple[int, np.ndarray]:
-    """The epoch that `step` (from 0) belongs to, and the numbers of its pictures."""
+def batch_indices(
+    num_images: int,
+    batch_size: int,
+    *,
+    seed: int,
+    step: int,
+    rows: np.ndarray | None = None,
+    window: int = 0,
+) -> tuple[int, np.ndarray]:
+    """The epoch that `step` (from 0) belongs to, and the numbers of its pictures.
+
+    rows, window: where each picture is in its source, which is read `window` rows at a time, one window after the
+    other; pictures are then shuffled within their window only. 0 shuffles all of them.
+    """
     per_epoch = steps_per_epoch(num_images, batch_size)
     epoch, position = divmod(step, per_epoch)
-    order = _cached_order(seed, epoch, num_images)
+    order = _cached_order(seed, epoch, num_images, rows, window)
     return epoch, order[position * batch_size : (position + 1) * batch_size]
 
 
-_order_cache: dict[tuple[int, int, int], np.ndarray] = {}
+_order_cache: dict[tuple[int, ...], tuple[np.ndarray, Any]] = {}
 
 
-def _cached_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    key = (seed, epoch, num_images)
+def _cached_order(seed: int, epoch: int, num_images: int, rows: np.ndarray | None, window: int) -> np.ndarray:
+    key = (seed, epoch, num_images, window, id(rows))  # `rows` is kept below, so its id stays its own
     if key not in _order_cache:
         _order_cache.clear()  # one epoch at a time: the order of ImageNet is 10 MB
-        _order_cache[key] = epoch_order(seed, epoch, num_images)
-    return _order_cache[key]
+        order = epoch_order(seed, epoch, num_images)
+        if window and rows is not None:
+            order = order[np.argsort(rows[order] // window, kind="stable")]
+        _order_cache[key] = (order, rows)
+    return _order_cache[key][0]
 
 
 @dataclass(frozen=True)
@@ -226,7 +243,11 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
     shards: range = range(1)
 
     def __getitem__(self, step: int) -> "Pictures":
-        epoch, whole = batch_indices(len(self.images), self.batch_size, seed=self.seed, step=step)
+        split = self.images.split
+        window = split.encoded.window if split.encoded is not None else 0
+        epoch, whole = batch_indices(
+            len(split), self.batch_size, seed=self.seed, step=step, rows=split.rows, window=window
+        )
         parts = np.array_split(whole, self.num_shards)
         index = np.concatenate([parts[shard] for shard in self.shards])
         bad: list[BadFile] = []

@@ -10,21 +10,32 @@ from pathlib import Path
 
 import numpy as np
 
-from mixlab.data.dataset import Source, Split
+from mixlab.data.dataset import SPLIT_NAMES, Source, Split
 from mixlab.data.decode import is_image_name
 from mixlab.data.known import TORCHVISION_NAMES, open_digits, open_torchvision
+from mixlab.data.shards import open_shards
 from mixlab.errors import DataError, DiskError, UsageError
 
-SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 _LAYOUT = "lay it out as FOLDER/CLASS/IMAGE, or as FOLDER/train/CLASS/IMAGE with val and test beside train"
 SOURCE_NAMES: tuple[str, ...] = ("digits", *TORCHVISION_NAMES)
 
 
-def open_source(data: str, *, data_dir: str | Path | None = None, download: bool = False) -> Source:
-    """The data set that `data` names: a folder, a CSV file or one of SOURCE_NAMES, tried in that order.
+def open_source(
+    data: str, *, data_dir: str | Path | None = None, download: bool = False, streaming: bool = False
+) -> Source:
+    """The data set that `data` names: `wds:FOLDER` of shards, `hf:NAME`, a folder, a CSV file or one of SOURCE_NAMES.
 
     `data_dir` (default ./data) is where the files of the torchvision sets are, or are downloaded to.
     """
+    kind, _, rest = data.partition(":")
+    if kind == "wds":
+        return open_shards(rest)
+    if kind == "hf":
+        from mixlab.data.hub import open_hub
+
+        return open_hub(rest, streaming=streaming, download=download)
+    if streaming:
+        raise UsageError("only hf: sets are streamed", where="data.streaming", hint="leave it out")
     path = Path(os.path.expanduser(data))
     if data and os.path.isdir(path):
         return _open_folder(path)
@@ -211,9 +222,10 @@ def write_split_csv(source_splits: Mapping[str, Split], class_names: Sequence[st
             writer = csv.writer(file)
             writer.writerow(("path", "label", "split"))
             for name, split in source_splits.items():
-                files = split.pixels is None
                 for image, label in zip(split.names, split.labels, strict=True):
-                    writer.writerow((os.path.abspath(image) if files else image, class_names[label], name))
+                    writer.writerow(
+                        (os.path.abspath(image) if split.has_files else image, class_names[label], name)
+                    )
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -20,7 +20,9 @@ from mixlab.training.schedule import ScheduleConfig
 class DataConfig:
     """Which pictures, and how they are brought to the model's size. None follows from the data.
 
-    source: `digits`, a folder, a CSV file, or a torchvision name. data_dir: where torchvision's files are.
+    source: `digits`, a folder, a CSV file, a torchvision name, `wds:FOLDER` of shards, or `hf:NAME`. data_dir: where
+        torchvision's files are. streaming: read an hf: set from front to back, without a copy on the disk; its
+        pictures are then shuffled within windows only.
     image_size: model input (height, width). channels: 3 or 1. fit, crop_fraction, interpolation, mean, std: see
         Preprocess; mean and std are 0.5 unless the weights that training starts from had others.
     in_memory: keep all pixels in memory; None does so if they take less than a quarter of the machine's.
@@ -43,6 +45,7 @@ class DataConfig:
     split_seed: int = 0
     max_bad_share: float = 0.05
     num_workers: int | None = None
+    streaming: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.val_fraction < 1.0:

@@ -56,7 +56,9 @@ def split_source(source: Source, recipe: Recipe) -> dict[str, Split]:
 
 def _join(a: Split, b: Split) -> Split:
     pixels = None if a.pixels is None or b.pixels is None else np.concatenate([a.pixels, b.pixels])
-    return Split(names=a.names + b.names, labels=np.concatenate([a.labels, b.labels]), pixels=pixels)
+    rows = None if a.rows is None or b.rows is None else np.concatenate([a.rows, b.rows])
+    labels = np.concatenate([a.labels, b.labels])
+    return Split(names=a.names + b.names, labels=labels, pixels=pixels, encoded=a.encoded, rows=rows)
 
 
 def reopen_splits(source: Source, split_csv: Path) -> dict[str, Split]:
@@ -82,7 +84,7 @@ def reopen_splits(source: Source, split_csv: Path) -> dict[str, Split]:
 
 
 def _key(name: str, split: Split) -> str:
-    return name if split.pixels is not None else os.path.abspath(name)
+    return os.path.abspath(name) if split.has_files else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,8 @@ def model_settings(recipe: Recipe, num_classes: int) -> dict[str, Any]:
 
 def open_data(recipe: Recipe, *, download: bool = False) -> Source:
     """The recipe's data set."""
-    return open_source(recipe.data.source, data_dir=recipe.data.data_dir, download=download)
+    data = recipe.data
+    return open_source(data.source, data_dir=data.data_dir, download=download, streaming=data.streaming)
 
 
 def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
@@ -149,6 +152,8 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
     if model.name is None:
         size = "pico" if max(data.image_size) <= 16 else "micro"
         model = replace(model, name=f"mixer_{size}{model.patch_size or choose_patch(data.image_size)}")
+    if train.encoded is not None and train.encoded.window:
+        data = replace(data, in_memory=False, num_workers=0)  # each worker would read the whole stream
     if data.in_memory is None:
         preprocess = build_preprocess(data)
         data = replace(data, in_memory=fits_in_memory(num_processes * len(train), preprocess))
@@ -163,11 +168,14 @@ def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:
     """(height, width) of some pictures, and 1 if all of them are grey, else 3."""
     if train.pixels is not None:
         return [(train.pixels.shape[1], train.pixels.shape[2])], train.pixels.shape[3]
-    sizes, grey = [], True
+    sizes: list[tuple[int, int]] = []
+    grey = True
     step = max(len(train) // SAMPLE_SIZE, 1)
-    for name in train.names[::step]:
+    for index in range(0, len(train), step if train.encoded is None or not train.encoded.window else 1):
+        if len(sizes) >= SAMPLE_SIZE:
+            break  # the first ones of a stream, whose middle is far away
         try:
-            width, height, mode, _ = describe(name)
+            width, height, mode, _ = describe(train.read(index))
         except ImageError:
             continue
         sizes.append((height, width))
@@ -233,6 +241,12 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     source = os.path.abspath(os.path.expanduser(data.source))
     if os.path.exists(source):
         return replace(recipe, data=replace(data, source=source))
+    kind, colon, rest = data.source.partition(":")
+    if colon and kind in ("wds", "hf"):
+        local = os.path.abspath(os.path.expanduser(rest))
+        if kind == "wds" or os.path.exists(local):
+            return replace(recipe, data=replace(data, source=f"{kind}:{local}"))
+        return recipe
     if data.source == "digits":
         return recipe
     return replace(

@@ -19,7 +19,7 @@ import mixlab
 from benchmarks.reliability import kills, ranks, worlds
 from mixlab.checkpoint.sharded import read_index
 from mixlab.checkpoint.store import load_newest_checkpoint
-from mixlab.errors import UsageError, WeightsError
+from mixlab.errors import ImageError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import course, gradients, loop
@@ -306,16 +306,16 @@ def test_a_file_that_only_one_rank_finds_unreadable_is_listed_for_all(pictures, 
     data = worlds.write_pictures(tmp_path / "data")
 
     def job():
-        from mixlab.data import loader
+        from mixlab.data import dataset
 
-        real = loader.decode
+        real = dataset.read_image_file
 
-        def decode(source, **options):
-            if str(source) == os.environ.get("GONE"):
-                raise loader.ImageError("it has gone", where=str(source))
-            return real(source, **options)
+        def read(path):
+            if str(path) == os.environ.get("GONE"):
+                raise ImageError("it has gone", where=str(path))
+            return real(path)
 
-        loader.decode = decode
+        dataset.read_image_file = read
         real_step = course.train_step
 
         def step(state, batch, number):

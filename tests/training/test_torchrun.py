@@ -14,7 +14,8 @@ from mixlab.files import sha256
 from mixlab.report.run_log import read_run_log
 
 pytestmark = pytest.mark.slow
-TRAIN = "-m -- mixlab train digits --steps 640 --virtual-shards 2 --checkpoint-seconds 0.5 --without-pictures --run run"
+TRAIN = "-m -- mixlab train digits --steps 640 --virtual-shards 2 --checkpoint-seconds 0.5 --without-pictures"
+TRAIN += " --run run"
 
 
 def torchrun(folder: Path, options: str) -> subprocess.Popen:

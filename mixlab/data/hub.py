@@ -1,0 +1,247 @@
+"""Labelled pictures through Hugging Face `datasets`: a set of the Hub, or local parquet files. Runs no code of a set.
+
+The pictures' bytes are taken as they are stored and decoded here, with the same care as any other file.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixlab.data.dataset import SPLIT_NAMES, Source, Split
+from mixlab.data.decode import MAX_BYTES
+from mixlab.errors import DataError, ImageError, UsageError
+
+STREAM_WINDOW = 2048  # pictures that a stream keeps in memory, as bytes, and shuffles among themselves
+UNNAMED = "unnamed"  # a split; `all` is a word of `datasets` itself
+_IMAGE_NAMES = ("image", "img", "picture", "jpg", "png")
+_LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category", "target")
+
+
+class TablePictures:
+    """`Encoded` pictures in the tables of `datasets`, which lie on the disk and are mapped into memory."""
+
+    window = 0
+    is_checked = False
+
+    def __init__(self, tables: list[Any], column: str) -> None:
+        self._tables, self._column = tables, column
+        self._starts = np.cumsum([0, *(len(table) for table in tables)])
+
+    def read(self, row: int) -> bytes:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return _bytes_of(self._tables[number][row - int(self._starts[number])][self._column])
+
+
+class StreamPictures:
+    """`Encoded` pictures that are read from front to back, a window at a time; going back begins again.
+
+    Reading a row that is far ahead reads everything before it, which is what a resume costs.
+    """
+
+    window = STREAM_WINDOW
+    is_checked = False
+
+    def __init__(self, streams: list[Any], counts: list[int], column: str) -> None:
+        self._streams, self._counts, self._column = streams, counts, column
+        self._rows: Iterator[Any] = iter(())
+        self._position = -1  # of the next row
+        self._windows: dict[int, list[Any]] = {}
+        self._lock = threading.Lock()  # pictures are decoded in several threads, from one stream
+
+    def read(self, row: int) -> bytes:
+        number = row // self.window
+        with self._lock:
+            if number not in self._windows:
+                self._load(number)
+            value = self._windows[number][row % self.window]
+        return _bytes_of(value)
+
+    def _load(self, number: int) -> None:
+        first = number * self.window
+        if self._position != first:
+            self._rows, self._position = self._rows_from(first), first
+        window = []
+        for value in self._rows:
+            window.append(value)
+            self._position += 1
+            if len(window) == self.window:
+                break
+        expected = min(self.window, sum(self._counts) - first)
+        if len(window) != expected:
+            raise DataError(
+                f"the stream ended early: {len(window)} of {expected} pictures", where=f"row {first}"
+            )
+        # A batch may end one window and begin the next; no order goes further back than that.
+        self._windows = {key: rows for key, rows in self._windows.items() if key == number - 1}
+        self._windows[number] = window
+
+    def _rows_from(self, first: int) -> Iterator[Any]:
+        for stream, count in zip(self._streams, self._counts, strict=True):
+            if first < count:
+                for row in stream.skip(first):
+                    yield row[self._column]
+            first = max(first - count, 0)
+
+
+def _bytes_of(value: Any) -> bytes:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if data is None and isinstance(value, dict) and value.get("path"):
+        raise ImageError("the set names a file instead of holding the picture", where=str(value["path"]))
+    if not isinstance(data, bytes):
+        raise ImageError("there is no picture in this row")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"larger than {MAX_BYTES // 1024**2} MiB")
+    return data
+
+
+def open_hub(name: str, *, streaming: bool = False, download: bool = False) -> Source:
+    """`hf:NAME[:CONFIG]`: a Hub set, a folder of parquet files or one such file.
+
+    streaming: read from front to back instead of making a local copy. download: a Hub set that is not in the local
+    cache may be fetched.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError("hf: needs the package datasets", hint="pip install 'mixlab[hf]'") from None
+    datasets.disable_progress_bars()
+    found = _load(datasets, name, streaming, download)
+    first = next(iter(found.values()))
+    if first.features is None:
+        raise DataError("the set does not say what its columns are", where=name)
+    image, label = _columns(datasets, first.features, name)
+    splits: dict[str, Any] = {}
+    for split_name, table in found.items():
+        splits[SPLIT_NAMES.get(split_name, "all" if len(found) == 1 else split_name)] = table
+    unknown = sorted(set(splits) - {"train", "val", "test", "all"})
+    splits = {key: table for key, table in splits.items() if key not in unknown}
+    if not splits:
+        raise DataError(f"none of its splits is train, val or test: {', '.join(unknown)}", where=name)
+    labels = {key: _labels(table, label) for key, table in splits.items()}
+    class_names, numbers = _classes(first.features[label], labels, name, label)
+    tables = [
+        table.select_columns([image]).cast_column(image, _raw(datasets, first.features[image]))
+        for table in splits.values()
+    ]
+    counts = [len(values) for values in labels.values()]
+    encoded: Any = StreamPictures(tables, counts, image) if streaming else TablePictures(tables, image)
+    result, start = {}, 0
+    for key, values in labels.items():
+        result[key] = Split(
+            names=tuple(f"{key} row {row}" for row in range(len(values))),
+            labels=np.array([numbers[value] for value in values], dtype=np.int64),
+            encoded=encoded,
+            rows=np.arange(start, start + len(values)),
+        )
+        start += len(values)
+    return Source(name=Path(name.split(":")[0]).name, class_names=class_names, splits=result)
+
+
+def _load(datasets: Any, name: str, streaming: bool, download: bool) -> dict[str, Any]:
+    path, _, config = name.partition(":")
+    local = Path(os.path.expanduser(path))
+    options: dict[str, Any] = {"streaming": streaming}
+    try:
+        if local.is_file():
+            found = datasets.load_dataset("parquet", data_files={UNNAMED: str(local)}, **options)
+        elif local.is_dir():
+            files = _parquet_files(local)
+            found = datasets.load_dataset("parquet", data_files=files, **options)
+        else:
+            with nullcontext() if streaming or download else _offline():
+                found = datasets.load_dataset(path, config or None, **options)
+    except DataError:
+        raise
+    except Exception as error:  # no network, no such set, damaged files, no space
+        reason = " ".join(str(error).split())[:300]
+        hint = "check the name and the files"
+        if not local.exists() and not download:
+            hint = "is the name right? --download fetches a set of the Hub that is not on this machine yet"
+        raise DataError(f"the set cannot be opened: {reason}", where=f"hf:{name}", hint=hint) from error
+    return dict(found)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Only the local cache: without this, a name that is not in it is tried for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+def _parquet_files(folder: Path) -> dict[str, list[str]]:
+    """The parquet files below `folder` by split, which is the beginning of a file's or its folder's name."""
+    files: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        words = (path.name.split("-")[0].split(".")[0].lower(), path.parent.name.lower())
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "all")
+        files.setdefault(UNNAMED if split == "all" else split, []).append(str(path))
+    if not files:
+        raise DataError("no .parquet files", where=str(folder))
+    if len(files) > 1 and UNNAMED in files:
+        raise DataError(f"{files[UNNAMED][0]} names no split, but others do", where=str(folder))
+    return files
+
+
+def _columns(datasets: Any, features: Any, where: str) -> tuple[str, str]:
+    """The names of the picture column and the label column."""
+    pictures = [key for key, kind in features.items() if _is_picture(datasets, kind)]
+    labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    plain = [
+        key
+        for key, kind in features.items()
+        if key.lower() in _LABEL_NAMES
+        and str(getattr(kind, "dtype", "")).startswith(("int", "uint", "string", "large_s"))
+    ]
+    image = next((key for key in pictures if key.lower() in _IMAGE_NAMES), pictures[0] if pictures else None)
+    label = next((key for key in labels if key.lower() in _LABEL_NAMES), None)
+    label = label or (labels[0] if len(labels) == 1 else None) or (plain[0] if plain else None)
+    if image is None or label is None:
+        raise DataError(
+            f"no column of {'pictures' if image is None else 'labels'} among {', '.join(features)}",
+            where=f"hf:{where}",
+            hint="a picture column is an Image or holds bytes; a label column is a ClassLabel, or is called label",
+        )
+    return image, label
+
+
+def _is_picture(datasets: Any, kind: Any) -> bool:
+    if isinstance(kind, datasets.Image):
+        return True
+    if isinstance(kind, dict):
+        return "bytes" in kind
+    return getattr(kind, "dtype", None) in ("binary", "large_binary")
+
+
+def _raw(datasets: Any, kind: Any) -> Any:
+    return datasets.Image(decode=False) if isinstance(kind, datasets.Image) else kind
+
+
+def _labels(table: Any, column: str) -> list[Any]:
+    """All values of the label column; of a parquet stream nothing else is read for it."""
+    selected = table.select_columns([column])
+    return [row[column] for row in selected]
+
+
+def _classes(
+    feature: Any, labels: dict[str, list[Any]], where: str, column: str
+) -> tuple[tuple[str, ...], dict[Any, int]]:
+    present = {value for values in labels.values() for value in values}
+    if None in present or -1 in present:
+        raise DataError(f"some rows have no {column}", where=f"hf:{where}")
+    names = getattr(feature, "names", None)
+    if names is not None:
+        return tuple(names), {i: i for i in range(len(names))}
+    values = sorted(present)
+    return tuple(str(value) for value in values), {value: i for i, value in enumerate(values)}
