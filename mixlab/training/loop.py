@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, load_weights
 from mixlab.data.dataset import Source, Split
@@ -17,6 +18,7 @@ from mixlab.device import autocast, set_threads
 from mixlab.errors import DataError, UsageError
 from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
+from mixlab.training.batch_size import find_batch_size
 from mixlab.training.budget import plan_steps
 from mixlab.training.course import Training
 from mixlab.training.distributed import World, joined, may_restart, same_everywhere
@@ -91,6 +93,10 @@ def train(
         check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
         set_threads(recipe.threads)
         prepared = _prepare(world, recipe, source, splits, screen)
+        if recipe.batch_size == 0:
+            model = _new_model(prepared, initial, screen)
+            recipe = find_batch_size(prepared, model, torch_device, world, screen)
+            prepared = replace(prepared, recipe=recipe)
         state = _build(prepared, torch_device, initial, screen, world)
         deadline = None
         if budget_seconds is not None:
@@ -181,13 +187,18 @@ def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepa
 def _build(
     prepared: Prepared, device: torch.device, initial: Weights | None, screen: Screen, world: World
 ) -> TrainState:
+    model = _new_model(prepared, initial, screen)
+    num_classes = len(prepared.source.class_names)
+    return TrainState(model, prepared.recipe, prepared.train.split.labels, num_classes, device, world)
+
+
+def _new_model(prepared: Prepared, initial: Weights | None, screen: Screen) -> nn.Module:
     torch.manual_seed(torch_seed(prepared.recipe.seed, 0, 2**31))  # a shard number that no step uses
     model = create_model(**prepared.model_settings)
     if initial is not None:
         screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
     freeze_layers(model, prepared.recipe.freeze)
-    num_classes = len(prepared.source.class_names)
-    return TrainState(model, prepared.recipe, prepared.train.split.labels, num_classes, device, world)
+    return model
 
 
 def _run(

@@ -70,7 +70,8 @@ class DataConfig:
 class Recipe:
     """What to train, on what, how, and for how long. `steps`, else `epochs`, sets the length.
 
-    batch_size: images a step; accumulate: parts it is computed in, one after the other.
+    batch_size: images a step; 0 or `auto` finds the largest power of two that fits in memory. accumulate: parts it
+        is computed in, one after the other.
     ema_decay: weights used are an exponential moving average of this decay; 0 is off.
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
     keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
@@ -121,7 +122,11 @@ class Recipe:
     timeout_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "accumulate", "steps", "epochs", "threads", "timeout_seconds"):
+        if self.batch_size < 0:
+            raise UsageError(
+                f"batch_size must be above 0, or auto, got {self.batch_size}", where="batch_size"
+            )
+        for key in ("accumulate", "steps", "epochs", "threads", "timeout_seconds"):
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise UsageError(f"{key} must be above 0, got {value}", where=key)
@@ -248,6 +253,8 @@ def _convert(value: Any, hint: Any, key: str, where: str | None) -> Any:
     options = options or (hint,)
     if type(None) in options and value in (None, "none", "auto"):
         return None
+    if key == "batch_size" and value == "auto":
+        return 0
     target = next(option for option in options if option is not type(None))
     try:
         return _parse(value, target)

@@ -17,14 +17,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mixlab
+from benchmarks.reliability import ranks
 from benchmarks.reliability.faults import count_calls, inject
 from mixlab.checkpoint import store
 from mixlab.checkpoint.store import Checkpoint, load_newest_checkpoint, save_checkpoint
+from mixlab.data import loader
 from mixlab.data import workers as worker_module
 from mixlab.errors import DataError, DiskError, TrainingError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import course, loop
+from mixlab.training import batch_size, course, loop
 from mixlab.training import step as step_module
 from mixlab.training.run_folder import locked
 from mixlab.training.saver import Saver, snapshot
@@ -407,3 +409,99 @@ def test_workers_that_keep_dying_end_the_training_with_the_reason(colours, tmp_p
     monkeypatch.setattr(course, "train_step", kill_all)
     with pytest.raises(DataError, match="died 1 times"):
         mixlab.train("few_images", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
+
+
+# Memory, clock, storage
+
+
+def fake_memory(monkeypatch, per_image: int, total: int):
+    """A machine of `total` bytes on which a step takes 1000 bytes and `per_image` for each image."""
+    peak = [0]
+    real = batch_size.train_step
+
+    def step(state, batch, number):
+        peak[0] = max(peak[0], 1000 + per_image * len(batch.image) // state.recipe.accumulate)
+        if peak[0] > total:
+            raise RuntimeError("out of memory")
+        return real(state, batch, number)
+
+    monkeypatch.setattr(batch_size, "train_step", step)
+    monkeypatch.setattr(batch_size, "_used", lambda device: peak[0])
+    monkeypatch.setattr(batch_size, "_memory", lambda device, world: total / batch_size.MEMORY_SHARE)
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"), [(1000 + 100 * 70, 64), (10**9, 1024), (1000 + 100 * 5, 4), (50, 1)]
+)
+def test_batch_size_auto_is_the_largest_that_fits(total, expected, tmp_path, monkeypatch):
+    fake_memory(monkeypatch, 100, total)
+    digits(tmp_path / "run", batch_size="auto", steps=1)
+    recipe = (tmp_path / "run/recipe.toml").read_text()
+    assert f"batch_size = {expected}\n" in recipe
+
+
+def test_batch_size_auto_counts_parts_and_a_failure_that_is_no_lack_of_memory_is_told(tmp_path, monkeypatch):
+    fake_memory(monkeypatch, 100, 1000 + 100 * 70)
+    digits(tmp_path / "run", batch_size="auto", accumulate=2, steps=1)
+    assert "batch_size = 128\n" in (tmp_path / "run/recipe.toml").read_text()
+    monkeypatch.setattr(batch_size, "train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("a shape")))
+    with pytest.raises(RuntimeError, match="a shape"):
+        digits(tmp_path / "other", batch_size="auto", steps=1)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    digits(tmp_path / "calm")
+    jumps = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: (-1) ** next(jumps) * 1e8)
+    digits(tmp_path / "jumpy", checkpoint_seconds=0.0)
+    assert same_weights(tmp_path / "calm", tmp_path / "jumpy")
+    rows = [row for row in read_run_log(tmp_path / "jumpy/metrics.jsonl") if "seconds" in row]
+    assert all(0 <= row["seconds"] < 60 for row in rows)
+
+
+def test_a_run_folder_that_cannot_be_written_is_said_and_resumed_later(tmp_path, monkeypatch):
+    with pytest.raises(DiskError, match="could not write"):
+        digits(Path("/proc/no/run"))
+    run = tmp_path / "run"
+    digits(run)
+    real = Path.open
+
+    def read_only(self, mode="r", *arguments, **options):
+        if run in self.parents and set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(self, mode, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", read_only)
+        with pytest.raises(DiskError, match="run folder cannot be written: Read-only"):
+            loop.resume(run, screen=QUIET)
+    assert loop.resume(run, screen=QUIET)["steps"] == 12
+
+
+def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(tmp_path, capfd):
+    for i in range(40):
+        path = tmp_path / f"data/{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(path)
+
+    def job():
+        real = loader.TrainingPictures.__getitem__
+
+        def hanging(self, step):
+            if step == 3:
+                signal.pause()
+            return real(self, step)
+
+        loader.TrainingPictures.__getitem__ = hanging
+        options = SHORT | {
+            "batch_size": 8,
+            "data__in_memory": False,
+            "data__num_workers": 2,
+            "timeout_seconds": 2,
+        }
+        mixlab.train("few_images", str(tmp_path / "data"), run=tmp_path / "run", screen=QUIET, **options)
+
+    began = time.monotonic()
+    assert ranks.wait(ranks.start(job), 40) == [1]
+    assert time.monotonic() - began < 30
+    assert "gave none for 2 s at step 3" in capfd.readouterr().err

@@ -1,0 +1,99 @@
+"""`--batch-size auto`: the largest power of two of images a step that fits into memory, found by trying."""
+
+import copy
+import resource
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mixlab.data.loader import TrainingPictures, training_batches
+from mixlab.device import memory_bytes
+from mixlab.report.screen import Screen
+from mixlab.training.distributed import World
+from mixlab.training.recipe import Recipe
+from mixlab.training.setup import Prepared
+from mixlab.training.step import TrainState, explain_out_of_memory, train_step
+
+MEMORY_SHARE = 0.8  # of the memory: the rest is for evaluation, snapshots of a save, and others
+FIRST = 4  # images a process, where doubling begins
+STEPS = 2  # of training at each size: the optimizer's state appears in the first
+
+
+def find_batch_size(
+    prepared: Prepared, model: torch.nn.Module, device: torch.device, world: World, screen: Screen
+) -> Recipe:
+    """The recipe with the batch size set: doubled until the next would not fit, or there are no more images.
+
+    On a GPU it is tried until memory runs out; on a CPU, where that would end the process, the next size's need is
+    told from the growth so far. Every process takes an equal part, as large as the one with least memory can.
+    """
+    recipe, count = prepared.recipe, len(prepared.train)
+    limit = max(count // world.size // recipe.accumulate, 1)
+    size, fits = FIRST, 0
+    before = _used(device)
+    while size <= limit:
+        world.now(f"trying a batch of {size * world.size}")
+        need = _try(replace(recipe, batch_size=size * recipe.accumulate), prepared, model, device)
+        # All ranks go on or stop together; a negative maximum is a minimum.
+        if -world.largest([-(need is not None)])[0] != 1:
+            break
+        fits = size
+        assert need is not None
+        # Linear in the size; of the first one all that was taken is counted as if it were for its images.
+        following = need + (need - before if size == FIRST else 2 * (need - before))
+        if world.largest([following > MEMORY_SHARE * _memory(device, world)])[0]:
+            break
+        before = need
+        size *= 2
+    fits = fits or 1
+    batch_size = fits * world.size * recipe.accumulate
+    unit = max(recipe.virtual_shards, 1) * recipe.accumulate
+    batch_size = max(batch_size // unit, 1) * unit  # so that it can be shared out
+    screen.say(
+        f"batch size {batch_size}: the largest tried that fits in memory; the learning rate is as it was"
+    )
+    return replace(recipe, batch_size=batch_size)
+
+
+def _try(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, device: torch.device) -> int | None:
+    """Peak memory in bytes of a few steps on a copy, by this process alone; None if memory ran out."""
+    recipe = replace(recipe, steps=1_000_000, compile=False, virtual_shards=0, parallel="ddp")
+    pictures = TrainingPictures(
+        images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+    )
+    trial: Any = None
+    try:
+        trial = TrainState(
+            copy.deepcopy(model),
+            recipe,
+            prepared.train.split.labels,
+            len(prepared.source.class_names),
+            device,
+        )
+        for step, batch in enumerate(
+            training_batches(pictures, first_step=0, num_steps=STEPS, num_workers=0, on_bad=lambda file: None)
+        ):
+            train_step(trial, batch, step)
+        return _used(device)
+    except (MemoryError, RuntimeError) as error:
+        if trial is None or explain_out_of_memory(error, trial) is None:
+            raise
+        return None
+    finally:
+        del trial
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _used(device: torch.device) -> int:
+    """Most memory that this process has held so far, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _memory(device: torch.device, world: World) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return memory_bytes() / world.local_size
