@@ -214,14 +214,21 @@ def joined(timeout_seconds: float) -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    limit = timedelta(seconds=timeout_seconds)
-    store, rank, size = next(rendezvous("env://", timeout=limit))
-    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    limit = timedelta(seconds=timeout_seconds)
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    except RuntimeError as error:  # DistError is one too
+        raise TrainingError(
+            f"rank {os.environ['RANK']} of {size} did not find the others: {' '.join(str(error).split())[:200]}",
+            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            hint="did all processes start, and can their machines reach this address and each other?",
+        ) from error
     life = Life(store, rank, size)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     try:

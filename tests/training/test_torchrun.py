@@ -18,10 +18,9 @@ TRAIN = "-m -- mixlab train digits --steps 640 --virtual-shards 2 --checkpoint-s
 TRAIN += " --run run"
 
 
-def torchrun(folder: Path, options: str) -> subprocess.Popen:
+def torchrun(folder: Path, options: str, **variables: str) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    # A late machine would wait for ever: torch 2.14 tells it no address where the meeting point is shared.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, "-m", "torch.distributed.run", *options.split(), *TRAIN.split()]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
@@ -69,9 +68,11 @@ def test_a_machine_joins_and_leaves_and_the_run_ends_with_the_same_bits(expected
         f"--nnodes 1:2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d --rdzv-id job "
         f"--rdzv-endpoint 127.0.0.1:{free_port()} --rdzv-conf last_call_timeout=2"
     )
-    first = torchrun(tmp_path, options)
+    # Without this a late machine waits for an address that torch 2.14 gives to the first ones only.
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    first = torchrun(tmp_path, options, **own_store)
     wait_for(tmp_path, "train", 10)
-    second = torchrun(tmp_path, options)
+    second = torchrun(tmp_path, options, **own_store)
     wait_for(tmp_path, "resume")
     time.sleep(1)
     for process in (*children(second.pid), second.pid):
@@ -96,10 +97,6 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(expected, tmp_pa
     assert torchrun(tmp_path, options).wait(120) == 0
     assert "resumed after step" in (tmp_path / "log").read_text()
     assert sha256(tmp_path / "runs/run/weights.safetensors") == expected
-    other = torchrun(
-        tmp_path, options + " --max-restarts 2"
-    )  # torchrun's options are not part of the command
-    assert other.wait(120) == 0
 
 
 def test_an_existing_run_of_another_command_is_not_gone_on_with(tmp_path):
