@@ -7,6 +7,7 @@ the first one (rank 0). GPU paths (nccl) follow PyTorch's conventions and are no
 import ast
 import os
 import pickle
+import signal
 import socket
 import threading
 import time
@@ -236,6 +237,9 @@ def joined(timeout_seconds: float) -> Iterator[World]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
+        if threading.current_thread() is threading.main_thread():
+            # torchrun asks the others to end as soon as one is gone, and kills them later: first say what happened.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise TrainingError(
             f"rank {rank} of {size} got no answer from the others: {life.describe()}",
             where=" ".join(str(error).split())[:200],
@@ -248,9 +252,9 @@ def joined(timeout_seconds: float) -> Iterator[World]:
         life.end()
 
 
-def may_restart() -> bool:
-    """Whether torchrun starts this command again where a process is lost, or one joins."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+def is_under_torchrun() -> bool:
+    """Whether torchrun runs this command, and so runs it again where a process or a machine was lost."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_lost(error: Exception) -> bool:

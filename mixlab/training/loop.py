@@ -1,5 +1,6 @@
 """Training from the outside: build or reopen, run its course, report. One way for every kind of training."""
 
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +22,7 @@ from mixlab.report.screen import Screen
 from mixlab.training.batch_size import find_batch_size
 from mixlab.training.budget import plan_steps
 from mixlab.training.course import Training
-from mixlab.training.distributed import World, joined, may_restart, same_everywhere
+from mixlab.training.distributed import World, is_under_torchrun, joined, same_everywhere
 from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
@@ -61,14 +62,14 @@ def train(
     started = time.monotonic() if started is None else started
     screen = screen or Screen()
     with joined(recipe.timeout_seconds) as world:
-        if run is None and may_restart():
+        if run is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
             raise UsageError(
                 "torchrun would not find the run again after a restart",
                 where="--run",
                 hint="name the run: --run NAME",
             )
         exists = world.from_main(lambda: run is not None and run.exists())
-        if run and exists and may_restart() and world.from_main(partial(is_of_this_command, run)):
+        if run and exists and is_under_torchrun() and world.from_main(partial(is_of_this_command, run)):
             return _resume(world, run, device, with_pictures, tracker, screen)
         if exists:
             raise UsageError(
