@@ -1,6 +1,7 @@
 """The command `mixlab`: which commands there are, and how an error becomes text and an exit status."""
 
 import json as jsonlib
+import os
 import sys
 import traceback as tracebacklib
 from collections.abc import Callable, Sequence
@@ -96,15 +97,16 @@ def run_command(tokens: list[str]) -> int:
 def _fail(error: MixlabError) -> int:
     from mixlab.report.screen import speaks
 
-    if not speaks() and error.kind in ("usage", "interrupted"):
-        return error.exit_status  # the same on every rank, and rank 0 says it
+    if not speaks() and error.is_shared:
+        return error.exit_status
     Context.on_error()
     if Context.json and speaks():
         values = {"kind": error.kind, "message": error.message, "where": error.where, "hint": error.hint}
         print(jsonlib.dumps({"error": values}))
     where = f"\n  where: {error.where}" if error.where else ""
     hint = f"\n  hint: {error.hint}" if error.hint else ""
-    print(f"mixlab: {error.message}{where}{hint}", file=sys.stderr)
+    rank = "" if speaks() else f"rank {os.environ['RANK']}: "
+    print(f"mixlab: {rank}{error.message}{where}{hint}", file=sys.stderr)
     return error.exit_status
 
 

@@ -12,6 +12,7 @@ class MixlabError(Exception):
 
     kind = "error"
     exit_status = 1
+    is_shared = False  # raised by every process of a training for the same reason: one of them says it
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)

@@ -69,7 +69,7 @@ def fingerprint(run: Path) -> dict[str, str]:
     checkpoint, _ = load_newest_checkpoint(run / "checkpoints")
     groups = checkpoint.tensors
     if checkpoint.parts is not None:
-        groups = read_shards(checkpoint.parts, lambda name, tensor: tensor)
+        groups = read_shards(checkpoint.parts, lambda name, size, dtype: torch.empty(size, dtype=dtype))
     groups = groups | {"weights": load_weights(run).model.state_dict()}
     found = {name: digest(tensors) for name, tensors in groups.items()}
     log = read_run_log(run / "metrics.jsonl")

@@ -94,16 +94,18 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGr
         raise OSError(f"rank {rank}: {cause}") from error
 
 
-def read_shards(folder: Path, place: Callable[[str, Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
+def read_shards(
+    folder: Path, place: Callable[[str, torch.Size, torch.dtype], Tensor]
+) -> dict[str, dict[str, Tensor]]:
     """The tensors in `folder` by file and name, whatever number of ranks wrote them; all ranks call it together.
 
-    place: turns a name and an empty tensor of its shape into what shall be filled, which may be a rank's part of it.
+    place: for a name, shape and type gives what shall be filled, which may be a rank's part of it, or refuses.
     """
     index = read_index(folder)
     targets = {}
     for name, facts in index.state_dict_metadata.items():
         assert isinstance(facts, TensorStorageMetadata)  # `read_index` refuses others
-        targets[name] = place(name, torch.empty(facts.size, dtype=facts.properties.dtype))
+        targets[name] = place(name, facts.size, facts.properties.dtype)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(

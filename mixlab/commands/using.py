@@ -56,7 +56,13 @@ def predict(
     return 1 if num_bad else 0
 
 
-def check(data: str, /, *, data_dir: str | None = None) -> int:
+def check(
+    data: str,
+    /,
+    *,
+    data_dir: str | None = None,
+    download: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
     """Look through a data set: counts, sizes, unreadable files, the same picture in two splits.
 
     Parameters
@@ -65,13 +71,15 @@ def check(data: str, /, *, data_dir: str | None = None) -> int:
         As for `train`.
     data_dir
         Where torchvision's sets lie; ./data by default.
+    download
+        Fetch a torchvision or hf: set that is not there yet.
     """
     from mixlab.data.check import check as check_source
     from mixlab.data.sources import open_source
     from mixlab.report.tables import show_check
 
     screen = Context.screen()
-    source = open_source(data, data_dir=data_dir)
+    source = open_source(data, data_dir=data_dir, download=download)
     with screen.progress("checking", sum(len(split) for split in source.splits.values())) as bar:
         result = check_source(source, progress=lambda done, total: bar.update(done))
     values = result.to_json()

@@ -16,7 +16,9 @@ from mixlab.data.dataset import SPLIT_NAMES, Source, Split
 from mixlab.data.decode import MAX_BYTES
 from mixlab.errors import DataError, ImageError, UsageError
 
-STREAM_WINDOW = 2048  # pictures that a stream keeps in memory, as bytes, and shuffles among themselves
+STREAM_WINDOW = (
+    1024  # pictures that a stream shuffles among themselves; two windows of encoded ones are in memory
+)
 UNNAMED = "unnamed"  # a split; `all` is a word of `datasets` itself
 _IMAGE_NAMES = ("image", "img", "picture", "jpg", "png")
 _LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category", "target")
@@ -67,7 +69,7 @@ class StreamPictures:
             self._rows, self._position = self._rows_from(first), first
         window = []
         for value in self._rows:
-            window.append(value)
+            window.append(None if _size_of(value) > MAX_BYTES else value)
             self._position += 1
             if len(window) == self.window:
                 break
@@ -88,12 +90,17 @@ class StreamPictures:
             first = max(first - count, 0)
 
 
+def _size_of(value: Any) -> int:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return len(data) if isinstance(data, bytes) else 0
+
+
 def _bytes_of(value: Any) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and value.get("path"):
         raise ImageError("the set names a file instead of holding the picture", where=str(value["path"]))
     if not isinstance(data, bytes):
-        raise ImageError("there is no picture in this row")
+        raise ImageError(f"there is no picture in this row, or one larger than {MAX_BYTES // 1024**2} MiB")
     if len(data) > MAX_BYTES:
         raise ImageError(f"larger than {MAX_BYTES // 1024**2} MiB")
     return data

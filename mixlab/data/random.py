@@ -56,7 +56,7 @@ def uniform(seed: int, epoch: int, index: np.ndarray, purpose: Purpose, count: i
     counter[..., 2] = np.arange(num_blocks)
     counter[..., 3] = purpose
     bits = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
-    return bits.reshape(len(index), -1)[:, :count] * 2.0**-32
+    return bits.reshape(len(index), 4 * num_blocks)[:, :count] * 2.0**-32
 
 
 def torch_seed(seed: int, step: int, shard: int) -> int:

@@ -11,16 +11,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mixlab.data.dataset import SPLIT_NAMES, Source, Split
+from mixlab.data.dataset import Source, Split
 from mixlab.data.decode import IMAGE_SUFFIXES, MAX_BYTES, decode, describe
 from mixlab.data.shards import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST_NAME,
     Progress,
+    check_splits,
     manifest_digest,
     picture_digest,
     read_json,
+    split_of,
     tars_in,
 )
 from mixlab.errors import DataError, ImageError, UsageError
@@ -89,7 +91,9 @@ def write_shards(
             counts[name] = writer.count
         if not any(counts.values()):
             raise DataError("no picture can be read", where=source.name)
-        num_shards, size = _write_manifest(temporary, list(source.class_names))
+        num_shards, size = _write_manifest(
+            temporary, list(source.class_names), {str(i): i for i in range(len(source.class_names))}
+        )
         if bad:
             text = io.StringIO()
             rows = csv.DictWriter(text, ("path", "reason"), lineterminator="\n")
@@ -112,8 +116,11 @@ def index_shards(folder: Path, *, progress: Progress | None = None) -> ShardResu
     if (folder / MANIFEST_NAME).exists():
         raise UsageError("these shards have a manifest already", where=str(folder))
     tars = tars_in(folder)
-    names: list[str] = sorted({label for path in tars for label in _labels_in(path)}, key=_class_order)
-    num_shards, num_bytes = _write_manifest(folder, names, progress=progress)
+    splits = {split_of(path.name) for path in tars}
+    check_splits(splits, folder)
+    names = sorted({label for path in tars for label in _pictures_in(path)[1].values()}, key=_class_order)
+    numbers = {name: i for i, name in enumerate(names)}
+    num_shards, num_bytes = _write_manifest(folder, names, numbers, progress=progress)
     counts: dict[str, int] = {}
     for shard in read_json(folder / MANIFEST_NAME)["shards"]:
         counts[shard["split"]] = counts.get(shard["split"], 0) + shard["count"]
@@ -226,10 +233,24 @@ def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
         raise DataError("the archive has no end: it is cut or damaged", where=str(path))
 
 
-def _labels_in(path: Path) -> Iterator[str]:
-    for _, suffix, _, data in _members(path):
-        if suffix in (".cls", ".txt"):
-            yield data.decode("utf-8", errors="replace").strip()
+def _pictures_in(path: Path) -> tuple[dict[str, tuple[int, int, str]], dict[str, str]]:
+    """Of every key the picture's offset, size and digest, and what its .cls says, or its .txt where there is none."""
+    pictures: dict[str, tuple[int, int, str]] = {}
+    classes: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for key, suffix, offset, data in _members(path):
+        if suffix in IMAGE_SUFFIXES:
+            if key in pictures:
+                raise DataError(f"two pictures have the key {key}", where=str(path))
+            pictures[key] = (offset, len(data), picture_digest(data))
+        else:
+            labels = classes if suffix == ".cls" else texts
+            labels[key] = data.decode("utf-8", errors="replace").strip()
+    labels = {key: classes.get(key, texts.get(key, "")) for key in pictures}
+    unlabelled = [key for key, label in labels.items() if not label]
+    if unlabelled:
+        raise DataError(f"{unlabelled[0]} has a picture but no .cls with its class", where=str(path))
+    return pictures, labels
 
 
 def _class_order(label: str) -> tuple[int, str]:
@@ -237,44 +258,33 @@ def _class_order(label: str) -> tuple[int, str]:
 
 
 def _index_of(path: Path, label_numbers: dict[str, int]) -> dict[str, list[Any]]:
-    pictures: dict[str, tuple[int, bytes]] = {}
-    labels: dict[str, str] = {}
-    for key, suffix, offset, data in _members(path):
-        if suffix in IMAGE_SUFFIXES:
-            if key in pictures:
-                raise DataError(f"two pictures have the key {key}", where=str(path))
-            pictures[key] = (offset, data)
-            continue
-        if suffix == ".cls" or key not in labels:
-            labels[key] = data.decode("utf-8", errors="replace").strip()
-    index: dict[str, list[Any]] = {"key": [], "label": [], "offset": [], "size": [], "digest": []}
-    for key, (offset, data) in pictures.items():
-        if key not in labels:
-            raise DataError(f"{key} has a picture but no .cls with its class", where=str(path))
-        row = (key, label_numbers[labels[key]], offset, len(data), picture_digest(data))
-        for column, value in zip(index.values(), row, strict=True):
-            column.append(value)
-    return index
+    pictures, labels = _pictures_in(path)
+    return {
+        "key": list(pictures),
+        "label": [label_numbers[labels[key]] for key in pictures],
+        "offset": [offset for offset, _, _ in pictures.values()],
+        "size": [size for _, size, _ in pictures.values()],
+        "digest": [digest for _, _, digest in pictures.values()],
+    }
 
 
 def _write_manifest(
-    folder: Path, class_names: list[str], *, progress: Progress | None = None
+    folder: Path, class_names: list[str], label_numbers: dict[str, int], *, progress: Progress | None = None
 ) -> tuple[int, int]:
-    """Index every shard in `folder` and describe them all; number of shards, and of their bytes."""
+    """Index every shard in `folder` and describe them all; number of shards, and of their bytes.
+
+    label_numbers: the class that each text in a .cls member means.
+    """
     tars = tars_in(folder)
-    is_numbers = all(name.isascii() and name.isdigit() for name in class_names)
-    numbers = {name: i for i, name in enumerate(class_names)}
-    if not is_numbers:  # our own shards number the classes
-        numbers |= {str(i): i for i in range(len(class_names)) if str(i) not in numbers}
     shards: list[dict[str, Any]] = []
     for done, path in enumerate(tars):
-        index = _index_of(path, numbers)
+        index = _index_of(path, label_numbers)
         index_path = path.with_suffix(".index.json")
         write_atomically(index_path, json.dumps(index).encode())
         shards.append(
             {
                 "file": path.name,
-                "split": _split_of(path.name),
+                "split": split_of(path.name),
                 "count": len(index["key"]),
                 "size": path.stat().st_size,
                 "sha256": sha256(path),
@@ -292,8 +302,3 @@ def _write_manifest(
     manifest["sha256"] = manifest_digest(manifest)
     write_atomically(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
     return len(shards), sum(shard["size"] for shard in shards)
-
-
-def _split_of(name: str) -> str:
-    """`train-000000.tar` -> train; `all` where the name begins with no split."""
-    return SPLIT_NAMES.get(name.split("-")[0].split(".")[0].lower(), "all")

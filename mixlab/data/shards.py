@@ -9,6 +9,7 @@ are the same as for files; each is compared with its digest whenever it is read.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mixlab.data.dataset import Source, Split
+from mixlab.data.dataset import SPLIT_NAMES, Source, Split
 from mixlab.data.decode import MAX_BYTES
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.files import sha256
@@ -57,6 +58,22 @@ class ShardPictures:
         if picture_digest(data) != self.digest[row]:
             raise ImageError("the shard is damaged here: the picture's digest differs", where=str(path))
         return data
+
+
+def split_of(name: str) -> str:
+    """`train-000000.tar`, `imagenet-validation-7.tar` -> the split that a word of the name is; `all` for none."""
+    words = re.split(r"[-_.]", name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "all")
+
+
+def check_splits(splits: set[str], folder: Path) -> None:
+    """DataError if some shards belong to a split and others to none: those would be left out."""
+    if len(splits) > 1 and "all" in splits:
+        raise DataError(
+            "the names of some shards say train, val or test, and those of others do not",
+            where=str(folder),
+            hint="rename them, such as train-000000.tar",
+        )
 
 
 def open_shards(pattern: str) -> Source:
@@ -149,6 +166,7 @@ def _source_of(folder: Path, manifest: dict[str, Any]) -> Source:
         names += [f"{path.name}/{key}" for key in index["key"]]
         paths.append(path)
         columns.append((np.full(count, number), label, offset, size, np.array(index["digest"], dtype=object)))
+    check_splits(set(by_split), folder)
     shards, labels, offsets, sizes, digests = (
         np.concatenate(column) for column in zip(*columns, strict=True)
     )

@@ -1,6 +1,7 @@
 """What to train, by purpose. A recipe is a function returning a `Recipe`; its docstring states what it gave."""
 
 import difflib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,13 +33,15 @@ def find_recipe(name: str) -> Recipe:
     raise UsageError(f"there is no recipe called {name!r}", where="--recipe", hint=hint)
 
 
-def recipe_for(data: str, *, data_dir: str | None = None, download: bool = False) -> Recipe:
+def recipe_for(
+    data: str, *, data_dir: str | None = None, download: bool = False, streaming: bool = False
+) -> Recipe:
     """The recipe that `auto` means for this data set."""
     from mixlab.data.sources import open_source
 
     if data == "digits":
         return digits()
-    source = open_source(data, data_dir=data_dir, download=download)
+    source = open_source(data, data_dir=data_dir, download=download, streaming=streaming)
     num_images = sum(len(split) for name, split in source.splits.items() if name in ("train", "val", "all"))
     if num_images >= FEW:
         return small_images()
@@ -60,6 +63,12 @@ def compose(
 
     A length given last wins: `steps` puts `epochs` aside and the other way round, a budget puts both aside.
     """
+    if download and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "several processes would fetch the set at once",
+            where="--download",
+            hint="`mixlab check DATA --download` first",
+        )
     overrides = {full_key(key): value for key, value in (overrides or {}).items()}
     from_file = from_toml(config) if config is not None else {}
     from_file = {full_key(key, where=str(config)): value for key, value in from_file.items()}
@@ -70,7 +79,9 @@ def compose(
         chosen = Recipe()  # the file of a run is a whole recipe: nothing of another one shines through
     elif data is not None:
         data_dir = overrides.get("data.data_dir", from_file.get("data.data_dir"))
-        chosen = recipe_for(data, data_dir=data_dir, download=download)
+        streaming = overrides.get("data.streaming", from_file.get("data.streaming", False))
+        is_streamed = override(Recipe(), {"data.streaming": streaming}).data.streaming
+        chosen = recipe_for(data, data_dir=data_dir, download=download, streaming=is_streamed)
     else:
         raise UsageError("no data set is named", where="DATA", hint="such as in `mixlab train digits`")
     data = data or chosen.data.source

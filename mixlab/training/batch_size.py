@@ -9,6 +9,7 @@ import torch
 
 from mixlab.data.loader import TrainingPictures, training_batches
 from mixlab.device import memory_bytes
+from mixlab.errors import TrainingError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import World
 from mixlab.training.recipe import Recipe
@@ -16,7 +17,6 @@ from mixlab.training.setup import Prepared
 from mixlab.training.step import TrainState, explain_out_of_memory, train_step
 
 MEMORY_SHARE = 0.8  # of the memory: the rest is for evaluation, snapshots of a save, and others
-FIRST = 4  # images a process, where doubling begins
 STEPS = 2  # of training at each size: the optimizer's state appears in the first
 
 
@@ -29,24 +29,30 @@ def find_batch_size(
     told from the growth so far. Every process takes an equal part, as large as the one with least memory can.
     """
     recipe, count = prepared.recipe, len(prepared.train)
+    if recipe.parallel == "fsdp" and world.size > 1:
+        raise UsageError("the batch size cannot be tried with fsdp", where="batch_size", hint="give a number")
     limit = max(count // world.size // recipe.accumulate, 1)
-    size, fits = FIRST, 0
+    size, fits = 1, 0  # images a process
     before = _used(device)
     while size <= limit:
         world.now(f"trying a batch of {size * world.size}")
-        need = _try(replace(recipe, batch_size=size * recipe.accumulate), prepared, model, device)
+        need = _try(_for_trial(recipe, size), prepared, model, device)
         # All ranks go on or stop together; a negative maximum is a minimum.
         if -world.largest([-(need is not None)])[0] != 1:
             break
-        fits = size
         assert need is not None
-        # Linear in the size; of the first one all that was taken is counted as if it were for its images.
-        following = need + (need - before if size == FIRST else 2 * (need - before))
+        # Linear in the size, from the last two; after the first one there is only the second to try.
+        following = need + (2 * (need - before) if fits else 0)
+        before, fits = need, size
         if world.largest([following > MEMORY_SHARE * _memory(device, world)])[0]:
             break
-        before = need
         size *= 2
-    fits = fits or 1
+    if not fits:
+        raise TrainingError(
+            "memory ran out with one image a process",
+            where="batch_size",
+            hint="take a smaller model or image size",
+        )
     batch_size = fits * world.size * recipe.accumulate
     unit = max(recipe.virtual_shards, 1) * recipe.accumulate
     batch_size = max(batch_size // unit, 1) * unit  # so that it can be shared out
@@ -56,9 +62,19 @@ def find_batch_size(
     return replace(recipe, batch_size=batch_size)
 
 
+def _for_trial(recipe: Recipe, size: int) -> Recipe:
+    return replace(
+        recipe,
+        batch_size=size * recipe.accumulate,
+        steps=1_000_000,
+        compile=False,
+        virtual_shards=0,
+        parallel="ddp",
+    )
+
+
 def _try(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, device: torch.device) -> int | None:
     """Peak memory in bytes of a few steps on a copy, by this process alone; None if memory ran out."""
-    recipe = replace(recipe, steps=1_000_000, compile=False, virtual_shards=0, parallel="ddp")
     pictures = TrainingPictures(
         images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.report.run_log import RunLog
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import classify_shared
-from mixlab.training.fsdp import local, save_spread, whole
+from mixlab.training.fsdp import local, save_spread, together, whole
 from mixlab.training.run_folder import add_bad_files, add_nonfinite_batch, read_bad_files
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.setup import Prepared
@@ -54,7 +56,11 @@ class Training:
         self.log = RunLog(run / "metrics.jsonl") if self.world.is_main else None
         self.saver = Saver(self._note_disk_error)
         self.save_seconds = 0.0  # that the last checkpoint took to write
-        self.save_group: Any = dist.new_group(backend="gloo") if state.is_spread else None
+        self.save_group: Any = (
+            dist.new_group(backend="gloo", timeout=timedelta(seconds=self.recipe.timeout_seconds))
+            if state.is_spread
+            else None
+        )
         self.tracker = open_tracker(tracker if self.world.is_main else None, run)
         self.step = 0
         self.seconds = 0.0  # spent in training and validation, over all sittings
@@ -202,9 +208,14 @@ class Training:
         )
         self._has_weights = True
         values = whole(weights.model) if self.state.is_spread else weights.model.state_dict()
+        job: Callable[[], None] | None = None
         if self.world.is_main:
             tensors = snapshot(values)
-            self.saver.submit("weights", lambda: save_weights(self.run, weights, tensors))
+            job = partial(save_weights, self.run, weights, tensors)
+        if self.save_group is not None:
+            self.saver.submit("weights", partial(together, job, self.save_group))
+        elif job is not None:
+            self.saver.submit("weights", job)
 
     def _should_stop_early(self) -> bool:
         patience = self.recipe.early_stop

@@ -99,6 +99,7 @@ class World:
             try:
                 box[0] = make()
             except MixlabError as error:
+                error.is_shared = True
                 box[1] = error
         dist.broadcast_object_list(box)
         if box[1] is not None:
@@ -186,12 +187,15 @@ def classify_shared(
     """
 
     def batches() -> Iterator[Batch]:
-        yield from evaluation_batches(images, batch_size, on_bad, first=world.rank, every=world.size)
-        if is_spread:
-            num_batches = -(-len(images) // batch_size)
-            if len(range(world.rank, num_batches, world.size)) < -(-num_batches // world.size):
-                blank = torch.zeros(1, images.preprocess.channels, *images.preprocess.image_size)
-                yield Batch(blank, torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64))
+        count = 0
+        for batch in evaluation_batches(images, batch_size, on_bad, first=world.rank, every=world.size):
+            count += 1
+            yield batch
+        num_batches = -(-len(images) // batch_size)
+        while is_spread and count < -(-num_batches // world.size):
+            count += 1
+            blank = torch.zeros(1, images.preprocess.channels, *images.preprocess.image_size)
+            yield Batch(blank, torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64))
 
     return classify(model, batches(), device, gather=world.gather)
 

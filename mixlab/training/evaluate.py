@@ -1,7 +1,6 @@
 """`mixlab evaluate`: a run's weights on a split of its own data, or on any other labelled data."""
 
 import difflib
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import World, classify_shared, joined
 from mixlab.training.recipe import Recipe, from_toml, override
-from mixlab.training.setup import fits_in_memory, open_data, reopen_splits, split_source
+from mixlab.training.setup import fits_in_memory, open_data, reopen_splits, split_source, with_absolute_paths
 
 EVALUATION_BATCH = 128
 WAIT_SECONDS = 300.0  # of one process for another
@@ -62,7 +61,7 @@ def _evaluate(
     images_split = with_class_numbers(images_split, source, weights.class_names)
     torch_device = world.device(device)
     set_threads(threads)
-    in_memory = fits_in_memory(len(images_split), weights.preprocess)
+    in_memory = fits_in_memory(world.local_size * len(images_split), weights.preprocess)
     with screen.progress("reading", len(images_split)) as bar:
         images = load_images(
             images_split,
@@ -109,8 +108,8 @@ def _other_split(
     run: Path, data: str, name: str | None, data_dir: str | None, screen: Screen, split_whole: bool
 ) -> tuple[Source, Split]:
     if (run / "recipe.toml").is_file() and (run / "split.csv").is_file():
-        own = override(Recipe(), from_toml(run / "recipe.toml")).data.source
-        if own == data or os.path.abspath(own) == os.path.abspath(data):
+        own = override(Recipe(), from_toml(run / "recipe.toml"))
+        if with_absolute_paths(override(own, {"data.source": data})).data.source == own.data.source:
             # What the run learnt from: without its own splits, training images would count as a test.
             return _own_split(run, name or "test", data_dir)
     source = open_source(data, data_dir=data_dir)

@@ -1,5 +1,7 @@
 """A model spread over the ranks (FSDP2), for models that do not fit on one device."""
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixlab.checkpoint.sharded import write_shards
 from mixlab.checkpoint.store import Checkpoint, save_checkpoint
@@ -18,8 +21,14 @@ from mixlab.errors import DiskError, UsageError
 from mixlab.training.recipe import Recipe
 
 
-def check_shardable(recipe: Recipe) -> None:
-    """UsageError for what needs whole weights or gradients on each rank."""
+def check_shardable(model: nn.Module, recipe: Recipe) -> None:
+    """UsageError for what needs whole weights or gradients on each rank, or is not kept the same on all."""
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UsageError(
+            "each rank would keep its own statistics of batch normalisation",
+            where="parallel",
+            hint="use ddp, or a model without batch normalisation",
+        )
     reasons = {
         "optimizer.name": ("muon", recipe.optimizer.name == "muon", "use adamw or sgd"),
         "precision": ("fp16", recipe.precision == "fp16", "use bf16"),
@@ -67,6 +76,22 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def together(job: Callable[[], object] | None, group: dist.ProcessGroup) -> None:
+    """Do a writing job on rank 0 and share its outcome: DiskError on all ranks of `group` if it fails there.
+
+    The savers of all ranks must succeed and fail alike, or one of them would try again what others are done with.
+    """
+    outcome: list[DiskError | None] = [None]
+    if job is not None:
+        try:
+            job()
+        except DiskError as error:
+            outcome[0] = error
+    dist.broadcast_object_list(outcome, src=0, group=group)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
 def save_spread(folder: Path, checkpoint: Checkpoint, *, keep: int, group: dist.ProcessGroup) -> None:
     """`save_checkpoint` by all ranks of `group` together, each writing its parts. DiskError on all if one fails."""
     tensors = {
@@ -74,28 +99,34 @@ def save_spread(folder: Path, checkpoint: Checkpoint, *, keep: int, group: dist.
         for file, values in checkpoint.tensors.items()
         for name, tensor in values.items()
     }
-    is_main = dist.get_rank() == 0
-    has_told = False
 
-    def write_parts(temporary: Path | None) -> None:
-        nonlocal has_told
-        has_told = True
-        box = [temporary]
+    def write_parts(place: tuple[int, Path] | None) -> None:
+        box = [place]
         dist.broadcast_object_list(box, src=0, group=group)
-        if box[0] is not None:
-            write_shards(box[0], tensors, group)
+        if box[0] is None:
+            return
+        step, temporary = box[0]
+        if step != checkpoint.step:
+            raise RuntimeError(f"rank 0 saves step {step}, and rank {dist.get_rank()} step {checkpoint.step}")
+        write_shards(temporary, tensors, group)
 
-    outcome: list[DiskError | None] = [None]
-    try:
-        if is_main:
-            save_checkpoint(folder, replace(checkpoint, tensors={}), keep=keep, write_parts=write_parts)
-        else:
+    def save() -> None:
+        has_told = False
+
+        def tell(temporary: Path) -> None:
+            nonlocal has_told
+            has_told = True
+            write_parts((checkpoint.step, temporary))
+
+        try:
+            save_checkpoint(folder, replace(checkpoint, tensors={}), keep=keep, write_parts=tell)
+        finally:
+            if not has_told:  # it was there already, or its folder could not be made
+                write_parts(None)
+
+    if dist.get_rank() == 0:
+        together(save, group)
+    else:
+        with contextlib.suppress(OSError):  # rank 0 fails with it, and tells
             write_parts(None)
-    except (DiskError, OSError) as error:  # rank 0 tells below what became of it
-        outcome[0] = error if isinstance(error, DiskError) else None
-    if is_main and not has_told:
-        write_parts(None)
-    # All ranks must agree, or only one of them would try the same job again.
-    dist.broadcast_object_list(outcome, src=0, group=group)
-    if outcome[0] is not None:
-        raise outcome[0]
+        together(None, group)

@@ -21,6 +21,10 @@ class ShardSum:
         self._world, self._num_shards = world, num_shards
         self._rows: list[Tensor] = []
 
+    def begin(self) -> None:
+        """Forget the shards of a step that was given up."""
+        self._rows = []
+
     def add(self) -> None:
         """Take the gradients that the model has now as those of this rank's next shard."""
         flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
@@ -35,7 +39,6 @@ class ShardSum:
     def finish(self) -> None:
         """Give the model the sum over all shards of all ranks as its gradient."""
         total = self._rows[0] if self._world.size == 1 else self._exchange(torch.stack(self._rows))
-        self._rows = []
         for parameter, part in zip(
             self._parameters, total.split([p.numel() for p in self._parameters]), strict=True
         ):

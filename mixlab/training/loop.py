@@ -31,6 +31,7 @@ from mixlab.training.run_folder import add_bad_files, create_run, default_run_pa
 from mixlab.training.setup import (
     Prepared,
     check_model,
+    for_this_machine,
     open_data,
     prepare,
     reopen_splits,
@@ -84,9 +85,7 @@ def train(
         check_tracker(tracker)
         recipe = with_absolute_init(with_absolute_paths(recipe))
         initial = open_initial(recipe)
-        if download:  # once, before the others look for it
-            world.from_main(lambda: bool(open_data(recipe, download=True)))
-        source = open_data(recipe)
+        source = open_data(recipe, download=download)
         splits = split_source(source, recipe)
         if initial is not None:
             recipe, initial = fit_initial(recipe, initial)
@@ -142,12 +141,6 @@ def _resume(
     world: World, run: Path, device: str, with_pictures: bool, tracker: str | None, screen: Screen
 ) -> dict[str, Any]:
     started = time.monotonic()
-    if not all(world.gather((run / "recipe.toml").is_file())):
-        raise UsageError(
-            "not all machines see the run folder",
-            where=str(run),
-            hint="put it on storage that all of them share",
-        )
     with locked(run) if world.is_main else nullcontext():
         prepared, state = _reopen(world, run, device, screen)
         return _run(prepared, state, run, started, None, with_pictures, tracker, screen, resuming=True)
@@ -175,7 +168,9 @@ def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepa
     if known != source.class_names:
         raise DataError("the data set has other classes than when this run began", where=source.name)
     set_threads(recipe.threads)
-    prepared = _prepare(world, recipe, source, reopen_splits(source, run / "split.csv"), screen)
+    splits = reopen_splits(source, run / "split.csv")
+    recipe = for_this_machine(recipe, len(splits["train"]), world.local_size)
+    prepared = _prepare(world, recipe, source, splits, screen)
     world.from_main(lambda: add_bad_files(run, prepared.bad_files))
     initial = None
     if not any((run / "checkpoints").glob("step_*")):
@@ -214,6 +209,12 @@ def _run(
     resuming: bool = False,
 ) -> dict[str, Any]:
     world = state.world
+    if not all(world.gather((run / "recipe.toml").is_file())):
+        raise UsageError(
+            "not all machines see the run folder",
+            where=str(run),
+            hint="put it on storage that all of them share, and give its whole path",
+        )
     training = Training(prepared, state, run, screen, tracker)
     if resuming:
         training.load()

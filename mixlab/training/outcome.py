@@ -63,7 +63,7 @@ def finish(
         images = load_images(
             test,
             prepared.preprocess,
-            in_memory=fits_in_memory(len(test), prepared.preprocess),
+            in_memory=fits_in_memory(world.local_size * len(test), prepared.preprocess),
         )
         bad: list[BadFile] = []
         if len(images):

@@ -164,6 +164,17 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
     return replace(recipe, data=data, model=model, threads=threads)
 
 
+def for_this_machine(recipe: Recipe, num_train: int, num_processes: int) -> Recipe:
+    """A resolved recipe with what changes no bits fitted to another number of processes on this machine."""
+    if num_processes == 1:
+        return recipe
+    data = recipe.data
+    if data.in_memory and not fits_in_memory(num_processes * num_train, build_preprocess(data)):
+        data = replace(data, in_memory=False)
+    workers = min(data.num_workers or 0, max(num_cores() // num_processes, 1))
+    return replace(recipe, data=replace(data, num_workers=workers))
+
+
 def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:
     """(height, width) of some pictures, and 1 if all of them are grey, else 3."""
     if train.pixels is not None:

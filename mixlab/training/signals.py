@@ -19,6 +19,7 @@ class Interrupted(MixlabError):  # noqa: N818 (nothing went wrong)
     """
 
     kind = "interrupted"
+    is_shared = True
 
     def __init__(self, signal_number: int, run: Path, step: int) -> None:
         name = signal.Signals(signal_number).name

@@ -16,7 +16,7 @@ from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
 from mixlab.data.random import torch_seed
 from mixlab.device import autocast
-from mixlab.errors import TrainingError, UsageError
+from mixlab.errors import DataError, TrainingError, UsageError, WeightsError
 from mixlab.training.distributed import ALONE, World
 from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
 from mixlab.training.gradients import ShardSum
@@ -67,7 +67,7 @@ class TrainState:
         if recipe.ema_decay:
             self.ema = AveragedModel(self.model, multi_avg_fn=warmed_ema(recipe.ema_decay))
         if self.is_spread:
-            check_shardable(recipe)
+            check_shardable(self.model, recipe)
             for spread in (self.model, self.ema.module) if self.ema else (self.model,):
                 shard_model(spread, device)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
@@ -109,21 +109,32 @@ class TrainState:
             files["ema"] = self.ema.state_dict()
         return files
 
-    def place(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor`, called `file.name` as in `tensors`, spread over the ranks as this state has it."""
-        if not self.is_spread:
-            return tensor
+    def like(self, name: str) -> Tensor:
+        """The tensor of this state that one called `file.name` in `tensors` belongs to, or WeightsError."""
         file, _, inner = name.partition(".")
-        if file == "optimizer":
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            return placed_like(tensor, parameters[int(inner.split(".")[0])])
-        module = self.ema if file == "ema" and self.ema is not None else self.model
-        return placed_like(tensor, module.state_dict().get(inner))
+        try:
+            if file == "optimizer":
+                parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+                found: Tensor = parameters[int(inner.split(".")[0])]
+            elif file == "ema" and self.ema is not None:
+                found = self.ema.state_dict()[inner]
+            else:
+                found = {"model": self.model.state_dict()}[file][inner]
+        except (KeyError, IndexError, ValueError):
+            raise WeightsError(f"{name} belongs to another model or recipe") from None
+        return found
+
+    def place(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Memory for the tensor `name` of a checkpoint, on this rank its part. WeightsError if it fits nowhere."""
+        like = self.like(name)
+        if size != like.shape and not (name.startswith("optimizer.") and size.numel() == 1):
+            raise WeightsError(f"{name} has {tuple(size)} where {tuple(like.shape)} belongs")
+        return placed_like(torch.zeros(size, dtype=dtype), like)
 
     def load(self, tensors: dict[str, dict[str, Tensor]], scaler: dict[str, Any]) -> None:
         """The inverse of `tensors`."""
         tensors = {
-            file: {name: self.place(f"{file}.{name}", tensor) for name, tensor in group.items()}
+            file: {name: placed_like(tensor, self.like(f"{file}.{name}")) for name, tensor in group.items()}
             for file, group in tensors.items()
         }
         self.model.load_state_dict(tensors["model"])
@@ -165,6 +176,8 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     state.optimizer.zero_grad(set_to_none=True)
+    if state.shard_sum is not None:
+        state.shard_sum.begin()
     # A row for each shard of the batch: a sum over ranks with zeros elsewhere is exact, in any order.
     rows = torch.zeros(state.num_shards, 3, dtype=torch.float64)
     sizes = batch.shard_sizes or (len(batch.image),)
@@ -176,6 +189,11 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
         if state.shard_sum is not None:
             state.shard_sum.add()
     loss, num_correct, num_images = (sum(column) for column in state.world.sum_(rows).T.tolist())
+    if not num_images:
+        raise DataError(
+            f"no picture of step {step} can be read any more",
+            hint="was the data set moved or deleted during training?",
+        )
     if not math.isfinite(loss):
         raise NonFiniteError("loss", f"the loss became {loss} at step {step}")
     if state.shard_sum is not None:
@@ -198,35 +216,41 @@ def _backward(
     if not num_images:  # every picture of it went bad
         if state.shard_sum is not None:
             return torch.zeros(3, dtype=torch.float64)
-        image, label = (
-            image.new_zeros(1, *image.shape[1:]),
-            label.new_zeros(1),
-        )  # the others wait for a gradient
+        image, label = _blank(image, label)  # the others wait for a gradient
     image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
     image, target = mix(
         image, label, state.num_classes, recipe.augment, seed=recipe.seed, step=step, shard=shard
     )
     loss_sum = torch.zeros((), dtype=torch.float64 if image.dtype == torch.float64 else None, device=device)
     num_correct = torch.zeros((), dtype=torch.int64, device=device)
-    num_parts = min(recipe.accumulate, len(image))
+    # The weights of a spread model are gathered in every part, so all ranks must have as many.
+    num_parts = recipe.accumulate if state.is_spread else min(recipe.accumulate, len(image))
     # DDP takes the mean over the ranks where the sum of their shares is wanted.
     scale = state.world.size if state.ddp is not None or state.is_spread else 1
     for part in range(num_parts):
         images, targets = (all_.tensor_split(num_parts)[part] for all_ in (image, target))
+        share = len(images) / share_of if num_images else 0.0
+        if not len(images):
+            images, targets = _blank(images, targets)
         # Stochastic depth and dropout draw from it.
         torch.manual_seed(torch_seed(recipe.seed, step, shard * recipe.accumulate + part))
         with _exchange(state, is_last=part == num_parts - 1):
             with autocast(device, recipe.precision):
                 logits = state.forward(images)
-            share = len(images) / share_of if num_images else 0.0
             if logits.dtype != torch.float64:  # half precision ends here; a model in float64 stays exact
                 logits = logits.float()
             loss = share * loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
             state.scaler.scale(loss * scale if scale > 1 else loss).backward()
         loss_sum += loss.detach()
-        num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        if share:
+            num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
     facts = torch.stack([loss_sum, num_correct.to(loss_sum.dtype)]).double().cpu().tolist()
-    return torch.tensor([facts[0], facts[1] if num_images else 0, num_images], dtype=torch.float64)
+    return torch.tensor([*facts, num_images], dtype=torch.float64)
+
+
+def _blank(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """One picture and target of zeros, to be computed and to count for nothing."""
+    return image.new_zeros(1, *image.shape[1:]), target.new_zeros(1, *target.shape[1:])
 
 
 @contextlib.contextmanager

@@ -210,3 +210,18 @@ def test_a_loading_script_in_a_folder_is_never_run(folder, tmp_path, monkeypatch
     (folder / "set.py").write_text("open('CANARY', 'w')")
     open_source(f"hf:{folder}")
     assert not (tmp_path / "CANARY").exists()
+
+
+def test_a_streamed_set_is_streamed_also_where_the_recipe_is_chosen(folder, monkeypatch):
+    from mixlab import recipes
+
+    seen = []
+    real = hub.open_hub
+    monkeypatch.setattr(
+        hub, "open_hub", lambda *a, **options: seen.append(options["streaming"]) or real(*a, **options)
+    )
+    recipes.compose(f"hf:{folder}", overrides={"streaming": "true"})
+    assert seen == [True]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="at once"):
+        recipes.compose(f"hf:{folder}", download=True)

@@ -270,6 +270,50 @@ def test_links_in_shards_and_cut_archives_are_refused(tmp_path):
             index_shards(tmp_path)
 
 
+@pytest.mark.parametrize("names", [[str(i) for i in range(12)], ["1", "2", "3"], ["2", "7", "cat"]])
+def test_classes_whose_names_are_numbers_keep_their_pictures(names, tmp_path):
+    for i, name in enumerate(names):
+        path = tmp_path / f"data/{name}/{i}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), i * 10, dtype=np.uint8)).save(path)
+    write_shards(open_source(str(tmp_path / "data")), tmp_path / "shards")
+    found = open_source(f"wds:{tmp_path / 'shards'}")
+    split = found.splits["all"]
+    for i in range(len(split)):
+        assert found.class_names[split.labels[i]] == names[int(decode(split.read(i))[0, 0, 0]) // 10]
+
+
+def test_a_caption_is_no_class_where_there_is_one(tmp_path):
+    members = [pair for i in range(6) for pair in (
+        (f"{i}.jpg", jpeg(i)), (f"{i}.txt", f"a caption {i}".encode()), (f"{i}.cls", str(i % 2).encode()),
+    )]  # fmt: skip
+    tar(tmp_path / "train-0.tar", members)
+    index_shards(tmp_path)
+    assert open_source(f"wds:{tmp_path}").class_names == ("0", "1")
+
+
+def test_the_split_is_a_word_of_the_name_and_none_is_left_out_silently(tmp_path):
+    for name in ("imagenet1k-train-0.tar", "imagenet1k-validation-0.tar"):
+        tar(tmp_path / name, samples(lambda i: str(i % 2)))
+    tar(tmp_path / "others.tar", samples(lambda i: str(i % 2)))
+    with pytest.raises(DataError, match="those of others do not"):
+        index_shards(tmp_path)
+    (tmp_path / "others.tar").unlink()
+    index_shards(tmp_path)
+    assert open_source(f"wds:{tmp_path}").splits.keys() == {"train", "val"}
+
+
+def test_evaluate_knows_the_runs_own_shards_by_any_spelling(shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mixlab.train(
+        "small_images", "wds:shards", run=tmp_path / "run", screen=QUIET, batch_size=8, steps=2, epochs=None
+    )
+    from mixlab.training.evaluate import evaluate
+
+    for data in (None, "wds:shards", f"wds:{shards}"):
+        assert evaluate("run", data, screen=QUIET)[0].num_images == 10
+
+
 # Manifests that nobody vouches for
 
 

@@ -19,12 +19,13 @@ import mixlab
 from benchmarks.reliability import kills, ranks, worlds
 from mixlab.checkpoint.sharded import read_index
 from mixlab.checkpoint.store import load_newest_checkpoint
-from mixlab.errors import ImageError, UsageError, WeightsError
+from mixlab.errors import DiskError, ImageError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import course, gradients, loop
 from mixlab.training import step as step_module
 from mixlab.training.distributed import ALONE, World
+from mixlab.training.fsdp import check_shardable
 from mixlab.training.recipe import Recipe, override
 from mixlab.training.step import TrainState, check_shards
 
@@ -154,11 +155,11 @@ def test_ddp_does_what_one_process_does_up_to_rounding(tmp_path):
     assert np.allclose(losses(tmp_path / "1"), losses(tmp_path / "2"), atol=1e-4)
 
 
-def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_one_or_three(tmp_path):
+def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_three(tmp_path):
     options = {"parallel": "fsdp", "ema_decay": 0.9}
     assert train(tmp_path / "whole", 2, **options) == [0, 0]
     ends = {}
-    for size in (2, 1, 3):
+    for size in (2, 3):
         run = tmp_path / f"{size}"
         assert train(run, 2, patch=stop_at(3), **options) == [143, 143]
         step = load_newest_checkpoint(run / "checkpoints")[0]
@@ -168,16 +169,46 @@ def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_one_or_
         ends[size] = kills.fingerprint(run)
     assert ends[2] == kills.fingerprint(tmp_path / "whole")
     assert train(tmp_path / "ddp", 2, ema_decay=0.9) == [0, 0]
-    for other in ("1", "3", "ddp"):
+    for other in ("3", "ddp"):
         assert torch.allclose(weights(tmp_path / "whole"), weights(tmp_path / other), rtol=0, atol=2e-4)
 
 
-def test_a_checkpoint_of_one_process_is_spread_over_two(tmp_path):
-    options = {"parallel": "fsdp", "ema_decay": 0.9, "skip_nonfinite": 0}
-    assert train(tmp_path / "run", 1, patch=stop_at(3), **options) == [143]
-    assert train(tmp_path / "run", 2) == [0, 0]
-    assert train(tmp_path / "whole", 2, **options) == [0, 0]
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_a_checkpoint_of_one_process_is_spread_over_two_and_the_other_way_round(first, second, tmp_path):
+    options = {"parallel": "fsdp", "ema_decay": 0.9}
+    assert train(tmp_path / "run", first, patch=stop_at(3), **options) == [143] * first
+    assert train(tmp_path / "run", second) == [0] * second
+    assert train(tmp_path / "whole", 1, **options) == [0]
     assert torch.allclose(weights(tmp_path / "whole"), weights(tmp_path / "run"), rtol=0, atol=2e-4)
+
+
+def test_fsdp_ranks_with_other_numbers_of_parts_do_not_wait_for_each_other(tmp_path):
+    options = {"parallel": "fsdp", "batch_size": 3, "accumulate": 3, "timeout_seconds": 20}
+    assert train(tmp_path / "run", 2, **options) == [0, 0]
+    assert train(tmp_path / "one", 1, **options) == [0]
+    assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "run"), rtol=0, atol=2e-4)
+
+
+def test_weights_that_cannot_be_written_do_not_mix_the_checkpoints_of_two_steps(tmp_path):
+    def patch():
+        real, real_step = course.save_weights, course.train_step
+
+        def full(*arguments):
+            if not (tmp_path / "free").exists():
+                raise DiskError("could not write: No space left on device", where="weights")
+            real(*arguments)
+
+        def step(state, batch, number):
+            if number == 4:
+                (tmp_path / "free").touch()
+            return real_step(state, batch, number)
+
+        course.save_weights, course.train_step = full, step
+
+    options = {"parallel": "fsdp", "checkpoint_seconds": 0.0, "timeout_seconds": 20}
+    assert train(tmp_path / "run", 2, patch=patch, **options) == [0, 0]
+    assert train(tmp_path / "calm", 2, **options) == [0, 0]
+    assert kills.fingerprint(tmp_path / "run") == kills.fingerprint(tmp_path / "calm")
 
 
 def test_a_full_disk_under_one_rank_of_a_spread_save_is_survived_by_all(tmp_path, capfd):
@@ -210,6 +241,8 @@ def test_a_full_disk_under_one_rank_of_a_spread_save_is_survived_by_all(tmp_path
 )
 def test_what_fsdp_cannot_do_is_refused(options, words):
     recipe = override(Recipe(steps=1, parallel="fsdp"), options)
+    with pytest.raises(UsageError, match="statistics"):
+        check_shardable(torch.nn.BatchNorm1d(2), Recipe(parallel="fsdp"))
     with pytest.raises(UsageError, match=words):
         TrainState(torch.nn.Linear(2, 2), recipe, np.zeros(1), 2, torch.device("cpu"), World(0, 2))
 
@@ -294,6 +327,64 @@ def test_a_batch_that_is_not_finite_on_one_rank_stops_all_and_is_listed_whole(tm
     assert len({row["index"] for row in rows}) == 32
     assert train(tmp_path / "other", 2, patch=patch, skip_nonfinite=1) == [0, 0]
     assert len(losses(tmp_path / "other")) == 5
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_exact_mode_goes_on_after_a_batch_that_was_left_out(size, tmp_path):
+    def patch():
+        real = step_module.mix
+
+        def spoilt(image, *arguments, step, shard, **options):
+            if step == 2 and shard == 1:
+                image = image * float("nan")
+            return real(image, *arguments, step=step, shard=shard, **options)
+
+        step_module.mix = spoilt
+
+    options = {"virtual_shards": 2, "skip_nonfinite": 1}
+    assert train(tmp_path / "run", size, patch=patch, **options) == [0] * size
+    assert len(losses(tmp_path / "run")) == 5
+
+
+def test_a_rank_without_readable_pictures_goes_on_and_storage_that_is_gone_is_said_by_all(tmp_path, capfd):
+    data = worlds.write_pictures(tmp_path / "data")
+    options = PLAIN | {
+        "steps": 8, "batch_size": 2, "data__in_memory": False, "data__num_workers": 0, "data__image_size": "16",
+        "augment__flip": True, "data__max_bad_share": 0.5,
+    }  # fmt: skip
+
+    def job(run, gone):
+        from mixlab.data import dataset
+
+        real, real_step = dataset.read_image_file, course.train_step
+
+        def read(path):
+            if os.environ.get("GONE") and (gone == "all" or torch.distributed.get_rank() == 1):
+                raise ImageError("it has gone", where=str(path))
+            return real(path)
+
+        def step(state, batch, number):
+            os.environ["GONE"] = "1" if gone == "all" or number == 3 else ""  # for the next one
+            return real_step(state, batch, number)
+
+        dataset.read_image_file, course.train_step = read, step
+        mixlab.train("small_images", str(data), run=run, screen=QUIET, **options)
+
+    assert ranks.wait(ranks.start(lambda: job(tmp_path / "some", "one"), size=2), 60) == [0, 0]
+    assert len((tmp_path / "some/bad_files.csv").read_text().splitlines()) == 2
+    assert ranks.wait(ranks.start(lambda: job(tmp_path / "none", "all"), size=2), 60) == [1, 1]
+    assert "no picture of step 1 can be read any more" in capfd.readouterr().err
+
+
+def test_a_run_folder_that_only_one_rank_sees_is_said_at_once(tmp_path, capfd):
+    def job():
+        folder = tmp_path / os.environ["RANK"]
+        folder.mkdir()
+        os.chdir(folder)
+        mixlab.train("digits", "digits", run=Path("run"), screen=QUIET, **PLAIN)
+
+    assert ranks.wait(ranks.start(job, size=2), 60) == [1, 1]
+    assert "not all machines see the run folder" in capfd.readouterr().err
 
 
 def splits(run: Path) -> list[dict[str, str]]:

@@ -431,7 +431,7 @@ def fake_memory(monkeypatch, per_image: int, total: int):
 
 
 @pytest.mark.parametrize(
-    ("total", "expected"), [(1000 + 100 * 70, 64), (10**9, 1024), (1000 + 100 * 5, 4), (50, 1)]
+    ("total", "expected"), [(1000 + 100 * 70, 64), (10**9, 1024), (1000 + 100 * 5, 4), (1150, 1)]
 )
 def test_batch_size_auto_is_the_largest_that_fits(total, expected, tmp_path, monkeypatch):
     fake_memory(monkeypatch, 100, total)
@@ -442,11 +442,16 @@ def test_batch_size_auto_is_the_largest_that_fits(total, expected, tmp_path, mon
 
 def test_batch_size_auto_counts_parts_and_a_failure_that_is_no_lack_of_memory_is_told(tmp_path, monkeypatch):
     fake_memory(monkeypatch, 100, 1000 + 100 * 70)
+    digits(tmp_path / "shards", batch_size="auto", virtual_shards=8, steps=1)
+    assert "batch_size = 64\n" in (tmp_path / "shards/recipe.toml").read_text()
     digits(tmp_path / "run", batch_size="auto", accumulate=2, steps=1)
     assert "batch_size = 128\n" in (tmp_path / "run/recipe.toml").read_text()
     monkeypatch.setattr(batch_size, "train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("a shape")))
     with pytest.raises(RuntimeError, match="a shape"):
         digits(tmp_path / "other", batch_size="auto", steps=1)
+    fake_memory(monkeypatch, 100, 50)
+    with pytest.raises(TrainingError, match="one image a process"):
+        digits(tmp_path / "none", batch_size="auto", steps=1)
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
