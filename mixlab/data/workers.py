@@ -1,6 +1,8 @@
 """Items of a data set through worker processes, in order, whatever happens to the workers."""
 
+import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ def items_of_workers(
 ) -> Iterator[Any]:
     """The items of all steps, in order. Workers that were killed are replaced: an item needs only its step."""
     step, deaths = first_step, 0
+    hung = threading.Event()
     while step < num_steps:
         loader = torch.utils.data.DataLoader(
             pictures,
@@ -39,32 +42,48 @@ def items_of_workers(
             sampler=list(range(step, num_steps)),
             num_workers=num_workers,
             prefetch_factor=4,
-            timeout=timeout_seconds,
             collate_fn=_as_it_is,
             worker_init_fn=_leave_signals_to_the_parent,
         )
+        others = multiprocessing.active_children()
         items = iter(loader)
+        workers = [
+            child.pid for child in multiprocessing.active_children() if child not in others and child.pid
+        ]
         if threading.current_thread() is threading.main_thread():
             # torch's handler would raise wherever the main thread happens to be, in the middle of an update too.
             # Without it a death is noticed where an item is waited for.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            for item in items:
+            while step < num_steps:
+                # torch's own `timeout` would also be how long a dead worker goes unnoticed.
+                timer = threading.Timer(timeout_seconds, _give_up, (workers, hung))
+                timer.start()
+                try:
+                    item = next(items)
+                finally:
+                    timer.cancel()
                 yield item
                 step += 1
         except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while handing over
-            if "DataLoader timed out" in str(error):
-                for worker in multiprocessing.active_children():  # they would be waited for at the exit
-                    worker.kill()
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise  # an error of the worker's own code
+            if hung.is_set():
                 raise DataError(
                     f"the processes that read the pictures gave none for {timeout_seconds:.0f} s at step {step}",
                     hint="does the storage of the data set answer? --timeout-seconds waits longer",
                 ) from error
-            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-                raise  # an error of the worker's own code
             deaths += 1
             if deaths > MAX_WORKER_DEATHS:
                 raise DataError(
                     f"the processes that read the pictures died {deaths} times: {' '.join(str(error).split())[:200]}",
                     hint="is memory running out? --num-workers 0 reads them in the training process",
                 ) from error
+
+
+def _give_up(workers: list[int], hung: threading.Event) -> None:
+    """Kill workers that give nothing: the one who waits for them then hears of their end."""
+    hung.set()
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
