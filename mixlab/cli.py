@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "using",
     "shard": "using",
     "runs": "learning",
+    "bench": "measuring",
     "doctor": "using",
 }
 

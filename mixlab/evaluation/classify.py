@@ -11,6 +11,7 @@ from torch import nn
 from mixlab.data.loader import Batch
 from mixlab.errors import DataError
 from mixlab.evaluation.metrics import Predictions
+from mixlab.models.fast import fast
 
 
 def _alone(parts: list[Any]) -> list[list[Any]]:
@@ -30,10 +31,10 @@ def classify(
     of a batch beyond its labels are computed and forgotten.
     """
     was_training = model.training
-    model.eval()
+    quick = fast(model.eval())
     parts = []
     for batch in batches:
-        logits = model(batch.image.to(device)).float().cpu()[: len(batch.label)]
+        logits = quick(batch.image.to(device)).float().cpu()[: len(batch.label)]
         log_probs = F.log_softmax(logits, dim=1)
         confidence, predicted = log_probs.exp().max(dim=1)
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices

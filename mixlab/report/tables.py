@@ -161,3 +161,35 @@ def _list(title: str, lines: list[str], screen: Screen) -> None:
         screen.say(f"  {line}")
     if len(lines) > NUM_LISTED:
         screen.say(f"  and {len(lines) - NUM_LISTED} more; --json lists all")
+
+
+def show_bench(rows: list[dict[str, Any]], screen: Screen) -> None:
+    """Speed of every model and backend, and how many times faster mixlab is than each."""
+    table = Table()
+    for heading in (
+        "model",
+        "backend",
+        "images/s",
+        "ms a batch",
+        "GFLOP/s",
+        "of GEMM peak",
+        "memory",
+        "mixlab is",
+    ):
+        table.add_column(heading, justify="left" if heading in ("model", "backend") else "right")
+    ours: dict[str, Any] = {}
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["model"], row["backend"], row["error"])
+            continue
+        if "ratio" in row:
+            ours = row
+        ratio, backend = ours.get("ratio", {}), row["backend"]
+        times = ""
+        if backend in ratio:
+            low, high = ours["ratio_range"][backend]
+            times = f"{ratio[backend]:.2f}x ({low:.2f} to {high:.2f})"
+        speed = [f"{row[key]:,.1f}" for key in ("images_per_second", "ms_per_batch", "gflops")]
+        memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
+        table.add_row(row["model"], backend, *speed, f"{row['peak_share']:.0%}", memory, times)
+    screen.show(table)

@@ -19,10 +19,12 @@ from mixlab.data.preprocess import Preprocess
 from mixlab.device import num_cores, pick_device
 from mixlab.errors import ImageError, UsageError
 from mixlab.files import write_atomically
+from mixlab.models.fast import fast
 from mixlab.models.layers import Gelu
 
 Picture = str | Path | bytes | np.ndarray
 BATCH_SIZE = 64
+FEW = 8  # pictures, below which no fast copy of the model is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +52,15 @@ class Classifier:
         if top < 1:
             raise UsageError(f"top must be at least 1, got {top}", where="--top")
         rows: list[dict[str, Any]] = []
+        # Packing the weights takes as long as a few images do.
+        model = fast(self.model) if len(pictures) >= FEW else self.model
         for start in range(0, len(pictures), BATCH_SIZE):
             part = pictures[start : start + BATCH_SIZE]
             names = [str(p) if isinstance(p, str | Path) else str(start + i) for i, p in enumerate(part)]
             with ThreadPoolExecutor(num_cores()) as pool:
                 read = list(pool.map(self._read, part))
             good = [i for i, result in enumerate(read) if isinstance(result, np.ndarray)]
-            found = iter(self._classify(np.stack([read[i] for i in good]), top) if good else [])
+            found = iter(self._classify(model, np.stack([read[i] for i in good]), top) if good else [])
             for name, result in zip(names, read, strict=True):
                 if isinstance(result, np.ndarray):
                     rows.append({"path": name, "predictions": next(found)})
@@ -81,9 +85,9 @@ class Classifier:
             return f"an array must be uint8 (H, W, 3) or (H, W, 1), got {picture.dtype} {picture.shape}"
         return self.preprocess.pixels(picture)
 
-    def _classify(self, pixels: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
+    def _classify(self, model: nn.Module, pixels: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
         image = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
-        probabilities = self.model(image).float().softmax(dim=1).cpu()
+        probabilities = model(image).float().softmax(dim=1).cpu()
         values, labels = probabilities.topk(min(top, len(self.class_names)), dim=1)
         return [
             [
