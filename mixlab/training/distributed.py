@@ -227,6 +227,9 @@ def joined(timeout_seconds: float) -> Iterator[World]:
     limit = timedelta(seconds=timeout_seconds)
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun (2.14) keeps one store over all its restarts: the addresses of the dead are still in it.
+            store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:  # DistError is one too
         raise TrainingError(
