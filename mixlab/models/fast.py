@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mixlab.models.layers import Mlp
 from mixlab.models.mixer import Mixer, MixerBlock
 
-CHUNK_BYTES = 4 << 20  # of the widest activation of one chunk of images; measured (docs/benchmarks.md)
+CHUNK_BYTES = 6 << 20  # of the widest activation of one chunk of images; with MAX_CHUNK measured (LOG.md)
+MAX_CHUNK = 32  # images
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
 
@@ -67,7 +68,7 @@ class FastMixer(nn.Module):
         self.config = config = model.config
         num_tokens, width = config.num_patches, config.hidden_dim
         widest = max(num_tokens * config.channel_mlp_dim, width * config.token_mlp_dim)
-        self.chunk = max(CHUNK_BYTES // (4 * widest), 1)
+        self.chunk = min(max(CHUNK_BYTES // (4 * widest), 1), MAX_CHUNK)
         rows = self.chunk * num_tokens
         self._stem = _Linear(model.stem.weight.flatten(1), model.stem.bias, rows)
         self._blocks = []
