@@ -353,3 +353,24 @@ def test_a_recipe_file_repeats_a_run_to_the_bit(tmp_path):
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     assert (one / "recipe.toml").read_text() == (two / "recipe.toml").read_text()
     assert (one / "weights.safetensors").read_bytes() == (two / "weights.safetensors").read_bytes()
+
+
+def test_of_several_processes_the_first_speaks_and_others_say_only_what_is_their_own(monkeypatch, capsys):
+    from mixlab import cli
+    from mixlab.commands.context import emit
+    from mixlab.errors import UsageError
+    from mixlab.training.signals import Interrupted
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli.Context, "json", True)
+    emit({"a": 1})
+    assert cli._fail(Interrupted(15, Path("run"), 3)) == 143
+    assert capsys.readouterr() == ("", "")
+    assert cli._fail(UsageError("no such folder", where="/data")) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mixlab: rank 1: no such folder")
+    monkeypatch.setenv("RANK", "0")
+    emit({"a": 1})
+    assert capsys.readouterr().out == '{"a": 1}\n'
