@@ -15,7 +15,8 @@ import torch
 
 from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
-from mixlab.data.loader import TrainingPictures, load_images, steps_per_epoch, training_batches
+from mixlab.data.loader import TrainingPictures, load_images, training_batches
+from mixlab.data.order import steps_per_epoch
 from mixlab.data.preprocess import Preprocess
 
 

@@ -12,9 +12,10 @@ from mixlab.device import memory_bytes
 from mixlab.errors import TrainingError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import World
+from mixlab.training.failures import explain_out_of_memory
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import Prepared
-from mixlab.training.step import TrainState, explain_out_of_memory, train_step
+from mixlab.training.step import TrainState, train_step
 
 MEMORY_SHARE = 0.8  # of the memory: the rest is for evaluation, snapshots of a save, and others
 STEPS = 2  # of training at each size: the optimizer's state appears in the first
@@ -93,7 +94,7 @@ def _try(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, device: tor
             train_step(trial, batch, step)
         return _used(device)
     except (MemoryError, RuntimeError) as error:
-        if trial is None or explain_out_of_memory(error, trial) is None:
+        if explain_out_of_memory(error, recipe, device) is None:
             raise
         return None
     finally:

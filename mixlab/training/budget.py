@@ -5,7 +5,8 @@ import re
 import time
 from dataclasses import dataclass, replace
 
-from mixlab.data.loader import TrainingPictures, evaluation_batches, steps_per_epoch, training_batches
+from mixlab.data.loader import TrainingPictures, evaluation_batches, training_batches
+from mixlab.data.order import steps_per_epoch
 from mixlab.errors import UsageError
 from mixlab.evaluation.classify import classify
 from mixlab.training.recipe import Recipe

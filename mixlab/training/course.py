@@ -26,19 +26,20 @@ from mixlab.data.loader import (
     Batch,
     TrainingPictures,
     check_bad_share,
-    steps_per_epoch,
     training_batches,
 )
+from mixlab.data.order import steps_per_epoch
 from mixlab.errors import DiskError, TrainingError
 from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.report.run_log import RunLog
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import classify_shared
+from mixlab.training.failures import NonFiniteError, explain_out_of_memory
 from mixlab.training.fsdp import local, save_spread, together, whole
 from mixlab.training.run_folder import add_bad_files, add_nonfinite_batch, read_bad_files
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.setup import Prepared
-from mixlab.training.step import NonFiniteError, StepResult, TrainState, explain_out_of_memory, train_step
+from mixlab.training.step import StepResult, TrainState, train_step
 from mixlab.training.tracking import Rows, open_tracker
 
 SAVE_PAUSE = 60  # times what a save takes, between two of them: one to two per cent of the time
@@ -152,7 +153,7 @@ class Training:
             self.screen.say(text)
             return None
         except (MemoryError, RuntimeError) as error:
-            explained = explain_out_of_memory(error, self.state)
+            explained = explain_out_of_memory(error, self.recipe, self.state.device)
             if explained is None:
                 raise
             raise explained from error

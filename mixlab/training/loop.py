@@ -13,7 +13,7 @@ from torch import nn
 
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, load_weights
 from mixlab.data.dataset import Source, Split
-from mixlab.data.loader import steps_per_epoch
+from mixlab.data.order import steps_per_epoch
 from mixlab.data.random import torch_seed
 from mixlab.device import autocast, set_threads
 from mixlab.errors import DataError, UsageError

@@ -16,14 +16,14 @@ from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
 from mixlab.data.random import torch_seed
 from mixlab.device import autocast
-from mixlab.errors import DataError, TrainingError, UsageError, WeightsError
+from mixlab.errors import DataError, UsageError, WeightsError
 from mixlab.training.distributed import ALONE, World
+from mixlab.training.failures import NonFiniteError
 from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
 from mixlab.training.gradients import ShardSum
 from mixlab.training.losses import balanced_class_weights, loss_per_batch
 from mixlab.training.optimizer import build_optimizer
 from mixlab.training.recipe import Recipe
-from mixlab.training.run_folder import NONFINITE_NAME
 from mixlab.training.schedule import lr_factor
 
 
@@ -275,34 +275,3 @@ def _update(state: TrainState, step: int) -> None:
     state.scaler.update()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-
-
-class NonFiniteError(TrainingError):
-    """The loss or the gradient of a batch is NaN or infinite; no weight has changed. what: `loss` or `gradient`."""
-
-    def __init__(self, what: str, message: str) -> None:
-        super().__init__(
-            message,
-            where=f"the batch's images are in {NONFINITE_NAME} of the run",
-            hint="lower --optimizer.lr, or lengthen the warm-up; --skip-nonfinite N leaves out up to N such batches; "
-            "the last checkpoint is from before",
-        )
-        self.what = what
-
-
-def explain_out_of_memory(error: Exception, state: TrainState) -> TrainingError | None:
-    """What to do about `error`, if it says that memory ran out."""
-    text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-        word in text for word in words
-    ):
-        return None
-    recipe = state.recipe
-    parts = 2 * recipe.accumulate
-    return TrainingError(
-        f"memory ran out on {state.device} with batch_size {recipe.batch_size} in {recipe.accumulate} part(s)",
-        where="batch_size",
-        hint=f"--accumulate {parts} computes the same batch in {parts} parts; or make --batch-size smaller; "
-        "--resume goes on from the last checkpoint",
-    )

@@ -89,7 +89,7 @@ def test_a_stream_is_read_in_windows_and_goes_back_by_beginning_again(folder, mo
 
 
 def test_a_stream_gives_each_window_shuffled_within_itself_every_epoch_anew(folder, monkeypatch):
-    from mixlab.data.loader import batch_indices
+    from mixlab.data.order import batch_indices
 
     rows = np.arange(60)
     seen = [batch_indices(60, 10, seed=1, step=step, rows=rows, window=16)[1] for step in range(12)]

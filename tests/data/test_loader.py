@@ -11,13 +11,12 @@ from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
 from mixlab.data.loader import (
     TrainingPictures,
-    batch_indices,
     check_bad_share,
     evaluation_batches,
     load_images,
-    steps_per_epoch,
     training_batches,
 )
+from mixlab.data.order import batch_indices, steps_per_epoch
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import DataError
 

@@ -12,7 +12,7 @@ import mixlab
 from benchmarks.reliability import damage, faults, kills, power, ranks
 from mixlab import files
 from mixlab.checkpoint import store
-from mixlab.data import loader
+from mixlab.data import order
 from mixlab.report.screen import Screen
 from mixlab.training import step as step_module
 
@@ -112,7 +112,7 @@ def test_with_one_draw_that_has_a_state_two_runs_differ(draw, tmp_path, monkeypa
     stateful = np.random.default_rng()
     if draw == "sample order":
         monkeypatch.setattr(
-            loader, "_cached_order", lambda seed, epoch, number, *_: stateful.permutation(number)
+            order, "_cached_order", lambda seed, epoch, number, *_: stateful.permutation(number)
         )
     else:
         monkeypatch.setattr(step_module, "torch_seed", lambda *_: int(stateful.integers(2**62)))

@@ -28,10 +28,11 @@ from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import batch_size, course, loop
 from mixlab.training import step as step_module
+from mixlab.training.failures import NonFiniteError
 from mixlab.training.run_folder import locked
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.signals import Interrupted
-from mixlab.training.step import NonFiniteError, StepResult
+from mixlab.training.step import StepResult
 
 QUIET = Screen(quiet=True)
 SHORT = {"steps": 12, "epochs": None, "threads": 1, "batch_size": 32, "keep_weights": "last", "seed": 3}
