@@ -8,6 +8,7 @@ a single image is computed by all cores together.
 Axes as in mixer.py: B batch, S tokens, C hidden_dim.
 """
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,8 @@ CHUNK_BYTES = 6 << 20  # of the widest activation of one chunk of images; with M
 MAX_CHUNK = 32  # images
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # threads are not copied into a forked process
 
 
 def fast(model: nn.Module) -> nn.Module:

@@ -1,6 +1,9 @@
 """The inference copy answers as the model does, for every shape, and leaves the process as it was."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -93,3 +96,20 @@ def test_several_threads_may_ask_at_once():
     for caller in callers:
         caller.join()
     assert all((one - other).abs().max() < 1e-4 for one, other in zip(found, expected, strict=True))
+
+
+def test_a_forked_process_makes_threads_of_its_own(threads):
+    model = trained("mixer_pico2", (8, 8))
+    copy, image = fast(model), torch.randn(9, 3, 8, 8)
+    expected = copy(image)
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(threads)
+        os._exit(0 if torch.equal(copy(image), expected) else 1)
+    deadline = time.monotonic() + 30
+    while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if not done[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done == (child, 0)

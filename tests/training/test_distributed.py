@@ -473,7 +473,7 @@ def hostile() -> dict[str, bytes]:
         "eval": pickle.dumps(Evil(eval, ("open('CANARY','w')",))),
         "exec": pickle.dumps(Evil(exec, ("open('CANARY','w')",))),
         "open": pickle.dumps(Evil(open, ("CANARY", "w"))),
-        "getattr": pickle.dumps(Evil(getattr, (os, "system"))) if False else b"cbuiltins\ngetattr\n.",
+        "getattr": b"cbuiltins\ngetattr\n.",
         "import": stack(b"cbuiltins\n__import__\n(S'os'\ntR."),
         "subprocess": stack(b"csubprocess\nPopen\n(S'touch CANARY'\ntR."),
         "torch.load": stack(b"ctorch\nload\n(S'x'\ntR."),
