@@ -69,6 +69,7 @@ def test_a_backend_that_cannot_or_computes_something_else_is_said(monkeypatch):
         bench(("mixer_pico2",), ("eager",), **(SMALL | {"image_size": (9, 9)}))
 
 
+@pytest.mark.slow  # several interpreters
 def test_the_command_prints_one_object(capsys, monkeypatch):
     monkeypatch.setattr(Context, "json", True)
     status = run_command(["bench", "mixer_pico2", "--against", "none", "--rounds", "1", "--batch-size", "2"])

@@ -155,6 +155,7 @@ def test_ddp_does_what_one_process_does_up_to_rounding(tmp_path):
     assert np.allclose(losses(tmp_path / "1"), losses(tmp_path / "2"), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_three(tmp_path):
     options = {"parallel": "fsdp", "ema_decay": 0.9}
     assert train(tmp_path / "whole", 2, **options) == [0, 0]
@@ -189,6 +190,7 @@ def test_fsdp_ranks_with_other_numbers_of_parts_do_not_wait_for_each_other(tmp_p
     assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "run"), rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_written_do_not_mix_the_checkpoints_of_two_steps(tmp_path):
     def patch():
         real, real_step = course.save_weights, course.train_step
