@@ -2,41 +2,19 @@
 
 import csv
 import io
-import json
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mixlab.data.dataset import Source, Split
-from mixlab.data.decode import IMAGE_SUFFIXES, MAX_BYTES, decode, describe
-from mixlab.data.shards import (
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    Progress,
-    check_splits,
-    manifest_digest,
-    picture_digest,
-    read_json,
-    split_of,
-    tars_in,
-)
+from mixlab.data.decode import decode, describe
+from mixlab.data.shard_index import BLOCK, pictures_in, write_manifest
+from mixlab.data.shards import MANIFEST_NAME, Progress, check_splits, split_of, tars_in
 from mixlab.errors import DataError, ImageError, UsageError
-from mixlab.files import sha256, write_atomically, written_whole
+from mixlab.files import written_whole
 
-_CODE_SUFFIXES = (
-    ".pyd",
-    ".pickle",
-    ".pkl",
-    ".pth",
-    ".pt",
-    ".py",
-)  # of which webdataset decodes some by unpickling
-_BLOCK = 512  # of a tar file
 _SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of others it is the name itself
 
 
@@ -70,7 +48,6 @@ def write_shards(
     _webdataset()
     total = sum(len(split) for split in source.splits.values())
     bad: list[dict[str, str]] = []
-    counts: dict[str, int] = {}
     with written_whole(folder) as temporary:
         temporary.mkdir()
         done = 0
@@ -88,12 +65,11 @@ def write_shards(
                     writer.write(data, suffix, int(split.labels[i]))
                     if progress is not None and done % 256 == 0:
                         progress(done, total)
-            counts[name] = writer.count
-        if not any(counts.values()):
+        if len(bad) == total:
             raise DataError("no picture can be read", where=source.name)
-        num_shards, size = _write_manifest(
-            temporary, list(source.class_names), {str(i): i for i in range(len(source.class_names))}
-        )
+        contents = {path: pictures_in(path) for path in tars_in(temporary)}
+        numbers = {str(i): i for i in range(len(source.class_names))}
+        manifest = write_manifest(temporary, contents, list(source.class_names), numbers)
         if bad:
             text = io.StringIO()
             rows = csv.DictWriter(text, ("path", "reason"), lineterminator="\n")
@@ -102,10 +78,7 @@ def write_shards(
             (temporary / "bad_files.csv").write_text(
                 text.getvalue(), encoding="utf-8", errors="surrogateescape"
             )
-    num_ok = sum(counts.values())
-    return ShardResult(
-        num_ok=num_ok, num_bad=len(bad), bad=bad, num_shards=num_shards, num_bytes=size, splits=counts
-    )
+    return _result(manifest, bad)
 
 
 def index_shards(folder: Path, *, progress: Progress | None = None) -> ShardResult:
@@ -118,15 +91,28 @@ def index_shards(folder: Path, *, progress: Progress | None = None) -> ShardResu
     tars = tars_in(folder)
     splits = {split_of(path.name) for path in tars}
     check_splits(splits, folder)
-    names = sorted({label for path in tars for label in _pictures_in(path)[1].values()}, key=_class_order)
+    contents = {path: pictures_in(path) for path in tars}
+    names = sorted({label for _, labels in contents.values() for label in labels.values()}, key=_class_order)
     numbers = {name: i for i, name in enumerate(names)}
-    num_shards, num_bytes = _write_manifest(folder, names, numbers, progress=progress)
-    counts: dict[str, int] = {}
-    for shard in read_json(folder / MANIFEST_NAME)["shards"]:
-        counts[shard["split"]] = counts.get(shard["split"], 0) + shard["count"]
+    return _result(write_manifest(folder, contents, names, numbers, progress=progress), [])
+
+
+def _result(manifest: dict[str, Any], bad: list[dict[str, str]]) -> ShardResult:
+    splits = dict.fromkeys(("train", "val", "test", "all"), 0)
+    for shard in manifest["shards"]:
+        splits[shard["split"]] += shard["count"]
     return ShardResult(
-        num_ok=sum(counts.values()), num_bad=0, bad=[], num_shards=num_shards, num_bytes=num_bytes, splits=counts
-    )  # fmt: skip
+        num_ok=sum(splits.values()),
+        num_bad=len(bad),
+        bad=bad,
+        num_shards=len(manifest["shards"]),
+        num_bytes=sum(shard["size"] for shard in manifest["shards"]),
+        splits={name: count for name, count in splits.items() if count},
+    )
+
+
+def _class_order(label: str) -> tuple[int, str]:
+    return (int(label), "") if label.isascii() and label.isdigit() else (1 << 62, label)
 
 
 def _webdataset() -> Any:
@@ -159,7 +145,7 @@ class _Writer:
             )
             self._number, self._size = self._number + 1, 0
         self._tar.write({"__key__": f"{self.count:09d}", suffix: data, "cls": str(label).encode()})
-        self._size += len(data) + 4 * _BLOCK
+        self._size += len(data) + 4 * BLOCK
         self.count += 1
 
     def _close(self) -> None:
@@ -191,114 +177,3 @@ def _encoded(split: Split, index: int) -> tuple[bytes, str]:
 def _suffix_of(data: bytes) -> str:
     name = describe(data)[3]
     return _SUFFIX_OF_FORMAT.get(name, name.lower())
-
-
-# Indexing
-
-
-def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
-    """(key, suffix, offset, content) of every member that counts. DataError if the archive is cut or odd."""
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:  # never compressed: members must have places
-            for member in tar:
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if member.isdir():
-                    continue
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.is_absolute() or ".." in name.parts:
-                    raise DataError(f"{member.name} is no plain file", where=str(path))
-                suffix = name.suffix.lower()
-                if suffix in _CODE_SUFFIXES:
-                    raise DataError(
-                        f"{member.name} may hold code; such members are not read", where=str(path),
-                        hint="write the shards without it",
-                    )  # fmt: skip
-                if suffix not in IMAGE_SUFFIXES and suffix not in (".cls", ".txt"):
-                    continue
-                if member.size > MAX_BYTES:
-                    raise DataError(f"{member.name} is larger than {MAX_BYTES >> 20} MiB", where=str(path))
-                file = tar.extractfile(member)
-                data = b"" if file is None else file.read()
-                if len(data) != member.size:
-                    raise DataError(f"it is cut in {member.name}", where=str(path))
-                yield str(name.with_suffix("")), suffix, member.offset_data, data
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"the shard cannot be read: {error}", where=str(path)) from error
-    # tarfile takes a cut between two members, or a damaged header, for the end. A whole archive ends in zeros.
-    with path.open("rb") as file_:
-        file_.seek(end)
-        rest = file_.read(1 << 20)
-    if len(rest) < 2 * _BLOCK or any(rest):
-        raise DataError("the archive has no end: it is cut or damaged", where=str(path))
-
-
-def _pictures_in(path: Path) -> tuple[dict[str, tuple[int, int, str]], dict[str, str]]:
-    """Of every key the picture's offset, size and digest, and what its .cls says, or its .txt where there is none."""
-    pictures: dict[str, tuple[int, int, str]] = {}
-    classes: dict[str, str] = {}
-    texts: dict[str, str] = {}
-    for key, suffix, offset, data in _members(path):
-        if suffix in IMAGE_SUFFIXES:
-            if key in pictures:
-                raise DataError(f"two pictures have the key {key}", where=str(path))
-            pictures[key] = (offset, len(data), picture_digest(data))
-        else:
-            labels = classes if suffix == ".cls" else texts
-            labels[key] = data.decode("utf-8", errors="replace").strip()
-    labels = {key: classes.get(key, texts.get(key, "")) for key in pictures}
-    unlabelled = [key for key, label in labels.items() if not label]
-    if unlabelled:
-        raise DataError(f"{unlabelled[0]} has a picture but no .cls with its class", where=str(path))
-    return pictures, labels
-
-
-def _class_order(label: str) -> tuple[int, str]:
-    return (int(label), "") if label.isascii() and label.isdigit() else (1 << 62, label)
-
-
-def _index_of(path: Path, label_numbers: dict[str, int]) -> dict[str, list[Any]]:
-    pictures, labels = _pictures_in(path)
-    return {
-        "key": list(pictures),
-        "label": [label_numbers[labels[key]] for key in pictures],
-        "offset": [offset for offset, _, _ in pictures.values()],
-        "size": [size for _, size, _ in pictures.values()],
-        "digest": [digest for _, _, digest in pictures.values()],
-    }
-
-
-def _write_manifest(
-    folder: Path, class_names: list[str], label_numbers: dict[str, int], *, progress: Progress | None = None
-) -> tuple[int, int]:
-    """Index every shard in `folder` and describe them all; number of shards, and of their bytes.
-
-    label_numbers: the class that each text in a .cls member means.
-    """
-    tars = tars_in(folder)
-    shards: list[dict[str, Any]] = []
-    for done, path in enumerate(tars):
-        index = _index_of(path, label_numbers)
-        index_path = path.with_suffix(".index.json")
-        write_atomically(index_path, json.dumps(index).encode())
-        shards.append(
-            {
-                "file": path.name,
-                "split": split_of(path.name),
-                "count": len(index["key"]),
-                "size": path.stat().st_size,
-                "sha256": sha256(path),
-                "index_sha256": sha256(index_path),
-            }
-        )
-        if progress is not None:
-            progress(done + 1, len(tars))
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "class_names": class_names,
-        "shards": shards,
-    }
-    manifest["sha256"] = manifest_digest(manifest)
-    write_atomically(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
-    return len(shards), sum(shard["size"] for shard in shards)

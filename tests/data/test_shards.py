@@ -94,7 +94,7 @@ def test_pixels_become_png_and_unreadable_files_are_listed(tmp_path, folder):
 
 
 def test_an_interrupted_writing_leaves_nothing(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("mixlab.data.shard_writer._write_manifest", lambda *_: 1 / 0)
+    monkeypatch.setattr("mixlab.data.shard_writer.write_manifest", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_shards(open_source(str(folder)), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

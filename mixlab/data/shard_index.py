@@ -1,0 +1,128 @@
+"""What is in tar shards: every picture's place, digest and class, and the manifest of all (see `shards`)."""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mixlab.data.decode import IMAGE_SUFFIXES, MAX_BYTES
+from mixlab.data.shards import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    Progress,
+    manifest_digest,
+    picture_digest,
+    split_of,
+)
+from mixlab.errors import DataError
+from mixlab.files import sha256, write_atomically
+
+Contents = tuple[dict[str, tuple[int, int, str]], dict[str, str]]  # of a shard, as `pictures_in` gives them
+# webdataset decodes some of these by unpickling.
+_CODE_SUFFIXES = (".pyd", ".pickle", ".pkl", ".pth", ".pt", ".py")
+BLOCK = 512  # of a tar file
+
+
+def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
+    """(key, suffix, offset, content) of every member that counts. DataError if the archive is cut or odd."""
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:  # never compressed: members must have places
+            for member in tar:
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                if member.isdir():
+                    continue
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.is_absolute() or ".." in name.parts:
+                    raise DataError(f"{member.name} is no plain file", where=str(path))
+                suffix = name.suffix.lower()
+                if suffix in _CODE_SUFFIXES:
+                    raise DataError(
+                        f"{member.name} may hold code; such members are not read", where=str(path),
+                        hint="write the shards without it",
+                    )  # fmt: skip
+                if suffix not in IMAGE_SUFFIXES and suffix not in (".cls", ".txt"):
+                    continue
+                if member.size > MAX_BYTES:
+                    raise DataError(f"{member.name} is larger than {MAX_BYTES >> 20} MiB", where=str(path))
+                file = tar.extractfile(member)
+                data = b"" if file is None else file.read()
+                if len(data) != member.size:
+                    raise DataError(f"it is cut in {member.name}", where=str(path))
+                yield str(name.with_suffix("")), suffix, member.offset_data, data
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"the shard cannot be read: {error}", where=str(path)) from error
+    # tarfile takes a cut between two members, or a damaged header, for the end. A whole archive ends in zeros.
+    with path.open("rb") as file_:
+        file_.seek(end)
+        rest = file_.read(1 << 20)
+    if len(rest) < 2 * BLOCK or any(rest):
+        raise DataError("the archive has no end: it is cut or damaged", where=str(path))
+
+
+def pictures_in(path: Path) -> Contents:
+    """Of every key the picture's offset, size and digest, and what its .cls says, or its .txt where there is none."""
+    pictures: dict[str, tuple[int, int, str]] = {}
+    classes: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for key, suffix, offset, data in _members(path):
+        if suffix in IMAGE_SUFFIXES:
+            if key in pictures:
+                raise DataError(f"two pictures have the key {key}", where=str(path))
+            pictures[key] = (offset, len(data), picture_digest(data))
+        else:
+            labels = classes if suffix == ".cls" else texts
+            labels[key] = data.decode("utf-8", errors="replace").strip()
+    labels = {key: classes.get(key, texts.get(key, "")) for key in pictures}
+    unlabelled = [key for key, label in labels.items() if not label]
+    if unlabelled:
+        raise DataError(f"{unlabelled[0]} has a picture but no .cls with its class", where=str(path))
+    return pictures, labels
+
+
+def write_manifest(
+    folder: Path,
+    contents: Mapping[Path, Contents],
+    class_names: list[str],
+    label_numbers: Mapping[str, int],
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write an index of every shard and the manifest of all, and return the manifest.
+
+    contents: of every shard what `pictures_in` found. label_numbers: the class that each text in a .cls member means.
+    """
+    shards: list[dict[str, Any]] = []
+    for done, (path, (pictures, labels)) in enumerate(contents.items()):
+        index = {
+            "key": list(pictures),
+            "label": [label_numbers[labels[key]] for key in pictures],
+            "offset": [offset for offset, _, _ in pictures.values()],
+            "size": [size for _, size, _ in pictures.values()],
+            "digest": [digest for _, _, digest in pictures.values()],
+        }
+        index_path = path.with_suffix(".index.json")
+        write_atomically(index_path, json.dumps(index).encode())
+        shards.append(
+            {
+                "file": path.name,
+                "split": split_of(path.name),
+                "count": len(pictures),
+                "size": path.stat().st_size,
+                "sha256": sha256(path),
+                "index_sha256": sha256(index_path),
+            }
+        )
+        if progress is not None:
+            progress(done + 1, len(contents))
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "class_names": class_names,
+        "shards": shards,
+    }
+    manifest["sha256"] = manifest_digest(manifest)
+    write_atomically(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+    return manifest
