@@ -1,6 +1,11 @@
-"""How this process uses the machine: device, threads, precision. Chosen once, outside the models."""
+"""How this process uses the machine: device, threads, precision, memory. Chosen once, outside the models.
+
+What each choice gave is in docs/results.md. The wait policy of OpenMP's threads is left as it is: to set
+`GOMP_SPINCOUNT=1000` in the environment costs a little on a free machine, and helps models of timm on a busy one.
+"""
 
 import contextlib
+import ctypes
 import os
 from typing import Any
 
@@ -8,6 +13,8 @@ import torch
 
 from mixlab.errors import UsageError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of glibc's malloc.h
+KEPT_BYTES = 1 << 30  # free memory at the heap's end that is kept
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,10 +42,27 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def set_threads(threads: int | None) -> int:
-    """Set and return torch's number of CPU threads; None takes one a core."""
+    """Set and return torch's number of CPU threads; None takes one a core. Also `keep_memory`."""
+    keep_memory()
     threads = threads or num_cores()
     torch.set_num_threads(threads)
     return threads
+
+
+def keep_memory() -> bool:
+    """Let glibc keep the memory that tensors give back, for the next ones; whether it does.
+
+    It would return every large piece to the kernel at once, which clears it anew for the next operation's result.
+    Other C libraries are left alone, and all with MIXLAB_KEEP_MEMORY=0 in the environment.
+    """
+    if os.environ.get("MIXLAB_KEEP_MEMORY") == "0":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
+    no_separate_pieces = mallopt(M_MMAP_MAX, 0)
+    return bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) and no_separate_pieces)
 
 
 def autocast(device: torch.device, precision: str) -> Any:

@@ -36,11 +36,13 @@ def predict(
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     """
+    from mixlab.device import set_threads
     from mixlab.report.tables import show_predictions
     from mixlab.serving.predict import find_images, load, write_csv
 
     if not images:
         raise UsageError("there is no image to look at", where="IMAGE", hint="name files, a folder or a glob")
+    set_threads(None)
     screen = Context.screen()
     with screen.progress_if_any("downloading") as progress:
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
@@ -152,14 +154,22 @@ def shard(
 
 
 def doctor() -> None:
-    """Versions, processor, device and decoder: what this installation has to work with."""
+    """Versions, processor, device, memory and decoder: what this installation has to work with, and how it does."""
+    import os
     from importlib.util import find_spec
 
-    from mixlab.device import describe_machine, pick_device
+    from mixlab.device import describe_machine, keep_memory, pick_device, set_threads
+    from mixlab.models.fast_training import has_fast_passes
     from mixlab.report.tables import show_facts
 
     facts = describe_machine()
     facts["device"] = str(pick_device())
+    facts["threads"] = set_threads(None)
+    facts["memory_kept_for_tensors"] = keep_memory()
+    facts["fast_passes_of_mixers"] = has_fast_passes()
+    facts["openmp_wait"] = os.environ.get("OMP_WAIT_POLICY") or os.environ.get(
+        "GOMP_SPINCOUNT", "its default"
+    )
     facts["jpeg_decoder"] = (
         "simplejpeg" if find_spec("simplejpeg") else "Pillow (install simplejpeg for speed)"
     )

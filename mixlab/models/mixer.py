@@ -123,14 +123,18 @@ class Mixer(nn.Module):
         """Block `index`, from (B, S, C) to (B, S, C); variants of the Mixer override this."""
         return MixerBlock(self.config, drop_prob)
 
-    def embed(self, image_BCHW: Tensor) -> Tensor:
-        """Patches as tokens (B, S, C), in raster order."""
+    def check_size(self, image_BCHW: Tensor) -> None:
+        """UsageError for images of another size than the model's."""
         height, width = image_BCHW.shape[2:]
         if (height, width) != self.config.image_size:
             raise UsageError(
                 f"this Mixer takes images of {_times(self.config.image_size)} pixels, got {height}x{width}",
                 hint="its token mixing is tied to that grid; preprocess the images with the model's own Preprocess",
             )
+
+    def embed(self, image_BCHW: Tensor) -> Tensor:
+        """Patches as tokens (B, S, C), in raster order."""
+        self.check_size(image_BCHW)
         return self.stem(image_BCHW).flatten(2).transpose(1, 2)
 
     def run_block(self, index: int, x_BSC: Tensor) -> Tensor:

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixlab.device import keep_memory
 from mixlab.errors import MixlabError, UsageError
 from mixlab.models.catalog import create_model
+from mixlab.models.cores import Cores
 from mixlab.models.cost import measure_cost
 from mixlab.models.fast import fast
+from mixlab.models.fast_training import is_plain
 from mixlab.models.mixer import Mixer
 
 BACKENDS = ("mixlab", "eager", "timm", "timm-compile", "onnxruntime", "openvino")
@@ -104,33 +107,45 @@ def prepare(backend: str, model: nn.Module, example: Tensor, threads: int) -> Ca
     return {"onnxruntime": _onnxruntime, "openvino": _openvino}[backend](model, example, threads)
 
 
-def _training_step(backend: str, model: nn.Module, threads: int) -> Callable[[Tensor], Tensor]:
+def _training_step(backend: str, model: nn.Module) -> Callable[[Tensor], Tensor]:
     """One step of AdamW on cross-entropy; of our model, or of timm's."""
     model = _timm_twin(model) if backend.startswith("timm") else model
     model.train()
     forward = torch.compile(model) if backend.endswith("compile") else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=backend in ("mixlab", "eager"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=backend == "mixlab")
+    cores = Cores(model) if backend == "mixlab" and is_plain(model) else None
 
     def step(image: Tensor) -> Tensor:
+        target = nn.functional.one_hot(torch.arange(len(image)) % 1000, 1000).float()
         optimizer.zero_grad(set_to_none=True)
-        logits: Tensor = forward(image)
-        nn.functional.cross_entropy(logits, torch.arange(len(image)) % logits.shape[1]).backward()
+        if cores is None:
+            loss = nn.functional.cross_entropy(forward(image), target)
+            loss.backward()
+        else:
+            loss, _ = cores.backward(image, target, lambda logits, part: _share(logits, part, len(image)))
         optimizer.step()
-        return logits.detach()
+        return loss.detach()
 
     return step
+
+
+def _share(logits: Tensor, target: Tensor, num_images: int) -> Tensor:
+    """What a part of a batch has in its mean loss."""
+    return len(target) / num_images * nn.functional.cross_entropy(logits, target)
 
 
 def _serve(connection: Connection, job: dict[str, Any]) -> None:
     """One process: prepare, warm up, then time whenever the parent asks."""
     torch.set_num_threads(job["threads"])
+    if job["backend"] == "mixlab":
+        keep_memory()  # as mixlab's commands do; the others have their own defaults
     try:
         model = _model(job["model"], job["image_size"])
         image = torch.randn(
             job["batch_size"], 3, *job["image_size"], generator=torch.Generator().manual_seed(1)
         )
         if job["train"]:
-            call = _training_step(job["backend"], model, job["threads"])
+            call = _training_step(job["backend"], model)
             logits = call(image)
             call(image)
         else:

@@ -86,6 +86,8 @@ class Recipe:
     freeze: this many layers keep their initial weights: 1 the stem, 2 the first block too, and so on; -1 all but
         the head.
     budget_seconds: a note of the --budget from which `steps` was set.
+    fast: a Mixer in fp32 on a CPU takes mixlab's own passes forward and back, a core for each few images: the same
+        gradients within rounding, sooner (docs/results.md); false leaves all to torch.
     parallel: how several processes (torchrun) share the work: `ddp` has the model on each, `fsdp` spreads it.
     virtual_shards: cut every batch into this many parts and add their gradients in a fixed order, so that the result
         has the same bits on any number of processes up to this one; 0 is off, and faster.
@@ -110,6 +112,7 @@ class Recipe:
     threads: int | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    fast: bool = True
     checkpoint_seconds: float = 15.0
     keep: int = 2
     skip_nonfinite: int = 0

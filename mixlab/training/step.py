@@ -17,6 +17,8 @@ from mixlab.data.loader import Batch
 from mixlab.data.random import torch_seed
 from mixlab.device import autocast
 from mixlab.errors import DataError, UsageError, WeightsError
+from mixlab.models.cores import Cores
+from mixlab.models.fast_training import is_plain
 from mixlab.training.distributed import ALONE, World
 from mixlab.training.failures import NonFiniteError
 from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
@@ -80,6 +82,9 @@ class TrainState:
                 self.model, device_ids=[device.index] if device.type == "cuda" else None
             )
         inner = self.ddp or self.model
+        is_alone = inner is self.model and not self.is_spread
+        wanted = recipe.fast and is_alone and not recipe.compile and recipe.precision == "fp32"
+        self.cores = Cores(self.model) if wanted and is_plain(self.model) else None
         self.forward: Any = torch.compile(inner) if recipe.compile else inner
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.class_weights: Tensor | None = None
@@ -234,6 +239,16 @@ def _backward(
             images, targets = _blank(images, targets)
         # Stochastic depth and dropout draw from it.
         torch.manual_seed(torch_seed(recipe.seed, step, shard * recipe.accumulate + part))
+        if state.cores is not None:
+
+            def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+                mean = loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
+                return len(targets) / share_of * mean
+
+            loss, correct = state.cores.backward(images, targets, loss_of)
+            loss_sum += loss
+            num_correct += correct
+            continue
         with _exchange(state, is_last=part == num_parts - 1):
             with autocast(device, recipe.precision):
                 logits = state.forward(images)

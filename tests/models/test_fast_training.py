@@ -1,0 +1,122 @@
+"""The passes for training give the model's own logits and gradients, whatever is switched on."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mixlab.models.catalog import create_model
+from mixlab.models.cores import Cores
+from mixlab.models.fast_training import FastTraining, is_plain
+from mixlab.models.mixer import Mixer
+
+CASES = {
+    "tanh": ("mixer_micro4", (32, 32), {}),
+    "erf, one channel, oblong": ("mixer_pico2", (8, 12), {"gelu": "erf", "in_channels": 1, "layer_norm_eps": 1e-5}),
+    "stochastic depth": ("mixer_pico2", (12, 8), {"stochastic_depth": 0.6}),
+    "blocks computed again": ("mixer_pico2", (8, 8), {"stochastic_depth": 0.6, "checkpoint": True}),
+}  # fmt: skip
+
+
+def drawn(name: str, size: tuple[int, int], **options) -> Mixer:
+    """A model whose every parameter is drawn, so that nothing that is left out goes unseen."""
+    torch.manual_seed(1)
+    again = options.pop("checkpoint", False)
+    model = create_model(name, num_classes=7, image_size=size, **options)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
+    model.checkpoint_blocks = again
+    return model
+
+
+def batch(model: Mixer, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    image = torch.randn(num_images, model.config.in_channels, *model.config.image_size)
+    return image, F.one_hot(torch.arange(num_images) % 7, 7).float()
+
+
+def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -(targets.to(logits.dtype) * logits.log_softmax(1)).sum() / 37
+
+
+def exact_gradients(model: Mixer, image: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
+    """In float64, by torch's own operations, with the same draws."""
+    twin = copy.deepcopy(model).double()
+    keep = FastTraining(model).draw(len(image))
+    for block, *kept in zip(twin.blocks, keep[::2], keep[1::2], strict=True):
+        given = iter(kept * 2)  # once more where the block is computed again
+        block.drop.forward = lambda branch, given=given: (
+            branch if (mask := next(given)) is None else branch * mask
+        )
+    loss_of(twin(image.double()), target).backward()
+    return [p.grad for p in twin.parameters()]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_the_models(case, threads):
+    name, size, options = CASES[case]
+    model = drawn(name, size, **options)
+    image, target = batch(model, 37)
+    torch.manual_seed(3)
+    expected = exact_gradients(model, image, target)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        cores = Cores(model)
+        cores._at_once = 5
+        torch.manual_seed(3)
+        loss, correct = cores.backward(image, target, loss_of)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert 0 <= int(correct) <= 37
+    assert float(loss) > 0
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
+        difference = float((parameter.grad - gradient).abs().max())
+        assert difference <= 2e-5 * max(float(gradient.abs().max()), 1e-3 * largest), name
+
+
+def test_logits_are_the_models_and_another_size_is_refused():
+    model = drawn("mixer_nano4", (28, 20))
+    image, _ = batch(model, 3)
+    with torch.no_grad():
+        assert (FastTraining(model)(image) - model(image)).abs().max() < 1e-4
+        with pytest.raises(Exception, match="takes images of 28x20"):
+            FastTraining(model)(image.transpose(2, 3))
+
+
+def test_frozen_layers_get_no_gradient_and_gradients_add_up():
+    model = drawn("mixer_pico2", (8, 8))
+    for parameter in [*model.stem.parameters(), *model.blocks[0].parameters()]:
+        parameter.requires_grad_(False)
+    image, target = batch(model, 9)
+    cores = Cores(model)
+    cores.backward(image, target, loss_of)
+    once = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    cores.backward(image, target, loss_of)
+    twice = [p.grad for p in model.parameters() if p.grad is not None]
+    assert model.blocks[0].token_mixing.fc1.weight.grad is None
+    assert len(once) == sum(p.requires_grad for p in model.parameters())
+    for one, two in zip(once, twice, strict=True):
+        assert torch.equal(one * 2, two)
+
+
+def test_the_same_draws_as_the_model_itself():
+    model = drawn("mixer_pico2", (8, 8), stochastic_depth=0.7)
+    image, _ = batch(model, 16)
+    found = []
+    for forward in (model, FastTraining(model)):
+        torch.manual_seed(5)
+        found.append(forward(image))
+    assert (found[0] - found[1]).abs().max() < 1e-4
+    assert (found[0] - model(image)).abs().max() > 1e-2
+
+
+def test_only_a_plain_mixer_in_float32_is_taken():
+    assert is_plain(create_model("mixer_pico2", num_classes=3, image_size=(8, 8)))
+    assert not is_plain(create_model("mixer_pico2", num_classes=3, image_size=(8, 8), token_mixing="untied"))
+    assert not is_plain(create_model("mixer_pico2", num_classes=3, image_size=(8, 8)).double())
+    assert not is_plain(nn.Linear(2, 2))

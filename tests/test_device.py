@@ -1,0 +1,35 @@
+"""How a process uses the machine."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT_FAULTS = """
+import resource, torch
+from mixlab.device import keep_memory
+print(keep_memory())
+torch.set_num_threads(1)
+a = torch.ones(16 << 20)  # 64 MiB: glibc itself keeps up to 32
+for _ in range(5): a * 2
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20): a * 2
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+def test_memory_of_a_result_is_used_again_unless_forbidden():
+    faults = {}
+    for value in ("1", "0"):
+        run = subprocess.run(
+            [sys.executable, "-c", COUNT_FAULTS],
+            env=os.environ | {"MIXLAB_KEEP_MEMORY": value},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        kept, count = run.stdout.split()
+        assert kept == str(value == "1")
+        faults[value] = int(count)
+    assert faults["1"] < 100 < faults["0"]
