@@ -1,5 +1,8 @@
 """The command that measures speed; torch is imported inside it, so that help and usage errors come at once."""
 
+from pathlib import Path
+from typing import Literal
+
 from mixlab.commands.context import Context, emit, parse_size
 from mixlab.errors import UsageError
 
@@ -8,10 +11,13 @@ def bench(
     *models: str,
     against: str = "timm",
     train: bool = False,
-    batch_size: int = 16,
+    batch_size: str = "16",
     image_size: str | None = None,
+    gelu: Literal["tanh", "erf"] | None = None,
     rounds: int = 7,
     threads: int | None = None,
+    official_code: Path | None = None,
+    figure: Path | None = None,
 ) -> int:
     """Measure how fast models are on this machine, beside others that compute the same logits.
 
@@ -22,41 +28,53 @@ def bench(
     models
         Names from `mixlab models`; mixer_s16 by default.
     against
-        With commas: eager (the plain model), timm, timm-compile, onnxruntime, openvino; `none` for none.
+        With commas: eager (the plain model), timm, timm-compile, onnxruntime, openvino, jax; `none` for none.
     train
         Measure a training step (forward, backward, AdamW) instead of inference.
     batch_size
-        Images at a time; 1 for latency.
+        Images at a time; `auto` finds the fastest.
     image_size
         Side, or HxW, in pixels; the model's own by default.
+    gelu
+        Of all sides; by default the model's own.
     rounds
         Turns of every backend.
     threads
         CPU threads; one a core by default.
+    official_code
+        A checkout of the authors' code, for jax.
+    figure
+        Draw the speeds into this PNG file.
     """
     from mixlab.device import describe_machine, num_cores
     from mixlab.models.catalog import MODELS
+    from mixlab.report.figures import save_figure, speeds
     from mixlab.report.tables import show_bench
     from mixlab.serving.bench import bench as run_bench
 
-    names = models or ("mixer_s16",)
-    for key, value in (("--batch-size", batch_size), ("--rounds", rounds)):
-        if value < 1:
-            raise UsageError(f"{value} is too few", where=key)
+    size = 0 if batch_size == "auto" else int(batch_size) if batch_size.isdecimal() else -1
+    if size < 0 or batch_size == "0":
+        raise UsageError(f"{batch_size} is no number of images", where="--batch-size", hint="1, 16 or auto")
+    if rounds < 1:
+        raise UsageError(f"{rounds} is too few", where="--rounds")
     screen = Context.screen()
     rows = []
-    for name in names:
+    for name in models or ("mixer_s16",):
         side = MODELS[name][0] if name in MODELS else 224
         rows += run_bench(
-            (name,),
+            name,
             () if against == "none" else tuple(against.split(",")),
             image_size=parse_size(image_size) or (side, side),
-            batch_size=batch_size,
+            batch_size=size,
             threads=threads or num_cores(),
             train=train,
             rounds=rounds,
+            options={} if gelu is None else {"gelu": gelu},
+            official_code=official_code,
             say=screen.say,
         )
+    if figure is not None:
+        save_figure(speeds(rows), figure)
     show_bench(rows, screen)
     emit({"machine": describe_machine(), "rows": rows})
     return 1 if any("error" in row for row in rows) else 0

@@ -37,6 +37,7 @@ def pool_of_cores(num_threads: int) -> ThreadPoolExecutor:
             ready = threading.Barrier(num_threads)
 
             def begin() -> None:
+                torch.get_num_threads()  # else a thread's first operation takes the number of the others again
                 torch.set_num_threads(1)  # of this thread, but also of MKL in all of them: put right below
                 ready.wait()
 

@@ -230,6 +230,30 @@ def _wrap(caption: str) -> list[str]:
     return lines
 
 
+def speeds(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Images a second of every backend, a panel for each model, from the rows of `mixlab bench`."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(7, 0.6 + 2.2 * len(models)), layout="constrained")
+    for ax, model in zip(figure.subplots(len(models), 1, squeeze=False)[:, 0], models, strict=True):
+        found = [row for row in rows if row["model"] == model and "error" not in row]
+        first = found[0]
+        bars = ax.barh(
+            [row["backend"] for row in found],
+            [row["images_per_second"] for row in found],
+            color=[BLUE if row["backend"] == "mixlab" else GREY for row in found],
+        )
+        ax.bar_label(bars, fmt="{:,.3g}", padding=3, fontsize=SMALL)
+        ax.invert_yaxis()
+        ax.margins(x=0.12)
+        size = "x".join(str(side) for side in first["image_size"])
+        mode = "training step" if first["mode"] == "train" else "inference"
+        _tidy(
+            ax, f"{model}, {mode}, {size} pixels, batches of {first['batch_size']}", "images per second", ""
+        )
+        ax.grid(axis="y", visible=False)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG of 120 dots per inch, the same bytes for the same figure. Raises DiskError."""
     content = BytesIO()

@@ -170,11 +170,12 @@ def show_bench(rows: list[dict[str, Any]], screen: Screen) -> None:
         "model",
         "backend",
         "images/s",
-        "ms a batch",
+        "ms for one",
         "GFLOP/s",
         "of GEMM peak",
         "memory",
         "mixlab is",
+        "for one",
     ):
         table.add_column(heading, justify="left" if heading in ("model", "backend") else "right")
     ours: dict[str, Any] = {}
@@ -185,11 +186,16 @@ def show_bench(rows: list[dict[str, Any]], screen: Screen) -> None:
         if "ratio" in row:
             ours = row
         ratio, backend = ours.get("ratio", {}), row["backend"]
-        times = ""
+        times = alone = ""
         if backend in ratio:
             low, high = ours["ratio_range"][backend]
             times = f"{ratio[backend]:.2f}x ({low:.2f} to {high:.2f})"
-        speed = [f"{row[key]:,.1f}" for key in ("images_per_second", "ms_per_batch", "gflops")]
+            if "ratio_batch_1" in ours:
+                alone = f"{ours['ratio_batch_1'][backend]:.2f}x"
+        speed = [
+            "" if row[key] is None else f"{row[key]:,.1f}"
+            for key in ("images_per_second", "ms_batch_1", "gflops")
+        ]
         memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
-        table.add_row(row["model"], backend, *speed, f"{row['peak_share']:.0%}", memory, times)
+        table.add_row(row["model"], backend, *speed, f"{row['peak_share']:.0%}", memory, times, alone)
     screen.show(table)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -113,3 +115,27 @@ def test_a_forked_process_makes_threads_of_its_own(threads):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert done == (child, 0)
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="counts the threads of a process as Linux does"
+)
+def test_each_core_computes_alone():
+    """A thread of the pool that shares its work with threads of its own has the cores wait for each other."""
+    code = """
+import os, torch
+from mixlab.models.catalog import create_model
+from mixlab.models.cores import pool_of_cores
+from mixlab.models.fast import fast
+torch.set_num_threads(2)
+model = create_model("mixer_micro4", num_classes=10).eval()
+image = torch.randn(64, 3, 32, 32)
+with torch.no_grad():
+    model(image)  # the threads of torch itself
+before = len(os.listdir("/proc/self/task"))
+pool_of_cores(2)
+fast(model)(image)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "2"

@@ -101,7 +101,7 @@ def test_frozen_layers_get_no_gradient_and_gradients_add_up():
     assert model.blocks[0].token_mixing.fc1.weight.grad is None
     assert len(once) == sum(p.requires_grad for p in model.parameters())
     for one, two in zip(once, twice, strict=True):
-        assert torch.equal(one * 2, two)
+        assert (one * 2 - two).abs().max() <= 1e-5 * two.abs().max().clamp(min=1e-3)
 
 
 def test_the_same_draws_as_the_model_itself():

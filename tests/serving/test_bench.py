@@ -1,6 +1,8 @@
 """Speed measured beside others: that all compute the same, and that the table says what was measured."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 from mixlab.models.fast import FastMixer
 from mixlab.serving import bench as module
-from mixlab.serving.bench import _model, _timm_twin, bench, prepare
+from mixlab.serving.backends import build_model, inference, timm_twin, training
+from mixlab.serving.bench import bench
 
 SMALL = {"image_size": (8, 8), "batch_size": 4, "threads": 1, "rounds": 2}
 
@@ -25,23 +28,54 @@ def test_every_backend_computes_the_models_logits(backend, gelu):
         torch.nn.init.normal_(parameter, std=0.2)
     image = torch.randn(6, 3, 8, 12)
     with torch.no_grad():
-        call = prepare(backend, model, image[:2], threads=1)
+        call = inference(backend, model, image[:2], threads=1)
         for part in (image, image[:1]):  # the batch axis is free
             assert (call(part) - model(part)).abs().max() < 1e-4
 
 
 def test_the_models_of_all_processes_are_the_same_and_do_not_answer_zero():
-    first, second = _model("mixer_pico2", (8, 8)), _model("mixer_pico2", (8, 8))
+    first, second = build_model("mixer_pico2", (8, 8)), build_model("mixer_pico2", (8, 8))
     image = torch.randn(2, 3, 8, 8)
     assert torch.equal(first(image), second(image))
     assert first(image).abs().max() > 0.01
-    assert _timm_twin(first).__class__.__module__ == "timm.models.mlp_mixer"
-    assert isinstance(prepare("mixlab", first, image, 1), FastMixer)
+    assert timm_twin(first).__class__.__module__ == "timm.models.mlp_mixer"
+    assert isinstance(inference("mixlab", first, image, 1), FastMixer)
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_every_training_step_has_the_same_loss_and_the_same_second_one(gelu):
+    image = torch.randn(6, 3, 8, 8)
+    losses = {}
+    for backend in ("mixlab", "eager", "timm"):
+        step = training(backend, build_model("mixer_pico2", (8, 8), gelu=gelu))
+        losses[backend] = torch.stack([step(image), step(image)])
+        assert losses[backend][1] < losses[backend][0]
+    for found in losses.values():
+        assert (found - losses["timm"]).abs().max() < 1e-5
+
+
+def test_the_authors_code_computes_the_same():
+    pytest.importorskip("flax", reason="the authors' code needs jax, flax and einops")
+    code = os.environ.get("MIXLAB_OFFICIAL_CODE")
+    if not code:
+        pytest.skip("MIXLAB_OFFICIAL_CODE names no checkout of the authors' code")
+    model = build_model("mixer_pico2", (8, 12))
+    image = torch.randn(6, 3, 8, 12)
+    with torch.no_grad():
+        assert (inference("jax", model, image, 1, Path(code))(image) - model(image)).abs().max() < 1e-4
+    ours, theirs = training("mixlab", model), training("jax", build_model("mixer_pico2", (8, 12)), Path(code))
+    for _ in range(3):
+        assert abs(float(ours(image)) - float(theirs(image))) < 1e-5
+
+
+def test_the_authors_code_must_be_named():
+    with pytest.raises(UsageError, match="authors' code is needed"):
+        inference("jax", build_model("mixer_pico2", (8, 8)), torch.zeros(1, 3, 8, 8), 1, None)
 
 
 @pytest.mark.slow  # several interpreters
 def test_a_row_for_each_backend_with_ratios_of_rounds():
-    rows = bench(("mixer_pico2",), ("eager", "timm"), **SMALL)
+    rows = bench("mixer_pico2", ("eager", "timm"), **SMALL)
     assert [row["backend"] for row in rows] == ["mixlab", "eager", "timm"]
     assert rows[0]["ratio"].keys() == {"eager", "timm"}
     for row in rows:
@@ -54,19 +88,19 @@ def test_a_row_for_each_backend_with_ratios_of_rounds():
 
 @pytest.mark.slow  # several interpreters
 def test_training_steps_are_measured_too():
-    rows = bench(("mixer_pico2",), ("timm",), train=True, **SMALL)
+    rows = bench("mixer_pico2", ("timm",), train=True, **SMALL)
     assert {row["mode"] for row in rows} == {"train"}
 
 
 @pytest.mark.slow  # several interpreters
 def test_a_backend_that_cannot_or_computes_something_else_is_said(monkeypatch):
     with pytest.raises(UsageError, match="no backend 'tensorrt'"):
-        bench(("mixer_pico2",), ("tensorrt",), **SMALL)
+        bench("mixer_pico2", ("tensorrt",), **SMALL)
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
-    rows = bench(("mixer_pico2",), ("eager",), **SMALL)
+    rows = bench("mixer_pico2", ("eager",), **SMALL)
     assert "logits differ" in rows[1]["error"]
     with pytest.raises(UsageError, match="not a multiple of patch_size"):
-        bench(("mixer_pico2",), ("eager",), **(SMALL | {"image_size": (9, 9)}))
+        bench("mixer_pico2", ("eager",), **(SMALL | {"image_size": (9, 9)}))
 
 
 @pytest.mark.slow  # several interpreters
