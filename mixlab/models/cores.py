@@ -16,7 +16,7 @@ from torch import Tensor
 from mixlab.models.fast_training import FastTraining
 from mixlab.models.mixer import Mixer, MixerConfig
 
-CHUNK_BYTES = 6 << 20  # of the widest activation of one chunk of images; with MAX_CHUNK measured (LOG.md)
+CHUNK_BYTES = 13 << 20  # of the widest activation of one chunk of images; with MAX_CHUNK measured (LOG.md)
 MAX_CHUNK = 32  # images
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()

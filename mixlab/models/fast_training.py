@@ -54,8 +54,8 @@ def product_and(kind: str, x: Tensor, weight: Tensor, other: Tensor, bias: Tenso
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, kind)
 
 
-LINEAR = 2 * math.sqrt(2 / math.pi)
-CUBIC = LINEAR * 0.044715
+LINEAR = torch.tensor(2 * math.sqrt(2 / math.pi))  # a tensor, to be added and multiplied in one pass
+CUBIC = 2 * math.sqrt(2 / math.pi) * 0.044715
 
 
 def _gelu(h: Tensor, form: Gelu) -> tuple[Tensor, Tensor]:
@@ -67,8 +67,7 @@ def _gelu(h: Tensor, form: Gelu) -> tuple[Tensor, Tensor]:
     if form == "erf":
         a = F.gelu(h)
         return a, a
-    gate = h * h
-    gate.mul_(CUBIC).add_(LINEAR).mul_(h).sigmoid_()
+    gate = torch.add(LINEAR, h * h, alpha=CUBIC).mul_(h).sigmoid_()
     return h * gate, gate
 
 
@@ -80,8 +79,8 @@ def _through_gelu(h: Tensor, kept: Tensor, form: Gelu, x: Tensor, weight: Tensor
     """The gradient of h, where `product(x, weight)` is that of its GELU."""
     if form == "erf":
         return torch.ops.aten.gelu_backward(product(x, weight), h)
-    slope = h * h
-    slope.mul_(3 * CUBIC).add_(LINEAR).mul_(h).mul_(1 - kept).add_(1).mul_(kept)
+    slope = torch.add(LINEAR, h * h, alpha=3 * CUBIC).mul_(h)  # h z'
+    slope = torch.ops.aten.sigmoid_backward(slope, kept).add_(kept)
     return product_and("mul", x, weight, slope)
 
 
@@ -145,7 +144,9 @@ class _ChannelMixing(torch.autograd.Function):
         rows = gradient.view_as(normed)
         w2_grad = product(rows.t(), _gelu_again(h, kept, ctx.form).t())
         h_grad = _through_gelu(h, kept, ctx.form, rows, w2.t())
-        w1_grad = product(h_grad.t(), normed.t())
+        w1_grad = (
+            product(normed.t(), h_grad.t()).t().contiguous()
+        )  # its first argument is copied: the narrow one
         x_grad, scale_grad, shift_grad = _norm_backward(product(h_grad, w1.t()), x, mean, rstd, scale, shift)
         if ctx.add:
             x_grad = x_grad.add_(gradient)
