@@ -100,8 +100,9 @@ def theirs(what: str, *arguments: str) -> float:
 
 
 def timm_loader(root: str, split: str, is_training: bool, batch_size: int) -> Any:
-    from timm.data import create_dataset, create_loader, create_transform
+    from timm.data import add_img_extensions, create_dataset, create_loader, create_transform
 
+    add_img_extensions(".webp")
     dataset = create_dataset("", root=root, split=split, is_training=is_training)
     loader = create_loader(
         dataset, input_size=(3, 32, 32), batch_size=batch_size, is_training=is_training,
@@ -307,7 +308,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
 
 OTHERS = ("train-loader", "evaluation", "loader-500", "loader-12mp", "busy", "busy-torch")
 TITLES = {
-    "train-loader": "Training with the loader: the CIFAR-size model on a folder of CIFAR-10, batches of 128, without the start",
+    "train-loader": "Training the CIFAR-size model on a folder of CIFAR-10 with the loader, batches of 128",
     "evaluation": "Evaluation of 10,000 CIFAR pictures, whole command",
     "loader-500": "JPEG files of 500 x 375 to training batches of 224 pixels",
     "loader-12mp": "JPEG files of 4000 x 3000 to training batches of 224 pixels",
@@ -319,9 +320,10 @@ TITLES = {
 def page(results: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks", "",
-        "Written by `python benchmarks/peers.py` from docs/benchmarks.json; do not edit. All sides of a row take turns in one",
-        "run, each in a warm process of its own with its own defaults; ratios are medians over the rounds (range). Logits agree",
-        "within 1e-4, the first training loss too. A share of the peak is of the machine's best 4096^3 product in float32.", "",
+        "Written by `python benchmarks/peers.py` from docs/benchmarks.json; do not edit. All sides of a row take turns in",
+        "one run, each in a warm process of its own with its own defaults; ratios are medians over the rounds (range).",
+        "Logits agree within 1e-4, the first training loss too. A share of the peak is of the machine's best 4096^3",
+        "product in float32. `timm` is its model as it stands, with the same weights and GELU.", "",
     ]  # fmt: skip
     for name in MODELS:
         if name not in results:
@@ -332,7 +334,7 @@ def page(results: dict[str, Any]) -> str:
         lines += [
             f"## {first['model']}, {'training step' if first['mode'] == 'train' else 'inference'}, {side} pixels, "
             f"batches of {first['batch_size']}, {value['gelu']} GELU", "",
-            "| backend | images/s | GFLOP/s | of peak | ms for one image | peak memory, MiB | mixlab is | for one image |",
+            "| backend | images/s | GFLOP/s | of peak | ms for one | peak MiB | mixlab is | for one image |",
             "|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for row in value["rows"]:
@@ -347,10 +349,9 @@ def page(results: dict[str, Any]) -> str:
                     low, high = first["ratio_batch_1_range"][row["backend"]]
                     alone = f"{first['ratio_batch_1'][row['backend']]:.2f}x ({low:.2f} to {high:.2f})"
             one = "" if row["ms_batch_1"] is None else f"{row['ms_batch_1']:.1f}"
-            lines.append(
-                f"| {row['backend']} | {row['images_per_second']:,.1f} | {row['gflops']:.0f} | {row['peak_share']:.0%} "
-                f"| {one} | {row['peak_memory_bytes'] / 2**20:,.0f} | {times} | {alone} |"
-            )
+            speed = f"{row['images_per_second']:,.1f} | {row['gflops']:.0f} | {row['peak_share']:.0%}"
+            memory = f"{row['peak_memory_bytes'] / 2**20:,.0f}"
+            lines.append(f"| {row['backend']} | {speed} | {one} | {memory} | {times} | {alone} |")
         lines += ["", _where(value, first["rounds"]), ""]
     lines += [
         "## Whole commands and loaders",
@@ -395,10 +396,12 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
+    machine = f"{facts['cores']} cores of {facts['cpu']} ({facts['cpu_capability']})"
     about = {
-        "machine": f"{facts['cores']} cores of {facts['cpu']} ({facts['cpu_capability']}), torch {facts['versions']['torch']}",
-        "commit": commit, "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "machine": f"{machine}, torch {facts['versions']['torch']}",
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     results = json.loads(options.results.read_text()) if options.results.is_file() else {}
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
