@@ -320,10 +320,11 @@ TITLES = {
 def page(results: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks", "",
-        "Written by `python benchmarks/peers.py` from docs/benchmarks.json; do not edit. All sides of a row take turns in",
-        "one run, each in a warm process of its own with its own defaults; ratios are medians over the rounds (range).",
-        "Logits agree within 1e-4, the first training loss too. A share of the peak is of the machine's best 4096^3",
-        "product in float32. `timm` is its model as it stands, with the same weights and GELU.", "",
+        "Written by `python benchmarks/peers.py` from docs/benchmarks.json; do not edit. All sides of a row take",
+        "turns in one run, each in a warm process of its own with its own defaults; ratios are medians over the",
+        "rounds (range). Logits agree within 1e-4, the first training loss too. A share of the peak is of the",
+        "machine's best 4096^3 product in float32. `timm` is its model as it stands, with the same weights and GELU.",
+        "",
     ]  # fmt: skip
     for name in MODELS:
         if name not in results:

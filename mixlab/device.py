@@ -107,16 +107,28 @@ def memory_bytes() -> int:
         return physical
 
 
+def current_memory_bytes() -> int:
+    """The memory this process has now; outside Linux the most it has had."""
+    return _status("VmRSS") or peak_memory_bytes()
+
+
 def peak_memory_bytes() -> int:
     """The most memory this process has had so far."""
-    try:  # Linux; the figure of getrusage would begin with the parent's
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-        import sys
+    if found := _status("VmHWM"):  # the figure of getrusage begins with the parent's
+        return found
+    import resource
+    import sys
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(key: str) -> int | None:
+    """A figure in bytes of what Linux says about this process."""
+    try:
+        with open("/proc/self/status") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(key)), None)
+    except OSError:
+        return None
 
 
 def _version(version: Any, name: str) -> str | None:

@@ -1,7 +1,9 @@
 """The command that measures speed; torch is imported inside it, so that help and usage errors come at once."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from mixlab.commands.context import Context, emit, parse_size
 from mixlab.errors import UsageError
@@ -11,6 +13,7 @@ def bench(
     *models: str,
     against: str = "timm",
     train: bool = False,
+    scale: Annotated[bool, Parameter(negative="")] = False,
     batch_size: str = "16",
     image_size: str | None = None,
     gelu: Literal["tanh", "erf"] | None = None,
@@ -31,6 +34,8 @@ def bench(
         With commas: eager (the plain model), timm, timm-compile, onnxruntime, openvino, jax; `none` for none.
     train
         Measure a training step (forward, backward, AdamW) instead of inference.
+    scale
+        Instead measure time and memory against the number of patches and the width, for Mixer, ViT and ResNet.
     batch_size
         Images at a time; `auto` finds the fastest.
     image_size
@@ -44,7 +49,7 @@ def bench(
     official_code
         A checkout of the authors' code, for jax.
     figure
-        Draw the speeds into this PNG file.
+        Draw the speeds, or the curves of --scale, into this PNG file.
     """
     from mixlab.device import describe_machine, num_cores
     from mixlab.models.catalog import MODELS
@@ -58,6 +63,10 @@ def bench(
     if rounds < 1:
         raise UsageError(f"{rounds} is too few", where="--rounds")
     screen = Context.screen()
+    if scale:
+        if models:
+            raise UsageError("--scale has models of its own", where=models[0], hint="leave the names out")
+        return _scale(threads or num_cores(), train, figure)
     rows = []
     for name in models or ("mixer_s16",):
         side = MODELS[name][0] if name in MODELS else 224
@@ -78,3 +87,20 @@ def bench(
     show_bench(rows, screen)
     emit({"machine": describe_machine(), "rows": rows})
     return 1 if any("error" in row for row in rows) else 0
+
+
+def _scale(threads: int, train: bool, figure: Path | None) -> int:
+    from mixlab.device import describe_machine
+    from mixlab.report.figures import growth_curves, save_figure
+    from mixlab.report.tables import show_growth
+    from mixlab.serving.scale import growth
+    from mixlab.serving.scale import scale as run_scale
+
+    screen = Context.screen()
+    rows = run_scale(threads=threads, train=train, say=screen.say)
+    powers = growth(rows)
+    if figure is not None:
+        save_figure(growth_curves(rows), figure)
+    show_growth(rows, powers, screen)
+    emit({"machine": describe_machine(), "rows": rows, "growth": powers})
+    return 0

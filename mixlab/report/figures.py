@@ -254,6 +254,31 @@ def speeds(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def growth_curves(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Time and memory an image against patches and width, from the rows of `mixlab bench --scale`; all axes log."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    grid = figure.subplots(2, 2, sharey="row")
+    styles = zip((BLUE, "#56B4E9", ORANGE, GREY), "osD^", strict=True)
+    looks = dict(zip(dict.fromkeys(row["family"] for row in rows), styles, strict=False))
+    for line, (key, label, factor) in enumerate(
+        (("seconds_per_image", "milliseconds an image", 1e3), ("bytes_per_image", "MiB an image", 2**-20))
+    ):
+        for ax, axis in zip(grid[line], ("patches", "width"), strict=True):
+            for family, (color, marker) in looks.items():
+                found = [row for row in rows if row["family"] == family and row["axis"] == axis]
+                x = [row[axis] for row in found]
+                ax.plot(
+                    x, [factor * row[key] for row in found], color=color, marker=marker, markersize=5, label=family
+                )  # fmt: skip
+            _tidy(ax, "", "patches" if axis == "patches" else "channels", label)
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            ax.set_xticks(x, [str(value) for value in x])
+            ax.minorticks_off()
+    grid[0, 0].legend(fontsize=SMALL, frameon=False)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG of 120 dots per inch, the same bytes for the same figure. Raises DiskError."""
     content = BytesIO()

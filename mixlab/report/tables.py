@@ -199,3 +199,24 @@ def show_bench(rows: list[dict[str, Any]], screen: Screen) -> None:
         memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
         table.add_row(row["model"], backend, *speed, f"{row['peak_share']:.0%}", memory, times, alone)
     screen.show(table)
+
+
+def show_growth(rows: list[dict[str, Any]], powers: list[dict[str, Any]], screen: Screen) -> None:
+    """Time and memory an image at every point, and with what power they grow at the end."""
+    for axis, title in (("patches", "patches"), ("width", "channels")):
+        table = Table(title=f"against {title}: ms, MiB an image")
+        values = list(dict.fromkeys(row[axis] for row in rows if row["axis"] == axis))
+        for heading in ("", *map(str, values), "time grows as", "memory as"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for power in powers:
+            if power["axis"] != axis:
+                continue
+            found = [row for row in rows if row["family"] == power["family"] and row["axis"] == axis]
+            cells = [
+                f"{1000 * row['seconds_per_image']:.1f}, {row['bytes_per_image'] / 2**20:.0f}"
+                for row in found
+            ]
+            table.add_row(
+                power["family"], *cells, f"{title}^{power['time']:.2f}", f"{title}^{power['memory']:.2f}"
+            )
+        screen.show(table)

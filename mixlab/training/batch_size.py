@@ -1,14 +1,13 @@
 """`--batch-size auto`: the largest power of two of images a step that fits into memory, found by trying."""
 
 import copy
-import resource
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mixlab.data.loader import TrainingPictures, training_batches
-from mixlab.device import memory_bytes
+from mixlab.device import memory_bytes, peak_memory_bytes
 from mixlab.errors import TrainingError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import World
@@ -107,7 +106,7 @@ def _used(device: torch.device) -> int:
     """Most memory that this process has held so far, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory_bytes()
 
 
 def _memory(device: torch.device, world: World) -> float:
