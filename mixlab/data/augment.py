@@ -4,7 +4,7 @@ Shapes: pixels uint8 (B, channels, H, W); epoch one integer; index int64 (B,), t
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,7 +66,8 @@ def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, ind
         pixels = shift_crop(pixels, offsets, config.crop_padding)
     if config.flip:
         flipped = uniform(seed, epoch, index, Purpose.FLIP, 1)[:, 0] < 0.5
-        pixels = torch.where(torch.from_numpy(flipped).view(-1, 1, 1, 1), pixels.flip(3), pixels)
+        chosen = torch.from_numpy(np.flatnonzero(flipped))
+        pixels = pixels.index_copy(0, chosen, pixels[chosen].flip(3))
     if config.policy != "none":
         num_draws = 3 * (config.policy_layers if config.policy == "randaugment" else 1)
         draws = uniform(seed, epoch, index, Purpose.POLICY, num_draws).reshape(num_images, -1, 3)
@@ -103,17 +104,13 @@ def erase(pixels: Tensor, draws: np.ndarray, probability: float) -> Tensor:
     return torch.where(torch.from_numpy(hit).view(num_images, 1, height, width), 128, pixels)
 
 
-def crop_boxes(
-    heights: np.ndarray,
-    widths: np.ndarray,
-    config: AugmentConfig,
-    *,
-    seed: int,
-    epoch: int,
-    index: np.ndarray,
-) -> np.ndarray:
-    """Random resized crops of n pictures: float (n, 4), left, top, right, bottom, in pixels."""
-    draws = uniform(seed, epoch, index, Purpose.CROP, 4)
+def draw_crops(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
+    """What decides the random resized crops of n pictures, whatever their sizes: (n, 4), for `crop_boxes`."""
+    return uniform(seed, epoch, index, Purpose.CROP, 4)
+
+
+def crop_boxes(draws: np.ndarray, heights: Any, widths: Any, config: AugmentConfig) -> np.ndarray:
+    """Random resized crops of n pictures of these sizes: float (n, 4), left, top, right, bottom, in pixels."""
     area = heights * widths * (config.min_area + draws[:, 0] * (1 - config.min_area))
     ratio = np.exp((2 * draws[:, 1] - 1) * np.log(4 / 3))
     box_widths = np.minimum(np.sqrt(area * ratio), widths)

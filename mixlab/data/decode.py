@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path, PurePath
 
@@ -68,17 +69,20 @@ def read_image_file(path: str | Path) -> bytes:
         raise ImageError(f"cannot be read: {reason}", where=where) from None
 
 
-def decode(source: str | Path | bytes, *, min_size: int | None = None) -> np.ndarray:
+Reduction = Callable[[int, int], float]
+
+
+def decode(source: str | Path | bytes, *, reduction: Reduction | None = None) -> np.ndarray:
     """Decode to uint8 (H, W, 3) RGB: first frame, EXIF orientation applied, alpha over white.
 
-    Colour profiles are not applied. With `min_size` a JPEG may come back at 1/2, 1/4 or 1/8 of its size,
-    as long as both sides stay at least `min_size`: much faster where the image is scaled down anyway.
+    Colour profiles are not applied. reduction: given height and width, how many times smaller a JPEG may come back;
+    it then does at 1/2, 1/4 or 1/8 of its size. Much faster where the image is scaled down anyway.
     """
     where = None if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_image_file(source)
     try:
-        pixels = _decode_plain_jpeg(data, min_size) if data[:2] == b"\xff\xd8" else None
-        return _decode_with_pillow(data, min_size) if pixels is None else pixels
+        pixels = _decode_plain_jpeg(data, reduction) if data[:2] == b"\xff\xd8" else None
+        return _decode_with_pillow(data, reduction) if pixels is None else pixels
     except Exception as error:  # decoders raise nearly every type there is
         raise ImageError(_reason(error, data), where=where) from None
 
@@ -158,15 +162,16 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _jpeg_scale(width: int, height: int, min_size: int | None) -> int:
-    """The largest of 8, 4, 2, 1 by which both sides can be divided and stay at least `min_size`."""
-    if min_size is None:
+def _jpeg_scale(width: int, height: int, orientation: int, reduction: Reduction | None) -> int:
+    """The largest of 8, 4, 2, 1 that `reduction` of the upright picture allows."""
+    if reduction is None:
         return 1
-    side = min(width, height)
-    return next((s for s in (8, 4, 2) if side >= s and -(-side // s) >= min_size), 1)
+    height, width = (width, height) if orientation >= 5 else (height, width)
+    allowed = min(reduction(height, width), height, width)
+    return next((s for s in (8, 4, 2) if s <= allowed), 1)
 
 
-def _decode_plain_jpeg(data: bytes, min_size: int | None) -> np.ndarray | None:
+def _decode_plain_jpeg(data: bytes, reduction: Reduction | None) -> np.ndarray | None:
     """Decode a grey or colour JPEG fast, bit for bit as Pillow does; None leaves it to Pillow."""
     if simplejpeg is None or len(data) > MAX_BYTES:
         return None
@@ -178,7 +183,7 @@ def _decode_plain_jpeg(data: bytes, min_size: int | None) -> np.ndarray | None:
         # Reading metadata with Pillow takes a fifth of the decoding time, so only where there is some.
         turned = b"Exif\x00" in data or b"Orientation" in data
         orientation = _orientation(_open(data)) if turned else 1
-        scale = _jpeg_scale(width, height, min_size)
+        scale = _jpeg_scale(width, height, orientation, reduction)
         # Without minimums simplejpeg gives the full size; with them, the smallest size that has both.
         least = (-(-height // scale), -(-width // scale)) if scale > 1 else (0, 0)
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
@@ -187,10 +192,10 @@ def _decode_plain_jpeg(data: bytes, min_size: int | None) -> np.ndarray | None:
     return _upright(pixels, orientation)
 
 
-def _decode_with_pillow(data: bytes, min_size: int | None) -> np.ndarray:
+def _decode_with_pillow(data: bytes, reduction: Reduction | None) -> np.ndarray:
     with _open(data) as image:
         if image.format in ("JPEG", "MPO"):
-            scale = _jpeg_scale(*image.size, min_size)
+            scale = _jpeg_scale(*image.size, _orientation(image), reduction)
             if scale > 1:  # rounded down, because draft() compares whole quotients
                 image.draft(None, (image.width // scale, image.height // scale))
         image.load()

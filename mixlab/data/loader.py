@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixlab.data.augment import AugmentConfig, augment, crop_boxes
+from mixlab.data.augment import AugmentConfig, augment, crop_boxes, draw_crops
 from mixlab.data.dataset import Split
-from mixlab.data.decode import decode
+from mixlab.data.decode import Reduction, decode
 from mixlab.data.order import batch_indices
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.preprocess import Box, Preprocess
 from mixlab.data.workers import items_of_workers
 from mixlab.errors import DataError, ImageError
 
@@ -121,10 +121,10 @@ def _is_model_size(pixels: np.ndarray, preprocess: Preprocess) -> bool:
     )
 
 
-def _picture(split: Split, index: int, min_size: int | None = None) -> np.ndarray:
+def _picture(split: Split, index: int, reduction: Reduction | None = None) -> np.ndarray:
     if split.pixels is not None:
         return split.pixels[index]
-    return decode(split.read(index), min_size=min_size)
+    return decode(split.read(index), reduction=reduction)
 
 
 def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float) -> None:
@@ -225,26 +225,15 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
     def _cut(self, epoch: int, index: np.ndarray, bad: list[BadFile]) -> tuple[Tensor, np.ndarray]:
         """Decode (or take from memory), cut and scale each picture; leave out those that fail."""
         preprocess, good, pixels = self.images.preprocess, [], []
-        for i in index:
+        # Without a drawn box a picture must be the same as where the set is kept in memory.
+        cut = preprocess.cut_for_training if self.augment.crop == "resized" else preprocess.cut
+        for i, draws in zip(index, draw_crops(self.seed, epoch, index), strict=True):
             try:
-                picture = self._read(int(i))
+                picture, box = self._read(int(i), draws)
             except ImageError as error:
                 bad.append(BadFile(self.images.split.names[i], error.message))
                 continue
-            box = preprocess.box(*picture.shape[:2])
-            if self.augment.crop == "resized":
-                height, width = picture.shape[:2]
-                one = np.array([i])
-                boxes = crop_boxes(
-                    np.array([height]),
-                    np.array([width]),
-                    self.augment,
-                    seed=self.seed,
-                    epoch=epoch,
-                    index=one,
-                )
-                box = tuple(boxes[0])
-            pixels.append(preprocess.cut(picture, box))
+            pixels.append(cut(picture, box))
             good.append(i)
         if not good and self.num_shards == 1:  # a shard of a few pictures may have bad luck
             raise DataError(
@@ -255,14 +244,24 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
         stacked = np.stack(pixels) if pixels else np.empty(shape, dtype=np.uint8)
         return torch.from_numpy(stacked), np.array(good, dtype=np.int64)
 
-    def _read(self, index: int) -> np.ndarray:
+    def _read(self, index: int, draws: np.ndarray) -> tuple[np.ndarray, Box]:
+        """A picture and the part of it to take; decoded no larger than that part needs. draws: for its crop."""
+        preprocess = self.images.preprocess
+
+        def drawn_box(height: int, width: int) -> Box:
+            left, top, right, bottom = crop_boxes(draws[None], height, width, self.augment)[0].tolist()
+            return left, top, right, bottom
+
+        def reduction(height: int, width: int) -> float:
+            left, top, right, bottom = drawn_box(height, width)
+            return min((bottom - top) / preprocess.image_size[0], (right - left) / preprocess.image_size[1])
+
+        is_drawn = self.augment.crop == "resized"
         if self.images.pixels is not None:
-            return self.images.pixels[index].numpy().transpose(1, 2, 0)
-        # A random crop covers at least sqrt(min_area) of a side; decoding down to the size at which the
-        # smallest still has the model's resolution loses nothing.
-        side = max(self.images.preprocess.image_size)
-        smallest = self.augment.min_area**0.5 if self.augment.crop == "resized" else 1.0
-        return _picture(self.images.split, index, min_size=round(2 * side / smallest))
+            picture = self.images.pixels[index].numpy().transpose(1, 2, 0)
+        else:
+            picture = _picture(self.images.split, index, reduction if is_drawn else None)
+        return picture, (drawn_box if is_drawn else preprocess.box)(*picture.shape[:2])
 
 
 def training_batches(

@@ -5,12 +5,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from mixlab.data.permutation import PixelPermutation
 from mixlab.errors import WeightsError
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+LARGE = 64  # pixels of a side, from which on half a pixel does not matter
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -37,7 +40,7 @@ class Preprocess:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     permutation: PixelPermutation | None = None
 
-    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+    def box(self, height: int, width: int) -> Box:
         """The part of an (height, width) picture that is scaled to image_size: left, top, right, bottom."""
         if self.fit == "stretch":
             return (0.0, 0.0, float(width), float(height))
@@ -52,7 +55,7 @@ class Preprocess:
         """uint8 (H, W, 3 or 1) -> uint8 (channels, height, width) at model size."""
         return self.cut(picture, self.box(*picture.shape[:2]))
 
-    def cut(self, picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
+    def cut(self, picture: np.ndarray, box: Box) -> np.ndarray:
         """The part `box` of `picture`, scaled to image_size: uint8 (channels, height, width)."""
         picture = self._match_channels(picture)
         height, width = self.image_size
@@ -61,6 +64,17 @@ class Preprocess:
             image = image.resize((width, height), _FILTERS[self.interpolation], box=box)
             picture = np.asarray(image).reshape(height, width, self.channels)
         return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+    def cut_for_training(self, picture: np.ndarray, box: Box) -> np.ndarray:
+        """As `cut`, several times sooner where `box` is large: rounded to whole pixels, of which none
+        outside is looked at, and otherwise the same to within 2 of 255."""
+        left, top, right, bottom = (round(side) for side in box)
+        if min(right - left, bottom - top) < LARGE:
+            return self.cut(picture, box)
+        part = torch.tensor(self._match_channels(picture)[top:bottom, left:right]).permute(2, 0, 1)
+        # Pillow takes five times as long for the same kernel.
+        scaled = F.interpolate(part[None], self.image_size, mode=self.interpolation, antialias=True)
+        return scaled[0].contiguous().numpy()
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (B, channels, H, W) -> float32 (B, channels, H, W), (x / 255 - mean) / std, then permuted."""

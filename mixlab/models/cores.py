@@ -30,6 +30,12 @@ def images_at_once(config: MixerConfig) -> int:
     return min(max(CHUNK_BYTES // (4 * widest), 1), MAX_CHUNK)
 
 
+def number_of_parts(num_images: int, at_once: int, num_threads: int) -> int:
+    """Into how many equal parts a batch is cut: none larger than `at_once`, as many for each thread."""
+    num_parts = -(-num_images // at_once)
+    return max(min(-(-num_parts // num_threads) * num_threads, num_images), 1)
+
+
 def pool_of_cores(num_threads: int) -> ThreadPoolExecutor:
     """Threads that compute on one core each."""
     with _pools_lock:
@@ -65,8 +71,7 @@ class Cores:
         their order, so the bits depend on the number of threads alone.
         """
         num_threads = torch.get_num_threads()
-        num_parts = -(-len(image) // self._at_once)
-        num_parts = min(-(-num_parts // num_threads) * num_threads, len(image))
+        num_parts = number_of_parts(len(image), self._at_once, num_threads)
         keep = self._model.draw(len(image))
         kept_parts = zip(
             *([None] * num_parts if kept is None else kept.tensor_split(num_parts) for kept in keep),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixlab.models.cores import images_at_once, pool_of_cores
+from mixlab.models.cores import images_at_once, number_of_parts, pool_of_cores
 from mixlab.models.fast_training import is_plain, patch_rows, product, product_and
 from mixlab.models.layers import Mlp
 from mixlab.models.mixer import Mixer, MixerBlock
@@ -85,13 +85,12 @@ class FastMixer(nn.Module):
         """Logits of any number of images of the model's size."""
         num_threads = torch.get_num_threads()
         num_images = len(image_BCHW)
-        size = min(self.chunk, max(num_images // num_threads, 1))
-        if num_threads == 1:
-            return torch.cat([self._logits(part) for part in image_BCHW.split(size)])
-        if num_images < num_threads:
+        if num_threads > 1 and num_images < num_threads:
             return self._logits(image_BCHW)
-        parts = pool_of_cores(num_threads).map(self._logits_of_worker, image_BCHW.split(size))
-        return torch.cat(list(parts))
+        parts = image_BCHW.tensor_split(number_of_parts(num_images, self.chunk, num_threads))
+        if num_threads == 1:
+            return torch.cat([self._logits(part) for part in parts])
+        return torch.cat(list(pool_of_cores(num_threads).map(self._logits_of_worker, parts)))
 
     @torch.inference_mode()
     def _logits_of_worker(self, image_BCHW: Tensor) -> Tensor:

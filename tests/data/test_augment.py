@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixlab.data.augment import AugmentConfig, augment, crop_boxes, erase, mix, shift_crop
+from mixlab.data.augment import AugmentConfig, augment, crop_boxes, draw_crops, erase, mix, shift_crop
 from mixlab.errors import UsageError
 
 EVERYTHING = AugmentConfig(crop="pad", crop_padding=3, flip=True, policy="trivialaugment", erase_prob=0.5)
@@ -64,7 +64,7 @@ def test_erasing_touches_one_rectangle_of_the_stated_area():
 def test_resized_crops_lie_inside_and_have_the_stated_area_and_ratio():
     heights, widths = np.full(2000, 60), np.full(2000, 80)
     config = AugmentConfig(crop="resized", min_area=0.25)
-    boxes = crop_boxes(heights, widths, config, seed=0, epoch=0, index=np.arange(2000))
+    boxes = crop_boxes(draw_crops(0, 0, np.arange(2000)), heights, widths, config)
     left, top, right, bottom = boxes.T
     assert left.min() >= 0
     assert top.min() >= 0

@@ -60,19 +60,33 @@ def test_the_fast_jpeg_path_gives_the_bits_that_pillow_gives(options, grey, monk
         reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert decode_module._decode_plain_jpeg(data, None) is not None
         assert np.array_equal(decode(data), reference)
-        for min_size in (1, 8, 20, 30, 1000):
-            fast = decode(data, min_size=min_size)
+        for times in (0.1, 1, 2, 3, 4.5, 8, 100):
+            fast = decode(data, reduction=lambda height, width, times=times: times)
             with monkeypatch.context() as patch:
                 patch.setattr(decode_module, "simplejpeg", None)
-                assert np.array_equal(decode(data, min_size=min_size), fast)
-            assert min(fast.shape[:2]) >= min(min_size, height, width)
+                assert np.array_equal(decode(data, reduction=lambda height, width, times=times: times), fast)
+            assert fast.shape[0] in [-(-height // s) for s in (8, 4, 2, 1) if s <= max(times, 1)]
 
 
-def test_a_jpeg_is_scaled_down_while_both_sides_stay_large_enough():
+def test_a_jpeg_is_scaled_down_as_far_as_is_allowed():
     data = encode(picture(240, 400), "JPEG")
-    assert decode(data, min_size=60).shape == (60, 100, 3)
-    assert decode(data, min_size=61).shape == (120, 200, 3)
-    assert decode(data, min_size=121).shape == (240, 400, 3)
+    for times, shape in (
+        (8.5, (30, 50)),
+        (7.9, (60, 100)),
+        (4, (60, 100)),
+        (2, (120, 200)),
+        (1.9, (240, 400)),
+    ):
+        assert decode(data, reduction=lambda height, width, times=times: times).shape[:2] == shape
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    asked = []
+    turned = decode(
+        encode(picture(240, 400), "JPEG", exif=exif),
+        reduction=lambda height, width: asked.append((height, width)) or 2,
+    )
+    assert asked == [(400, 240)]
+    assert turned.shape == (200, 120, 3)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -82,3 +82,27 @@ def test_every_picture_size_has_a_box_inside_it(target):
             assert top >= 0
             assert right <= width
             assert bottom <= height
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_cut_for_training_is_pillows_of_that_part_within_rounding(interpolation, channels):
+    preprocess = Preprocess(
+        image_size=(32, 48), channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels,
+        interpolation=interpolation,
+    )  # fmt: skip
+    y, x = np.mgrid[0:300, 0:400]
+    noise = np.random.default_rng(0).normal(0, 20, (300, 400, 3))
+    picture = np.clip(np.stack([y / 2, x / 2, (x + y) / 3], axis=-1) + noise, 0, 255).astype(np.uint8)
+    for box in ((0.0, 0.0, 400.0, 300.0), (17.0, 30.0, 217.0, 130.0), (300.0, 200.0, 400.0, 264.0)):
+        left, top, right, bottom = map(int, box)
+        part = picture[top:bottom, left:right]
+        slow = preprocess.cut(part, (0.0, 0.0, right - left, bottom - top))
+        fast = preprocess.cut_for_training(picture, box)
+        assert fast.shape == slow.shape == (channels, 32, 48)
+        assert fast.dtype == np.uint8
+        assert np.abs(fast.astype(int) - slow).max() <= 2
+    moved = preprocess.cut_for_training(picture, (17.4, 29.6, 217.4, 129.6))
+    assert np.array_equal(moved, preprocess.cut_for_training(picture, (17.0, 30.0, 217.0, 130.0)))
+    small = (10.3, 20.6, 50.2, 80.7)
+    assert np.array_equal(preprocess.cut_for_training(picture, small), preprocess.cut(picture, small))
