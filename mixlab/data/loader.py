@@ -69,7 +69,7 @@ class Images:
 
 
 Progress = Callable[[int, int], None]
-READ_CHUNK = 1024  # pictures handed to the threads at a time
+READ_CHUNK, READ_PART = 1024, 16  # pictures handed to the threads at a time, and to one of them
 
 
 def load_images(
@@ -88,6 +88,10 @@ def load_images(
         except ImageError as error:
             bad[index] = BadFile(split.names[index], error.message)
 
+    def read_all(part: range) -> None:
+        for index in part:
+            read(index)
+
     if pixels is None and split.encoded is not None and (split.encoded.is_checked or split.encoded.window):
         return Images(split, preprocess, None)  # known to be good, or too long to read just for that
     if split.pixels is not None and pixels is not None and _is_model_size(split.pixels, preprocess):
@@ -97,7 +101,10 @@ def load_images(
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(split), READ_CHUNK):
                 stop = min(start + READ_CHUNK, len(split))
-                list(pool.map(read, range(start, stop)))
+                parts = [
+                    range(first, min(first + READ_PART, stop)) for first in range(start, stop, READ_PART)
+                ]
+                list(pool.map(read_all, parts))
                 if progress is not None:
                     progress(stop, len(split))
     if bad:

@@ -5,12 +5,12 @@ batch needs one call per operation and not one per picture. Shapes: pixels uint8
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 # RandAugment's 14 operations (Cubuk et al. 2020, Table 6). Each takes pixels and a float32 (B,) strength.
 OPERATIONS = (
@@ -36,6 +36,13 @@ RANDAUGMENT_STRENGTH = (0, 0.3, 0.3, 0.45, 0.45, 30, 0.9, 0.9, 0.9, 0.9, 4, 256,
 TRIVIALAUGMENT_STRENGTH = (0, 0.99, 0.99, 1.0, 1.0, 135, 0.99, 0.99, 0.99, 0.99, 6, 256, 0, 0)
 TRIVIALAUGMENT_SHIFT = 32  # pixels, at most the side
 UNSIGNED = {"identity", "posterize", "solarize", "autocontrast", "equalize"}
+
+
+def _torchvision() -> Any:
+    """Its functions on tensors; imported by the two operations that need it, since that takes a second."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def apply_policy(pixels: Tensor, draws: np.ndarray, magnitude: float | None) -> Tensor:
@@ -84,9 +91,9 @@ def apply_operation(name: str, pixels: Tensor, strength: Tensor) -> Tensor:
         case "solarize":
             return torch.where(pixels >= (256 - strength).view(-1, 1, 1, 1), 255 - pixels, pixels)
         case "autocontrast":
-            return vision.autocontrast(pixels)
+            return _torchvision().autocontrast(pixels)
         case "equalize":
-            return vision.equalize(pixels)
+            return _torchvision().equalize(pixels)
     return pixels
 
 

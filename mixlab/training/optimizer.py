@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from timm.models._manipulate import group_with_matcher  # not exported, but what its own optimizers use
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -69,6 +68,9 @@ def layer_numbers(model: nn.Module) -> dict[str, int]:
 
     timm's models say their own order. UsageError for a model without one.
     """
+    # Not exported, but what its own optimizers use; here, because importing timm takes more than a second.
+    from timm.models._manipulate import group_with_matcher
+
     if isinstance(model, Mixer):
         matcher: Any = {
             "stem": r"^stem",
