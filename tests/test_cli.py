@@ -104,7 +104,8 @@ def test_info_runs_models_and_doctor_speak_json(place):
     assert facts["flops"] == 2 * facts["macs"]
     assert answer(mixlab("info", "first", "--json", cwd=place))["num_classes"] == 10
     larger = answer(mixlab("info", "mixer_b16", "--batch-size", "64", "--json", cwd=place))
-    assert larger["training_bytes"] > 5 * facts["training_bytes"]
+    assert larger["training_bytes"] > 2 * facts["training_bytes"]
+    assert 3e8 < facts["process_bytes"] < 3e9
     runs = answer(mixlab("runs", "--json", cwd=place))["runs"]
     assert [row["run"] for row in runs] == ["runs/first"]
     assert runs[0]["finished"] is True

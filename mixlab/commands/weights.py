@@ -31,9 +31,11 @@ def info(
         Side, or HxW, in pixels; by default the model's own.
     """
     from mixlab.checkpoint.published import PUBLISHED
+    from mixlab.device import current_memory_bytes, set_threads
     from mixlab.models.describe import describe_settings
     from mixlab.report.tables import show_facts
 
+    set_threads(None)
     name = find_weights(model)
     size = parse_size(image_size)
     provenance: dict[str, Any] = {}
@@ -52,6 +54,7 @@ def info(
         if patch_size is not None:
             settings["patch_size"] = patch_size
     facts = describe_settings(settings, batch_size=batch_size)
+    facts["process_bytes"] = current_memory_bytes()  # on top of the model's; a training adds its data set
     facts |= {"provenance": provenance} if provenance else {}
     show_facts(facts, Context.screen())
     emit(facts)

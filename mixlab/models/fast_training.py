@@ -25,13 +25,17 @@ def has_fast_passes() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def is_plain(model: nn.Module) -> TypeGuard[Mixer]:
-    """Whether `model` is a Mixer as its authors wrote it, no variant, in float32 on a CPU that oneDNN computes on."""
+def is_plain_kind(model: nn.Module) -> TypeGuard[Mixer]:
+    """Whether `model` is a Mixer as its authors wrote it, no variant, and this torch has the fast passes."""
     if type(model) is not Mixer or not has_fast_passes():
         return False
-    blocks = (type(block) is MixerBlock and type(block.token_mixing) is Mlp for block in model.blocks)
+    return all(type(block) is MixerBlock and type(block.token_mixing) is Mlp for block in model.blocks)
+
+
+def is_plain(model: nn.Module) -> TypeGuard[Mixer]:
+    """Whether `model` is such a Mixer in float32 on the CPU."""
     tensors = (p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
-    return all(blocks) and all(tensors)
+    return is_plain_kind(model) and all(tensors)
 
 
 def patch_rows(image_BCHW: Tensor, side: int) -> Tensor:
