@@ -9,8 +9,8 @@ from mixlab.models.cores import images_at_once, number_of_parts
 from mixlab.models.fast_training import is_plain_kind
 from mixlab.models.mixer import MixerConfig
 
-# Measured beside what tensors take (LOG.md): the gaps that an allocator leaves between them, where a core computes its
-# only part of a batch and where it computes several, and what torch loads for the first step of a training.
+# Measured beside what tensors take (LOG.md): the gaps that an allocator leaves between them, where a core computes
+# its only part of a batch and where it computes several, and what torch loads for the first step of a training.
 GAPS_FEW, GAPS_MANY = 1.1, 1.7
 FIRST_STEP_BYTES = 60 << 20
 

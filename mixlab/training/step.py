@@ -241,9 +241,11 @@ def _backward(
         torch.manual_seed(torch_seed(recipe.seed, step, shard * recipe.accumulate + part))
         if state.cores is not None:
 
-            def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+            def loss_of(
+                logits: Tensor, targets: Tensor, share: float = share, num_together: int = len(images)
+            ) -> Tensor:
                 mean = loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
-                return len(targets) / share_of * mean
+                return share * len(targets) / num_together * mean
 
             loss, correct = state.cores.backward(images, targets, loss_of)
             loss_sum += loss
