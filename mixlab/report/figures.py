@@ -237,12 +237,14 @@ def speeds(rows: Sequence[dict[str, Any]]) -> Figure:
     for ax, model in zip(figure.subplots(len(models), 1, squeeze=False)[:, 0], models, strict=True):
         found = [row for row in rows if row["model"] == model and "error" not in row]
         first = found[0]
+        values = [row["images_per_second"] for row in found]
         bars = ax.barh(
             [row["backend"] for row in found],
-            [row["images_per_second"] for row in found],
+            values,
             color=[BLUE if row["backend"] == "mixlab" else GREY for row in found],
         )
-        ax.bar_label(bars, fmt="{:,.3g}", padding=3, fontsize=SMALL)
+        labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        ax.bar_label(bars, labels, padding=3, fontsize=SMALL)
         ax.invert_yaxis()
         ax.margins(x=0.12)
         size = "x".join(str(side) for side in first["image_size"])
