@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mixlab.device import describe_machine, num_cores, set_threads
@@ -46,7 +45,6 @@ MODELS: dict[str, tuple[str, int, int, str, tuple[str, ...], dict[str, Any]]] = 
     "train-b16": ("mixer_b16", 224, 16, "train", ("timm",), {}),
 }
 STEPS, TRAINING_BATCH = 120, 128
-EVALUATION_RUN = "cifar-size"
 
 
 def turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
@@ -417,5 +415,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    np.random.seed(0)
     main()

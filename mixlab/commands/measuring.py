@@ -53,7 +53,8 @@ def bench(
     """
     from mixlab.device import describe_machine, num_cores
     from mixlab.models.catalog import MODELS
-    from mixlab.report.figures import save_figure, speeds
+    from mixlab.report.figures import save_figure
+    from mixlab.report.speed_figures import speeds
     from mixlab.report.tables import show_bench
     from mixlab.serving.bench import bench as run_bench
 
@@ -91,7 +92,8 @@ def bench(
 
 def _scale(threads: int, train: bool, figure: Path | None) -> int:
     from mixlab.device import describe_machine
-    from mixlab.report.figures import growth_curves, save_figure
+    from mixlab.report.figures import save_figure
+    from mixlab.report.speed_figures import growth_curves
     from mixlab.report.tables import show_growth
     from mixlab.serving.scale import growth
     from mixlab.serving.scale import scale as run_scale

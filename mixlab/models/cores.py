@@ -63,12 +63,17 @@ class Cores:
         self._at_once = images_at_once(model.config)
 
     def backward(
-        self, image: Tensor, target: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
+        self,
+        image: Tensor,
+        target: Tensor,
+        mean_loss: Callable[[Tensor, Tensor], Tensor],
+        share: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the sum of `loss_of(logits, targets)` over parts of the batch to the parameters' own.
+        """Add the gradient of `share` times the mean loss of the batch to the parameters' own.
 
-        image (B, channels, H, W), target (B, K) -> that sum, and the number of correct answers. Parts are added in
-        their order, so the bits depend on the number of threads alone.
+        image (B, channels, H, W), target (B, K) -> that product, and the number of correct answers. mean_loss: of
+        logits and targets of some of the images. Parts are added in their order, so the bits depend on the number
+        of threads alone.
         """
         num_threads = torch.get_num_threads()
         num_parts = number_of_parts(len(image), self._at_once, num_threads)
@@ -87,7 +92,7 @@ class Cores:
             images, targets, kept = part
             with torch.enable_grad():
                 logits = self._model(images, list(kept))
-                loss = loss_of(logits, targets)
+                loss = share * len(images) / len(image) * mean_loss(logits, targets)
                 gradients = torch.autograd.grad(loss, self._parameters)
             correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
             return loss.detach(), correct, gradients

@@ -50,13 +50,14 @@ def measure_cost(
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
-    saved, peak = _activation_bytes(model, image)
-    inference, training = batch_size * peak, batch_size * saved
-    model.train(was_training)
     weights = sum(p.numel() * p.element_size() for p in [*parameters, *model.buffers()])
     flops = int(counter.get_total_flops())
     if is_plain_kind(model):
         inference, training = _bytes_of_fast_passes(model.config, batch_size, weights)
+    else:
+        saved, peak = _activation_bytes(model, image)
+        inference, training = batch_size * peak, batch_size * saved
+    model.train(was_training)
     return Cost(
         num_parameters=sum(p.numel() for p in parameters),
         macs=flops // 2,

@@ -7,7 +7,6 @@ S x B rows of C. oneDNN computes the products; a residual sum, or the slope of t
 Axes as in mixer.py: B batch, S tokens, C hidden_dim; D the hidden width of an MLP.
 """
 
-import math
 from typing import Any, TypeGuard
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from mixlab.models.layers import Gelu, Mlp
+from mixlab.models.layers import Gelu, Mlp, gelu_gate, gelu_slope
 from mixlab.models.mixer import Mixer, MixerBlock
 
 
@@ -58,20 +57,12 @@ def product_and(kind: str, x: Tensor, weight: Tensor, other: Tensor, bias: Tenso
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, kind)
 
 
-LINEAR = torch.tensor(2 * math.sqrt(2 / math.pi))  # a tensor, to be added and multiplied in one pass
-CUBIC = 2 * math.sqrt(2 / math.pi) * 0.044715
-
-
 def _gelu(h: Tensor, form: Gelu) -> tuple[Tensor, Tensor]:
-    """GELU of h, and what to keep for the way back.
-
-    The tanh form is h * sigmoid(z), z = 2 sqrt(2 / pi) (h + 0.044715 h^3), which a CPU computes sooner; the
-    sigmoid is kept. Of the exact form the result is.
-    """
+    """GELU of h, and what to keep for the way back: the gate of the tanh form, the result of the exact one."""
     if form == "erf":
         a = F.gelu(h)
         return a, a
-    gate = torch.add(LINEAR, h * h, alpha=CUBIC).mul_(h).sigmoid_()
+    gate = gelu_gate(h)
     return h * gate, gate
 
 
@@ -83,61 +74,33 @@ def _through_gelu(h: Tensor, kept: Tensor, form: Gelu, x: Tensor, weight: Tensor
     """The gradient of h, where `product(x, weight)` is that of its GELU."""
     if form == "erf":
         return torch.ops.aten.gelu_backward(product(x, weight), h)
-    slope = torch.add(LINEAR, h * h, alpha=3 * CUBIC).mul_(h)  # h z'
-    slope = torch.ops.aten.sigmoid_backward(slope, kept).add_(kept)
-    return product_and("mul", x, weight, slope)
+    return product_and("mul", x, weight, gelu_slope(h, kept))
 
 
-class _TokenMixing(torch.autograd.Function):
-    """x (S, B x C) -> x + W2 gelu(W1 norm(x) + b1) + b2, or without the x in front where `add` is not set."""
+class _Mixing(torch.autograd.Function):
+    """x (S, B x C) -> x + W2 gelu(W1 norm(x) + b1) + b2 over its columns (token mixing) or its rows of C.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-        eps: float, form: Gelu, add: bool,
-    ) -> Tensor:  # fmt: skip
-        rows = x.view(-1, len(scale))
-        normed, mean, rstd = torch.native_layer_norm(rows, scale.shape, scale, shift, eps)
-        h = product(w1, normed.view_as(x).t()).add_(b1[:, None])
-        a, kept = _gelu(h, form)
-        y = product_and("add", w2, a.t(), x) if add else product(w2, a.t())
-        ctx.save_for_backward(x, normed, mean, rstd, h, kept, scale, shift, w1, w2)
-        ctx.form, ctx.add = form, add
-        return y.add_(b2[:, None])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, normed, mean, rstd, h, kept, scale, shift, w1, w2 = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        w2_grad = product(gradient, _gelu_again(h, kept, ctx.form))
-        h_grad = _through_gelu(h, kept, ctx.form, w2.t(), gradient.t())
-        w1_grad = product(h_grad, normed.view_as(x))
-        x_grad, scale_grad, shift_grad = _norm_backward(
-            product(w1.t(), h_grad.t()), x, mean, rstd, scale, shift
-        )
-        if ctx.add:
-            x_grad = x_grad.add_(gradient)
-        return (
-            x_grad, scale_grad, shift_grad, w1_grad, h_grad.sum(1), w2_grad, gradient.sum(1), None, None, None,
-        )  # fmt: skip
-
-
-class _ChannelMixing(torch.autograd.Function):
-    """x (S, B x C), taken as rows of C -> x + W2 gelu(W1 norm(x) + b1) + b2, as above."""
+    add: without it, the x in front is left out.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-        eps: float, form: Gelu, add: bool,
+        eps: float, form: Gelu, columns: bool, add: bool,
     ) -> Tensor:  # fmt: skip
         rows = x.view(-1, len(scale))
         normed, mean, rstd = torch.native_layer_norm(rows, scale.shape, scale, shift, eps)
-        h = product(normed, w1, b1)
+        if columns:
+            h = product(w1, normed.view_as(x).t()).add_(b1[:, None])
+        else:
+            h = product(normed, w1, b1)
         a, kept = _gelu(h, form)
-        y = product_and("add", a, w2, rows, b2) if add else product(a, w2, b2)
+        if columns:
+            y = (product_and("add", w2, a.t(), x) if add else product(w2, a.t())).add_(b2[:, None])
+        else:
+            y = product_and("add", a, w2, rows, b2) if add else product(a, w2, b2)
         ctx.save_for_backward(x, normed, mean, rstd, h, kept, scale, shift, w1, w2)
-        ctx.form, ctx.add = form, add
+        ctx.form, ctx.columns, ctx.add = form, columns, add
         return y.view_as(x)
 
     @staticmethod
@@ -145,28 +108,28 @@ class _ChannelMixing(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, normed, mean, rstd, h, kept, scale, shift, w1, w2 = ctx.saved_tensors
         gradient = gradient.contiguous()
-        rows = gradient.view_as(normed)
-        w2_grad = product(rows.t(), _gelu_again(h, kept, ctx.form).t())
-        h_grad = _through_gelu(h, kept, ctx.form, rows, w2.t())
-        w1_grad = (
-            product(normed.t(), h_grad.t()).t().contiguous()
-        )  # its first argument is copied: the narrow one
-        x_grad, scale_grad, shift_grad = _norm_backward(product(h_grad, w1.t()), x, mean, rstd, scale, shift)
+        a = _gelu_again(h, kept, ctx.form)
+        if ctx.columns:
+            w2_grad = product(gradient, a)
+            h_grad = _through_gelu(h, kept, ctx.form, w2.t(), gradient.t())
+            w1_grad = product(h_grad, normed.view_as(x))
+            normed_grad = product(w1.t(), h_grad.t())
+            b1_grad, b2_grad = h_grad.sum(1), gradient.sum(1)
+        else:
+            rows = gradient.view_as(normed)
+            w2_grad = product(rows.t(), a.t())
+            h_grad = _through_gelu(h, kept, ctx.form, rows, w2.t())
+            # A transposed first argument is copied: let it be the narrow one.
+            w1_grad = product(normed.t(), h_grad.t()).t().contiguous()
+            normed_grad = product(h_grad, w1.t())
+            b1_grad, b2_grad = h_grad.sum(0), rows.sum(0)
+        x_grad, scale_grad, shift_grad = torch.ops.aten.native_layer_norm_backward(
+            normed_grad.view_as(normed), x.view_as(normed), scale.shape, mean, rstd, scale, shift, [True] * 3
+        )
+        x_grad = x_grad.view_as(x)
         if ctx.add:
             x_grad = x_grad.add_(gradient)
-        return (
-            x_grad, scale_grad, shift_grad, w1_grad, h_grad.sum(0), w2_grad, rows.sum(0), None, None, None,
-        )  # fmt: skip
-
-
-def _norm_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    width = len(scale)
-    x_grad, scale_grad, shift_grad = torch.ops.aten.native_layer_norm_backward(
-        gradient.view(-1, width), x.view(-1, width), [width], mean, rstd, scale, shift, [True, True, True]
-    )
-    return x_grad.view_as(x), scale_grad, shift_grad
+        return x_grad, scale_grad, shift_grad, w1_grad, b1_grad, w2_grad, b2_grad, *[None] * 4
 
 
 class FastTraining(nn.Module):
@@ -203,13 +166,13 @@ class FastTraining(nn.Module):
 
     def _block(self, block: Any, x: Tensor, keep: list[Tensor | None]) -> Tensor:
         config = self.model.config
-        for mixing, norm, mlp, kept in (
-            (_TokenMixing, block.token_norm, block.token_mixing, keep[0]),
-            (_ChannelMixing, block.channel_norm, block.channel_mixing, keep[1]),
+        for columns, norm, mlp, kept in (
+            (True, block.token_norm, block.token_mixing, keep[0]),
+            (False, block.channel_norm, block.channel_mixing, keep[1]),
         ):
-            y = mixing.apply(
+            y = _Mixing.apply(
                 x, norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
-                config.layer_norm_eps, config.gelu, kept is None,
+                config.layer_norm_eps, config.gelu, columns, kept is None,
             )  # fmt: skip
             if kept is None:
                 x = y

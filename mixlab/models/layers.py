@@ -27,29 +27,38 @@ def gelu(x: Tensor, form: Gelu = "tanh") -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+# Of z = LINEAR x + CUBIC x^3 below. LINEAR is a tensor so that it is added in the same pass as a multiple of another.
+LINEAR = torch.tensor(2 * math.sqrt(2 / math.pi), dtype=torch.float64, device="cpu")
+CUBIC = 2 * math.sqrt(2 / math.pi) * 0.044715
+
+
+def gelu_gate(x: Tensor) -> Tensor:
+    """sigmoid(z), by which x is multiplied for the tanh form of its GELU: tanh itself is slow on a CPU."""
+    return torch.add(LINEAR, x * x, alpha=CUBIC).mul_(x).sigmoid_()
+
+
+def gelu_slope(x: Tensor, gate: Tensor) -> Tensor:
+    """The derivative of the tanh form at x: gate (1 + x z' (1 - gate))."""
+    x_times_slope_of_z = torch.add(LINEAR, x * x, alpha=3 * CUBIC).mul_(x)
+    return torch.ops.aten.sigmoid_backward(x_times_slope_of_z, gate).add_(gate)
+
+
 class _TrainingGelu(torch.autograd.Function):
-    """The same function as x * sigmoid(z), z = 2 sqrt(2 / pi) (x + 0.044715 x^3), since tanh is slow on a CPU.
+    """The same function as x * sigmoid(z), z = 2 sqrt(2 / pi) (x + 0.044715 x^3).
 
     Equal to torch's to rounding; a training step of Mixer-Micro/4 is about a tenth faster (LOG.md, 2026-11-22).
     """
 
-    LINEAR = 2 * math.sqrt(2 / math.pi)
-    CUBIC = LINEAR * 0.044715
-
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        z = x * x
-        sigmoid = z.mul_(_TrainingGelu.CUBIC).add_(_TrainingGelu.LINEAR).mul_(x).sigmoid_()
-        ctx.save_for_backward(x, sigmoid)
-        return x * sigmoid
+        gate = gelu_gate(x)
+        ctx.save_for_backward(x, gate)
+        return x * gate
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, sigmoid = ctx.saved_tensors
-        slope = x * x  # becomes sigmoid * (1 + x * z' * (1 - sigmoid)), in place: memory is what costs
-        slope.mul_(3 * _TrainingGelu.CUBIC).add_(_TrainingGelu.LINEAR).mul_(x)
-        return slope.mul_(1 - sigmoid).add_(1).mul_(sigmoid).mul_(gradient)
+        return gelu_slope(*ctx.saved_tensors).mul_(gradient)
 
 
 def init_lecun_normal(weight: Tensor) -> None:

@@ -42,7 +42,7 @@ def learning_curves(rows: Sequence[dict[str, Any]]) -> Figure:
         ("Images per second", "images_per_second", None),
     ]
     for ax, (title, train_key, validation_key) in zip(axes.flat, panels, strict=True):
-        _tidy(ax, title, "epoch", "")
+        tidy(ax, title, "epoch", "")
         ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0) if train_key == "accuracy" else "{x:,g}")
         drawn = _curve(ax, rows, "train", train_key, "training", BLUE, "o", 1.2)
@@ -159,7 +159,7 @@ def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
     confidence = np.array([b["confidence"] for b in kept], dtype=float)
     edge = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
 
-    _tidy(top, f"Expected calibration error {100 * ece:.1f} %", "", "share that is right")
+    tidy(top, f"Expected calibration error {100 * ece:.1f} %", "", "share that is right")
     top.bar(lower, accuracy, width, color=BLUE, label="accuracy", **edge)
     gap = {"align": "edge", "edgecolor": ORANGE, "linewidth": 0.8, "hatch": "////"}
     top.bar(
@@ -176,7 +176,7 @@ def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
     top.yaxis.set_major_formatter(PercentFormatter(1.0))
     top.legend(fontsize=SMALL, frameon=False, loc="upper left")
 
-    _tidy(bottom, "", "confidence", "images")
+    tidy(bottom, "", "confidence", "images")
     bottom.bar(lower, [b["num_images"] for b in kept], width, color=GREY, **edge)
     bottom.xaxis.set_major_formatter(PercentFormatter(1.0))
     bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -230,57 +230,6 @@ def _wrap(caption: str) -> list[str]:
     return lines
 
 
-def speeds(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Images a second of every backend, a panel for each model, from the rows of `mixlab bench`."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(7, 0.6 + 2.2 * len(models)), layout="constrained")
-    for ax, model in zip(figure.subplots(len(models), 1, squeeze=False)[:, 0], models, strict=True):
-        found = [row for row in rows if row["model"] == model and "error" not in row]
-        first = found[0]
-        values = [row["images_per_second"] for row in found]
-        bars = ax.barh(
-            [row["backend"] for row in found],
-            values,
-            color=[BLUE if row["backend"] == "mixlab" else GREY for row in found],
-        )
-        labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
-        ax.bar_label(bars, labels, padding=3, fontsize=SMALL)
-        ax.invert_yaxis()
-        ax.margins(x=0.12)
-        size = "x".join(str(side) for side in first["image_size"])
-        mode = "training step" if first["mode"] == "train" else "inference"
-        _tidy(
-            ax, f"{model}, {mode}, {size} pixels, batches of {first['batch_size']}", "images per second", ""
-        )
-        ax.grid(axis="y", visible=False)
-    return figure
-
-
-def growth_curves(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Time and memory an image against patches and width, from the rows of `mixlab bench --scale`; all axes log."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    grid = figure.subplots(2, 2, sharey="row")
-    styles = zip((BLUE, "#56B4E9", ORANGE, GREY), "osD^", strict=True)
-    looks = dict(zip(dict.fromkeys(row["family"] for row in rows), styles, strict=False))
-    for line, (key, label, factor) in enumerate(
-        (("seconds_per_image", "milliseconds an image", 1e3), ("bytes_per_image", "MiB an image", 2**-20))
-    ):
-        for ax, axis in zip(grid[line], ("patches", "width"), strict=True):
-            for family, (color, marker) in looks.items():
-                found = [row for row in rows if row["family"] == family and row["axis"] == axis]
-                x = [row[axis] for row in found]
-                ax.plot(
-                    x, [factor * row[key] for row in found], color=color, marker=marker, markersize=5, label=family
-                )  # fmt: skip
-            _tidy(ax, "", "patches" if axis == "patches" else "channels", label)
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log")
-            ax.set_xticks(x, [str(value) for value in x])
-            ax.minorticks_off()
-    grid[0, 0].legend(fontsize=SMALL, frameon=False)
-    return figure
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG of 120 dots per inch, the same bytes for the same figure. Raises DiskError."""
     content = BytesIO()
@@ -299,7 +248,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _tidy(ax: Axes, title: str, x_label: str, y_label: str) -> None:
+def tidy(ax: Axes, title: str, x_label: str, y_label: str) -> None:
     ax.set_title(title, fontsize=NORMAL + 1, loc="left")
     ax.set_xlabel(x_label, fontsize=NORMAL)
     ax.set_ylabel(y_label, fontsize=NORMAL)

@@ -121,16 +121,11 @@ def training(backend: str, model: nn.Module, official_code: Path | None = None) 
             loss = F.cross_entropy(forward(image), target)
             loss.backward()
         else:
-            loss, _ = cores.backward(image, target, lambda logits, part: _share(logits, part, len(image)))
+            loss, _ = cores.backward(image, target, F.cross_entropy)
         optimizer.step()
         return loss.detach()
 
     return step
-
-
-def _share(logits: Tensor, target: Tensor, num_images: int) -> Tensor:
-    """What a part of a batch has in its mean loss."""
-    return len(target) / num_images * F.cross_entropy(logits, target)
 
 
 def _official(model: nn.Module, code: Path | None) -> tuple[Any, dict[str, Any]]:

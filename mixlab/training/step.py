@@ -232,6 +232,10 @@ def _backward(
     num_parts = recipe.accumulate if state.is_spread else min(recipe.accumulate, len(image))
     # DDP takes the mean over the ranks where the sum of their shares is wanted.
     scale = state.world.size if state.ddp is not None or state.is_spread else 1
+
+    def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
+
     for part in range(num_parts):
         images, targets = (all_.tensor_split(num_parts)[part] for all_ in (image, target))
         share = len(images) / share_of if num_images else 0.0
@@ -240,14 +244,7 @@ def _backward(
         # Stochastic depth and dropout draw from it.
         torch.manual_seed(torch_seed(recipe.seed, step, shard * recipe.accumulate + part))
         if state.cores is not None:
-
-            def loss_of(
-                logits: Tensor, targets: Tensor, share: float = share, num_together: int = len(images)
-            ) -> Tensor:
-                mean = loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
-                return share * len(targets) / num_together * mean
-
-            loss, correct = state.cores.backward(images, targets, loss_of)
+            loss, correct = state.cores.backward(images, targets, mean_loss, share)
             loss_sum += loss
             num_correct += correct
             continue
@@ -256,7 +253,7 @@ def _backward(
                 logits = state.forward(images)
             if logits.dtype != torch.float64:  # half precision ends here; a model in float64 stays exact
                 logits = logits.float()
-            loss = share * loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
+            loss = share * mean_loss(logits, targets)
             state.scaler.scale(loss * scale if scale > 1 else loss).backward()
         loss_sum += loss.detach()
         if share:

@@ -36,8 +36,8 @@ def batch(model: Mixer, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
     return image, F.one_hot(torch.arange(num_images) % 7, 7).float()
 
 
-def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return -(targets.to(logits.dtype) * logits.log_softmax(1)).sum() / 37
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -(targets.to(logits.dtype) * logits.log_softmax(1)).sum() / len(logits)
 
 
 def exact_gradients(model: Mixer, image: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
@@ -49,7 +49,7 @@ def exact_gradients(model: Mixer, image: torch.Tensor, target: torch.Tensor) -> 
         block.drop.forward = lambda branch, given=given: (
             branch if (mask := next(given)) is None else branch * mask
         )
-    loss_of(twin(image.double()), target).backward()
+    mean_loss(twin(image.double()), target).backward()
     return [p.grad for p in twin.parameters()]
 
 
@@ -67,7 +67,7 @@ def test_gradients_are_the_models(case, threads):
         cores = Cores(model)
         cores._at_once = 5
         torch.manual_seed(3)
-        loss, correct = cores.backward(image, target, loss_of)
+        loss, correct = cores.backward(image, target, mean_loss)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -94,9 +94,9 @@ def test_frozen_layers_get_no_gradient_and_gradients_add_up():
         parameter.requires_grad_(False)
     image, target = batch(model, 9)
     cores = Cores(model)
-    cores.backward(image, target, loss_of)
+    cores.backward(image, target, mean_loss)
     once = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    cores.backward(image, target, loss_of)
+    cores.backward(image, target, mean_loss)
     twice = [p.grad for p in model.parameters() if p.grad is not None]
     assert model.blocks[0].token_mixing.fc1.weight.grad is None
     assert len(once) == sum(p.requires_grad for p in model.parameters())

@@ -8,7 +8,7 @@ import torch
 from mixlab.cli import run_command
 from mixlab.commands.context import Context
 from mixlab.errors import UsageError
-from mixlab.report.figures import growth_curves
+from mixlab.report.speed_figures import growth_curves
 from mixlab.serving import scale as module
 from mixlab.serving.scale import FAMILIES, build, growth
 
