@@ -130,8 +130,6 @@ def training(backend: str, model: nn.Module, official_code: Path | None = None) 
 
 def _official(model: nn.Module, code: Path | None) -> tuple[Any, dict[str, Any]]:
     """The authors' module and its parameters."""
-    import numpy as np
-
     if not isinstance(model, Mixer) or model.config.gelu != "tanh":
         raise UsageError("the authors' code has plain Mixers with the tanh GELU only", where="--against jax")
     path = Path(code or ".") / "vit_jax" / "models_mixer.py"
@@ -148,6 +146,7 @@ def _official(model: nn.Module, code: Path | None) -> tuple[Any, dict[str, Any]]
     spec.loader.exec_module(module)
     config = model.config
     import jax
+    import numpy as np
 
     patches = type("Patches", (), {"size": (config.patch_size, config.patch_size)})
     network = module.MlpMixer(
@@ -183,19 +182,19 @@ _seen: list[Any] = []
 
 
 def _jax_inference(model: nn.Module, code: Path | None) -> Call:
+    network, parameters = _official(model, code)
     import jax
     import numpy as np
 
-    network, parameters = _official(model, code)
     forward = jax.jit(lambda tree, image: network.apply({"params": tree}, image, train=False))
     return lambda image: torch.from_numpy(np.array(forward(parameters, _channels_last(image))))
 
 
 def _jax_training(model: nn.Module, code: Path | None) -> Call:
+    network, parameters = _official(model, code)
     import jax
     import optax
 
-    network, parameters = _official(model, code)
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=0.01)  # torch's default
 
     def loss_of(tree: Any, image: Any) -> Any:
