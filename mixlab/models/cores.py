@@ -15,9 +15,11 @@ from torch import Tensor
 
 from mixlab.models.fast_training import FastTraining
 from mixlab.models.mixer import Mixer, MixerConfig
+from mixlab.models.pyramid import PyramidConfig
 
 CHUNK_BYTES = 13 << 20  # of the widest activation of one chunk of images; with MAX_CHUNK measured (LOG.md)
 MAX_CHUNK = 32  # images
+TOGETHER_CHUNK = 64  # images, where all cores compute each operation together; measured (LOG.md)
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
@@ -55,12 +57,17 @@ def pool_of_cores(num_threads: int) -> ThreadPoolExecutor:
 
 
 class Cores:
-    """Backward passes of `model` by as many threads as torch has when they begin."""
+    """Backward passes of `model` by as many threads as torch has when they begin.
+
+    A pyramid's many short operations would wait for Python's lock in threads of their own: all cores compute each of
+    them together, still a few images at a time.
+    """
 
     def __init__(self, model: Mixer) -> None:
         self._model = FastTraining(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._at_once = images_at_once(model.config)
+        self._together = isinstance(model.config, PyramidConfig)
+        self._at_once = TOGETHER_CHUNK if self._together else images_at_once(model.config)
 
     def backward(
         self,
@@ -75,7 +82,7 @@ class Cores:
         logits and targets of some of the images. Parts are added in their order, so the bits depend on the number
         of threads alone.
         """
-        num_threads = torch.get_num_threads()
+        num_threads = 1 if self._together else torch.get_num_threads()
         num_parts = number_of_parts(len(image), self._at_once, num_threads)
         keep = self._model.draw(len(image))
         kept_parts = zip(

@@ -243,7 +243,7 @@ def type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(str(value) for value in get_args(hint))
     if get_origin(hint) is tuple:
-        return "numbers" if float in get_args(hint) else "HxW"
+        return "numbers" if Ellipsis in get_args(hint) else "HxW"
     plain = [part for part in get_args(hint) if part is not type(None)]
     if plain:
         return type_name(plain[0])
@@ -280,8 +280,9 @@ def _parse(value: Any, target: Any) -> Any:
         if value not in get_args(target):
             raise ValueError
         return value
-    if get_origin(target) is tuple and float in get_args(target):
-        return tuple(float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    if get_origin(target) is tuple and Ellipsis in get_args(target):
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(_parse(part, get_args(target)[0]) for part in parts)
     if get_origin(target) is tuple:
         return parse_image_size(
             "x".join(str(side) for side in value) if isinstance(value, list | tuple) else value
