@@ -105,7 +105,10 @@ def mixer_config(
     assert config.name is not None
     size, patch_size = parse_mixer_name(config.name)
     is_pyramid = size.startswith(PYRAMID)
-    sizes: dict[str, tuple[Any, ...]] = {**SIZES, **{PYRAMID + key: row for key, row in PYRAMID_SIZES.items()}}
+    sizes: dict[str, tuple[Any, ...]] = {
+        **SIZES,
+        **{PYRAMID + key: row for key, row in PYRAMID_SIZES.items()},
+    }
     named = dict(zip(DIMENSIONS, sizes.get(size, (0, 0, 0, 0)), strict=True))  # 0 is refused by MixerConfig
     side = MODELS.get(config.name, (224 if size in "sblh" else 32, ""))[0]
     values: dict[str, Any] = {key: getattr(config, key) or named[key] for key in DIMENSIONS}
@@ -154,7 +157,10 @@ def settings_of(config: MixerConfig) -> dict[str, Any]:
         prefix, sizes = PYRAMID, PYRAMID_SIZES
         dimensions["num_blocks"] = config.stage_blocks
     size = next((size for size, known in sizes.items() if known == tuple(dimensions.values())), None)
-    settings = {"name": f"mixer_{prefix}{size or CUSTOM}{config.patch_size}", "num_classes": config.num_classes}
+    settings = {
+        "name": f"mixer_{prefix}{size or CUSTOM}{config.patch_size}",
+        "num_classes": config.num_classes,
+    }
     settings |= {"image_size": config.image_size, "in_channels": config.in_channels}
     if isinstance(config, PyramidConfig):
         dimensions["num_blocks"] = config.num_blocks

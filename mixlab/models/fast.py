@@ -33,7 +33,7 @@ def fast(model: nn.Module) -> nn.Module:
 
 
 class FastPyramid(nn.Module):
-    """Images (B, in_channels, H, W), float32 on the CPU, to logits (B, K), by the passes of training, a few at a time."""
+    """Images (B, in_channels, H, W), float32 on the CPU, to logits (B, K): training's passes, a few at a time."""
 
     def __init__(self, model: PyramidMixer) -> None:
         super().__init__()

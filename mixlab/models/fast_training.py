@@ -173,7 +173,13 @@ class _Mixing(torch.autograd.Function):
 
 
 def _through_norm(
-    normed_grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor, more: Tensor | None
+    normed_grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    more: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x (like x, plus `more`), scale and shift, where normed_grad is that of the norm's result."""
     rows = x.view(-1, len(scale))
@@ -189,12 +195,17 @@ class _Axial(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, columns: Tensor, rows: Tensor, eps: float, add: bool
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        columns: Tensor,
+        rows: Tensor,
+        eps: float,
+        add: bool,
     ) -> Tensor:
         height, width = len(columns), len(rows)
-        normed, mean, rstd = torch.native_layer_norm(
-            x.view(-1, len(scale)), scale.shape, scale, shift, eps
-        )
+        normed, mean, rstd = torch.native_layer_norm(x.view(-1, len(scale)), scale.shape, scale, shift, eps)
         tall = normed.view(height, -1).t()
         y = product_and("add", columns, tall, x.view(height, -1)) if add else product(columns, tall)
         y = y.view(height, width, -1)
@@ -239,7 +250,9 @@ class FastTraining(nn.Module):
         model.check_size(image_BCHW)
         num_images = len(image_BCHW)
         keep = self.draw(num_images) if keep is None else keep
-        x = _Linear.apply(patch_rows(image_BCHW, config.patch_size), model.stem.weight.flatten(1), model.stem.bias)
+        x = _Linear.apply(
+            patch_rows(image_BCHW, config.patch_size), model.stem.weight.flatten(1), model.stem.bias
+        )
         x = x.view(config.num_patches, num_images * config.hidden_dim)
         for block, *kept in zip(model.blocks, keep[::2], keep[1::2], strict=True):
             if model.checkpoint_blocks and torch.is_grad_enabled():

@@ -9,6 +9,7 @@ mixing, where it costs no product of its own, is ours.
 Axes: B batch, H W grid of tokens, S = H W, C channels of a token, D hidden width of channel mixing.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,6 +58,12 @@ class PyramidConfig(MixerConfig):
     def features_dim(self) -> int:
         return self.hidden_dim * 2 ** (len(self.stage_blocks) - 1)
 
+    def stage(self, block: int) -> int:
+        """Which stage a block is in."""
+        return next(
+            stage for stage in range(len(self.stage_blocks)) if block < sum(self.stage_blocks[: stage + 1])
+        )
+
     def of_stage(self, stage: int) -> "PyramidConfig":
         """The same with the image size and widths that make the grid and the blocks of a stage."""
         factor = 2**stage
@@ -71,9 +78,9 @@ class PyramidConfig(MixerConfig):
 
 
 def shift_groups(width: int) -> list[slice]:
-    """The channels that come from the token above, below, left, right, and those that stay: about a fifth each."""
-    edges = [width * number // 5 for number in range(6)]
-    return [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
+    """The channels that come from the token above, below, left, right: a fifth each; and the rest, which stays."""
+    edges = [width // 5 * number for number in range(5)] + [width]
+    return [slice(*pair) for pair in itertools.pairwise(edges)]
 
 
 def shift(x_BHWC: Tensor) -> Tensor:
@@ -159,10 +166,10 @@ class PyramidMixer(Mixer):
         super().__init__(config)
 
     def make_block(self, index: int, drop_prob: float) -> nn.Module:
-        ends = [sum(self.config.stage_blocks[: stage + 1]) for stage in range(len(self.config.stage_blocks))]
-        stage = next(stage for stage, end in enumerate(ends) if index < end)
-        starts = stage > 0 and index == ends[stage - 1]
-        merging = Merging(self.config.of_stage(stage - 1)) if starts else None
+        stage = self.config.stage(index)
+        merging = None
+        if index > 0 and self.config.stage(index - 1) < stage:
+            merging = Merging(self.config.of_stage(stage - 1))
         return PyramidBlock(self.config.of_stage(stage), drop_prob, merging)
 
     @torch.no_grad()
