@@ -152,9 +152,10 @@ def mixer_config(
 def settings_of(config: MixerConfig) -> dict[str, Any]:
     """Keyword arguments of `create_model` for a Mixer of these dimensions, under the paper's name if it has one."""
     dimensions = {key: getattr(config, key) for key in DIMENSIONS}
-    prefix, sizes = "", SIZES
+    prefix = ""
+    sizes: dict[str, tuple[Any, ...]] = {**SIZES}
     if isinstance(config, PyramidConfig):
-        prefix, sizes = PYRAMID, PYRAMID_SIZES
+        prefix, sizes = PYRAMID, {**PYRAMID_SIZES}
         dimensions["num_blocks"] = config.stage_blocks
     size = next((size for size, known in sizes.items() if known == tuple(dimensions.values())), None)
     settings = {

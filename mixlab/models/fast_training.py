@@ -100,8 +100,13 @@ def _moved_product(first: Tensor, second: Tensor, grid: tuple[int, int], *, back
     """
     height, width = grid
     whole, front, rear = slice(None), slice(0, -1), slice(1, None)
-    moves = ((rear, whole, front, whole), (front, whole, rear, whole))
-    moves += ((whole, rear, whole, front), (whole, front, whole, rear), (whole, whole, whole, whole))
+    moves = (  # where in the grid a group goes, and whence
+        (rear, whole, front, whole),
+        (front, whole, rear, whole),
+        (whole, rear, whole, front),
+        (whole, front, whole, rear),
+        (whole, whole, whole, whole),
+    )
     shape = (height, width, -1, first.shape[-1])
     out = torch.zeros_like(first).view(shape)
     first, second = first.view(shape), second.view(shape)
