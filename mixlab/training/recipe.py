@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mixlab.data.augment import AugmentConfig
+from mixlab.data.preprocess import Fit
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
 from mixlab.training.losses import LossConfig
@@ -36,7 +37,7 @@ class DataConfig:
     data_dir: str | None = None
     image_size: tuple[int, int] | None = None
     channels: int | None = None
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: Fit = "crop"
     crop_fraction: float = 1.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, ...] | None = None
