@@ -17,13 +17,13 @@ from mixlab.errors import MixlabError, UsageError
 # In the order in which `mixlab --help` lists them, with the module of mixlab.commands that has each.
 COMMANDS = {
     "train": "learning",
-    "evaluate": "learning",
+    "evaluate": "measuring",
     "predict": "using",
     "info": "weights",
     "models": "weights",
     "convert": "weights",
     "permute": "weights",
-    "fewshot": "learning",
+    "fewshot": "measuring",
     "check": "using",
     "shard": "using",
     "runs": "learning",
@@ -65,6 +65,20 @@ def split_overrides(tokens: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return rest, values
 
 
+def join_numbers(tokens: Sequence[str], option: str) -> list[str]:
+    """Several numbers after `option` as one value: `--shots 1 5 W` -> `--shots 1,5 W`.
+
+    Left to cyclopts, an option of many values would also take the arguments that follow it.
+    """
+    joined: list[str] = []
+    for token in tokens:
+        if token.isdigit() and len(joined) > 1 and joined[-2] == option:
+            joined[-1] += f",{token}"
+        else:
+            joined.append(token)
+    return joined
+
+
 def _train_help() -> str:
     from mixlab.training.recipe import recipe_fields, type_name
 
@@ -91,6 +105,8 @@ def run_command(tokens: list[str]) -> int:
         command, bound, _ = app.parse_args(tokens, **options)
         status = command(*bound.args, **bound.kwargs, overrides=overrides)
     else:
+        if name == "fewshot":
+            tokens = join_numbers(tokens, "--shots")
         status = app(tokens, **options, result_action="return_value")
     return status if isinstance(status, int) else 0
 

@@ -130,6 +130,12 @@ def test_predict_evaluate_and_fewshot_take_a_bare_file_at_any_size(place, tmp_pa
     assert [row["shots"] for row in values["shots"]] == [1, 5]
     assert values["shots"][1]["top1"] > 1 / 3
     assert values["num_features"] == 16
+    words = answer(
+        mixlab(
+            "fewshot", "--shots", "1", "5", weights, place / "data", "--seeds", "2", "--json", cwd=tmp_path
+        )
+    )
+    assert words == values
     wrong = mixlab("fewshot", weights, place / "data", "--shots", "one", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "list of numbers" in wrong.stderr
@@ -147,6 +153,13 @@ def test_train_starts_from_a_file_and_evaluate_takes_the_run_at_another_size(pla
     assert (config["model"]["hidden_dim"], config["model"]["image_size"]) == (16, [24, 16])
     values = answer(mixlab("evaluate", "run", "--image-size", "32", "--json", cwd=tmp_path))
     assert values["num_images"] == result["test"]["num_images"]
+    assert values["fit"] is None
+    values = answer(mixlab("evaluate", "run", "--fit", "resize-crop", "--json", cwd=tmp_path))
+    assert values["fit"] == "resize-crop"
+    assert values["loss"] != result["test"]["loss"]
+    unnamed = mixlab("evaluate", "run", "--labels", "real", cwd=tmp_path)
+    assert unnamed.returncode == 1
+    assert "ILSVRC2012_val_00000001" in unnamed.stderr
 
 
 def test_the_table_of_published_weights_has_every_fact(place):

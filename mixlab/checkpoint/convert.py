@@ -203,14 +203,15 @@ def _write_timm_folder(path: Path, weights: Weights, format: str, record: dict[s
             "num_classes": config.num_classes,
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
-            "crop_pct": preprocess.crop_fraction,
+            # timm's squash crops too; what is only stretched keeps all of the picture.
+            "crop_pct": 1.0 if preprocess.fit == "stretch" else preprocess.crop_fraction,
             "crop_mode": "center" if preprocess.fit == "crop" else "squash",
             "interpolation": preprocess.interpolation,
             "first_conv": "stem.proj" if format == "timm" else "stem",
             "classifier": "head",
         },
         "label_names": list(weights.class_names),
-        "mixlab": record,
+        "mixlab": record | {"fit": preprocess.fit},
     }
     path.mkdir()
     keys = layout.keys(config.num_blocks)

@@ -1,9 +1,8 @@
 """Weights of other projects: bare files in any known layout, and timm's folders."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -11,7 +10,8 @@ from mixlab.checkpoint.readers import TensorFile, open_tensors
 from mixlab.checkpoint.recognise import Recognised, recognise
 from mixlab.checkpoint.sidecar import Sidecar, read_sidecar, sidecar_path
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, read_json
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.imagenet import usual_class_names
+from mixlab.data.preprocess import Fit, Preprocess
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import settings_of
 from mixlab.models.layers import Gelu
@@ -110,15 +110,16 @@ def open_timm_folder(path: Path) -> Weights:
         stated = arguments.get("img_size") or facts.get("input_size", [3, 224, 224])[1:]
         height, width = (stated, stated) if isinstance(stated, int) else (int(stated[0]), int(stated[1]))
         weights = _open_bare(path / TIMM_WEIGHTS_NAME, (height, width))
-        preprocess = replace(weights.preprocess, **_preprocess_facts(facts))
+        own = config.get("mixlab")  # what `mixlab convert` wrote, of weights that timm runs otherwise too
+        own = own if isinstance(own, dict) else None
+        preprocess = replace(weights.preprocess, **_preprocess_facts(facts, own))
         names = config.get("label_names") or facts.get("label_names") or weights.class_names
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise WeightsError(f"a key is missing or wrong: {error}", where=where) from error
     if len(names) != len(weights.class_names):
         raise WeightsError(f"{len(names)} label_names for {len(weights.class_names)} classes", where=where)
     architecture = config.get("architecture")
-    own = config.get("mixlab")  # what `mixlab convert` wrote, of weights that timm runs otherwise too
-    own = own if isinstance(own, dict) else {}
+    own = own or {}
     assumed = {key: weights.provenance["assumed"][key] for key in ("gelu", "layer_norm_eps")}
     weights = replace(
         weights,
@@ -137,8 +138,8 @@ def open_timm_folder(path: Path) -> Weights:
     return with_numerics(weights, **numerics)
 
 
-def _preprocess_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    """What timm's pretrained_cfg says of the preprocessing, in our words."""
+def _preprocess_facts(facts: dict[str, Any], own: dict[str, Any] | None) -> dict[str, Any]:
+    """What timm's pretrained_cfg, and what mixlab wrote beside it, say of the preprocessing, in our words."""
     found: dict[str, Any] = {}
     for key in ("mean", "std"):
         if key in facts:
@@ -148,7 +149,10 @@ def _preprocess_facts(facts: dict[str, Any]) -> dict[str, Any]:
     if "crop_pct" in facts:
         found["crop_fraction"] = float(facts["crop_pct"])
     if facts.get("crop_mode") == "squash":
-        found["fit"] = "stretch"
+        # Folders of mixlab's that do not say it are older than its `resize-crop`.
+        found["fit"] = "resize-crop" if own is None else own.get("fit", "stretch")
+        if found["fit"] not in get_args(Fit):
+            raise ValueError(f"fit {found['fit']!r}")
     if facts.get("interpolation") in ("bicubic", "bilinear"):
         found["interpolation"] = facts["interpolation"]
     return found
@@ -173,18 +177,3 @@ def with_numerics(weights: Weights, gelu: Gelu | None, layer_norm_eps: float | N
         model_settings=settings_of(config),
         provenance=weights.provenance | ({"assumed": assumed} if "assumed" in weights.provenance else {}),
     )
-
-
-def usual_class_names(num_classes: int) -> tuple[str, ...]:
-    """ImageNet's names where the number of classes is one of ImageNet's (timm's lists), else '0' ... 'K-1'."""
-    subsets = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 21843: "imagenet-21k-goog"}
-    if num_classes not in subsets:
-        return tuple(str(number) for number in range(num_classes))
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo(subsets[num_classes])
-    names = [info.index_to_description(index) for index in range(num_classes)]
-    synsets = info.label_names()
-    # Some words stand for two classes (a crane is a bird and a machine): those get their WordNet number too.
-    count = Counter(names)
-    return tuple(f"{n} ({s})" if count[n] > 1 else n for n, s in zip(names, synsets, strict=True))

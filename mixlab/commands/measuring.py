@@ -1,12 +1,125 @@
-"""The command that measures speed; torch is imported inside it, so that help and usage errors come at once."""
+"""The commands that measure, one function each; its docstring is the command's help.
+
+torch is imported inside the commands that need it, so that help and usage errors come at once.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from mixlab.commands.context import Context, emit, parse_size
+from mixlab.commands.context import Context, emit, find_weights, parse_size
 from mixlab.errors import UsageError
+
+
+def evaluate(
+    run: str,
+    data: str | None = None,
+    /,
+    *,
+    split: str | None = None,
+    image_size: str | None = None,
+    fit: Literal["resize-crop", "resmall-crop", "stretch"] | None = None,
+    labels: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> int:
+    """Measure a run's weights on its own test split, or on other labelled data.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name (`mixlab models --pretrained`).
+    data
+        As for `train`; by default the run's own data.
+    split
+        train, val or test; by default test, or all of a folder that has no splits.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    fit
+        Bring pictures to the model's size in this way instead of the weights' own: resize-crop (for 224 pixels
+        scaled to 256x256, then the centre), resmall-crop (the shorter side to 256, then the centre), stretch.
+    labels
+        For ImageNet's validation images: measure with ReaL's labels too, from this file, or `real` for timm's copy.
+    data_dir
+        Where torchvision's sets lie; ./data by default.
+    """
+    from mixlab.report.tables import show_evaluation
+    from mixlab.training.evaluate import evaluate as run_evaluation
+
+    screen = Context.screen()
+    evaluation, bad = run_evaluation(
+        find_weights(run),
+        data,
+        split=split,
+        image_size=parse_size(image_size),
+        fit=fit,
+        labels=labels,
+        data_dir=data_dir,
+        device=device,
+        threads=threads,
+        screen=screen,
+    )
+    result = evaluation.to_json() | {"fit": fit, "num_bad": len(bad), "bad": [vars(file) for file in bad]}
+    show_evaluation(result, screen)
+    emit(result)
+    return 1 if bad else 0
+
+
+def fewshot(
+    run: str,
+    data: str | None = None,
+    /,
+    *,
+    shots: str = "1,5,10,25",
+    seeds: int = 3,
+    l2: float = 1024.0,
+    image_size: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Accuracy of a linear probe on frozen features, from a few labelled pictures of each class.
+
+    The authors' protocol: features before the head, whitened; ridge regression in closed form; several seeds.
+
+    Parameters
+    ----------
+    run
+        A run, a weights file of any known format, or a published name.
+    data
+        As for `train`; pictures are taken from its train split and measured on its test split. By default
+        the run's own data.
+    shots
+        How many pictures of each class: several numbers, or with commas.
+    seeds
+        How many times the pictures are drawn.
+    l2
+        Strength of the ridge penalty.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    """
+    from mixlab.report.tables import show_few_shot
+    from mixlab.training.few_shot import few_shot
+
+    try:
+        numbers = tuple(int(part) for part in shots.split(","))
+    except ValueError:
+        raise UsageError(f"{shots!r} is no list of numbers", where="--shots", hint="such as 1,5,10") from None
+    screen = Context.screen()
+    result = few_shot(
+        find_weights(run),
+        data,
+        shots=numbers,
+        num_seeds=seeds,
+        l2=l2,
+        image_size=parse_size(image_size),
+        data_dir=data_dir,
+        device=device,
+        screen=screen,
+    )
+    show_few_shot(result, screen)
+    emit(result)
 
 
 def bench(

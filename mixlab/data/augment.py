@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixlab.data.policy import apply_policy
+from mixlab.data.policy_tf import apply_policy_tf
 from mixlab.data.random import Purpose, uniform
 from mixlab.errors import UsageError
 
@@ -21,19 +22,21 @@ class AugmentConfig:
     """What training does to its pictures.
 
     crop: `pad` shifts by up to crop_padding pixels over a black border; `resized` cuts a random box of
-        min_area to all of the picture, with a side ratio of 3:4 to 4:3, and scales it; `none`.
+        min_area to all of the picture, with a side ratio of 3:4 to 4:3, and scales it; `inception` does so with the
+        boxes that TensorFlow draws, as the authors did: smaller ones more often; `none`.
     flip: mirror left-right with probability 1/2.
-    policy: `randaugment` (policy_layers random operations at policy_magnitude of 10), `trivialaugment` (one
-        operation at a random strength, Muller and Hutter 2021), or `none`.
+    policy: `randaugment` (policy_layers random operations at policy_magnitude of 10), `randaugment_tf` (the authors'
+        variant of it, see data/policy_tf.py), `trivialaugment` (one operation at a random strength, Muller and
+        Hutter 2021), or `none`.
     erase_prob: probability of a grey rectangle of 2 to 33 % of the picture (Zhong et al. 2017).
     mixup_alpha, cutmix_alpha: Beta parameters; 0 is off; with both on, each batch draws one of the two.
     """
 
-    crop: Literal["none", "pad", "resized"] = "none"
+    crop: Literal["none", "pad", "resized", "inception"] = "none"
     crop_padding: int = 4
     min_area: float = 0.08
     flip: bool = False
-    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    policy: Literal["none", "randaugment", "randaugment_tf", "trivialaugment"] = "none"
     policy_layers: int = 2
     policy_magnitude: float = 9.0
     erase_prob: float = 0.0
@@ -53,11 +56,16 @@ class AugmentConfig:
                     f"{key} cannot be negative, got {getattr(self, key)}", where=f"augment.{key}"
                 )
 
+    @property
+    def cuts_boxes(self) -> bool:
+        """Whether pictures are cut by `crop_boxes`, where they are decoded."""
+        return self.crop in ("resized", "inception")
+
 
 def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, index: np.ndarray) -> Tensor:
     """uint8 (B, channels, H, W) -> the same shape, changed as `config` says.
 
-    `resized` crops are cut where a picture is decoded (`crop_boxes`), so here they are already done.
+    Boxes (`resized`, `inception`) are cut where a picture is decoded (`crop_boxes`), so here they are already done.
     """
     num_images = len(pixels)
     if config.crop == "pad" and config.crop_padding:
@@ -69,11 +77,14 @@ def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, ind
         chosen = torch.from_numpy(np.flatnonzero(flipped))
         pixels = pixels.index_copy(0, chosen, pixels[chosen].flip(3))
     if config.policy != "none":
-        num_draws = 3 * (config.policy_layers if config.policy == "randaugment" else 1)
-        draws = uniform(seed, epoch, index, Purpose.POLICY, num_draws).reshape(num_images, -1, 3)
-        pixels = apply_policy(
-            pixels, draws, config.policy_magnitude if config.policy == "randaugment" else None
-        )
+        num_layers = 1 if config.policy == "trivialaugment" else config.policy_layers
+        draws = uniform(seed, epoch, index, Purpose.POLICY, 3 * num_layers)
+        draws = draws.reshape(num_images, num_layers, 3)
+        if config.policy == "randaugment_tf":
+            pixels = apply_policy_tf(pixels, draws, config.policy_magnitude)
+        else:
+            magnitude = config.policy_magnitude if config.policy == "randaugment" else None
+            pixels = apply_policy(pixels, draws, magnitude)
     if config.erase_prob:
         pixels = erase(pixels, uniform(seed, epoch, index, Purpose.ERASE, 5), config.erase_prob)
     return pixels
@@ -111,12 +122,33 @@ def draw_crops(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
 
 def crop_boxes(draws: np.ndarray, heights: Any, widths: Any, config: AugmentConfig) -> np.ndarray:
     """Random resized crops of n pictures of these sizes: float (n, 4), left, top, right, bottom, in pixels."""
+    if config.crop == "inception":
+        return _inception_boxes(draws, heights, widths, config.min_area)
     area = heights * widths * (config.min_area + draws[:, 0] * (1 - config.min_area))
     ratio = np.exp((2 * draws[:, 1] - 1) * np.log(4 / 3))
     box_widths = np.minimum(np.sqrt(area * ratio), widths)
     box_heights = np.minimum(np.sqrt(area / ratio), heights)
     left = draws[:, 2] * (widths - box_widths)
     top = draws[:, 3] * (heights - box_heights)
+    return np.stack([left, top, left + box_widths, top + box_heights], axis=1)
+
+
+def _inception_boxes(draws: np.ndarray, heights: Any, widths: Any, min_area: float) -> np.ndarray:
+    """Boxes as TensorFlow's `sample_distorted_bounding_box` draws them, in whole pixels.
+
+    A side ratio evenly from 0.75 to 1.33, then a height evenly among those that fit: half of the boxes have less than
+    30 % of the area, where `resized` draws the area evenly. No box touches the last row or column, unless it is as
+    high or wide as the picture, as there.
+    """
+    ratio = 0.75 + draws[:, 0] * (1.33 - 0.75)
+    least = np.maximum(np.rint(np.sqrt(min_area * heights * widths / ratio)), 1)
+    most = np.minimum(np.rint(np.sqrt(heights * widths / ratio)), heights)
+    most = np.where(np.rint(most * ratio) > widths, np.floor((widths + 0.5 - 1e-7) / ratio), most)
+    least = np.minimum(least, most)
+    box_heights = least + np.floor(draws[:, 1] * (most - least + 1))
+    box_widths = np.clip(np.rint(box_heights * ratio), 1, widths)
+    left = np.floor(draws[:, 2] * (widths - box_widths))
+    top = np.floor(draws[:, 3] * (heights - box_heights))
     return np.stack([left, top, left + box_widths, top + box_heights], axis=1)
 
 

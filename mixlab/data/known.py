@@ -1,9 +1,13 @@
-"""Data sets that libraries bring: scikit-learn's digits and the sets that torchvision downloads."""
+"""Data sets that libraries bring: scikit-learn's digits, the sets that torchvision downloads, and one of Debian's."""
 
+import gzip
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,6 +63,10 @@ _LIBRARY = {
     "eurosat": _Library("EuroSAT", "eurosat/2750", {"all": {}}, images="imgs"),
 }
 TORCHVISION_NAMES: tuple[str, ...] = tuple(_LIBRARY)
+DEBIAN_DATA = Path("/usr/share/datasets")  # where Debian's packages dataset-* put their files
+# Sets that also come as four packed IDX files: the folder's name, and how a person gets it without torchvision.
+_PACKED = {"fashionmnist": ("fashion-mnist", "`apt-get install dataset-fashion-mnist`")}
+_PACKED_PARTS = {"train": "train", "test": "t10k"}
 
 
 def open_digits() -> Source:
@@ -79,8 +87,14 @@ def _split_of_pixels(pixels: np.ndarray, labels: Any, part: str = "") -> Split:
 
 
 def open_torchvision(name: str, data_dir: Path, download: bool) -> Source:
-    """One of TORCHVISION_NAMES, from its files below `data_dir`; fetched first only with `download`."""
+    """One of TORCHVISION_NAMES, from its files below `data_dir`; fetched first only with `download`.
+
+    Fashion-MNIST may also lie in a folder fashion-mnist below `data_dir`, or where Debian's package has it.
+    """
     library = _LIBRARY[name]
+    packed = _packed_folder(name, library, data_dir)
+    if packed is not None:
+        return _open_packed(name, library, packed)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns about the pickles of CIFAR
@@ -97,7 +111,8 @@ def open_torchvision(name: str, data_dir: Path, download: bool) -> Source:
             found = f"{name} could not be downloaded or read: {reason}"
             raise DataError(found, where=expected, hint="mend that, or put its files there by hand") from None
         found = f"{name} is not there or not complete: {reason}"
-        hint = "add --download to fetch it, put its files there by hand, or give another --data-dir"
+        other = f", {_PACKED[name][1]}" if name in _PACKED else ""
+        hint = f"add --download to fetch it{other}, put its files there by hand, or give another --data-dir"
         raise DataError(found, where=expected, hint=hint) from None
     count = int(max(split.labels.max() for split in splits.values())) + 1
     classes = getattr(next(iter(loaded.values())), "classes", None) or [str(i) for i in range(count)]
@@ -112,3 +127,49 @@ def _library_split(library: _Library, dataset: Any, part: str) -> Split:
     pixels = np.asarray(images)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     return _split_of_pixels(pixels.transpose(library.axes) if library.axes else pixels, labels, part)
+
+
+def _packed_folder(name: str, library: _Library, data_dir: Path) -> Path | None:
+    """The folder with the four packed files of a set, if it has one and torchvision's own files are not there."""
+    if name not in _PACKED or (data_dir / library.files).is_dir():
+        return None
+    places = [parent / _PACKED[name][0] for parent in (data_dir, DEBIAN_DATA)]
+    return next((folder for folder in places if all(file.is_file() for file in _packed_files(folder))), None)
+
+
+def _packed_files(folder: Path) -> list[Path]:
+    return [
+        folder / f"{stem}-{kind}-ubyte.gz"
+        for stem in _PACKED_PARTS.values()
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+
+
+def _open_packed(name: str, library: _Library, folder: Path) -> Source:
+    from torchvision import datasets
+
+    files, splits = iter(_packed_files(folder)), {}
+    for part in _PACKED_PARTS:
+        images, labels = next(files), next(files)
+        pair = SimpleNamespace(data=_read_idx(images, axes=3), targets=_read_idx(labels, axes=1))
+        if len(pair.data) != len(pair.targets):
+            found = f"{len(pair.data)} images and {len(pair.targets)} labels"
+            raise DataError(found, where=str(labels))
+        splits[part] = _library_split(library, pair, part)
+    return Source(
+        name=name, class_names=tuple(getattr(datasets, library.dataset).classes), splits=splits, root=folder
+    )
+
+
+def _read_idx(path: Path, axes: int) -> np.ndarray:
+    """The bytes of a packed IDX file: uint8 of `axes` dimensions. DataError if it holds anything else."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"the file cannot be read: {error}", where=str(path)) from None
+    start = 4 * (1 + axes)
+    header = struct.unpack(f">{1 + axes}I", content[:start]) if len(content) >= start else (0,)
+    # 8 stands for unsigned bytes; the other half of the first number is the count of dimensions.
+    if header[0] != 0x800 + axes or len(content) - start != int(np.prod(header[1:], dtype=np.int64)):
+        raise DataError(f"this is no whole IDX file of {axes} dimensions", where=str(path))
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(header[1:])

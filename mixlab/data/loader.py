@@ -219,7 +219,7 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
         parts = np.array_split(whole, self.num_shards)
         index = np.concatenate([parts[shard] for shard in self.shards])
         bad: list[BadFile] = []
-        if self.images.pixels is not None and self.augment.crop != "resized":
+        if self.images.pixels is not None and not self.augment.cuts_boxes:
             pixels, good = self.images.pictures(index), index
         else:
             pixels, good = self._cut(epoch, index, bad)
@@ -233,7 +233,7 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
         """Decode (or take from memory), cut and scale each picture; leave out those that fail."""
         preprocess, good, pixels = self.images.preprocess, [], []
         # Without a drawn box a picture must be the same as where the set is kept in memory.
-        cut = preprocess.cut_for_training if self.augment.crop == "resized" else preprocess.cut
+        cut = preprocess.cut_for_training if self.augment.cuts_boxes else preprocess.cut
         for i, draws in zip(index, draw_crops(self.seed, epoch, index), strict=True):
             try:
                 picture, box = self._read(int(i), draws)
@@ -263,7 +263,7 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
             left, top, right, bottom = drawn_box(height, width)
             return min((bottom - top) / preprocess.image_size[0], (right - left) / preprocess.image_size[1])
 
-        is_drawn = self.augment.crop == "resized"
+        is_drawn = self.augment.cuts_boxes
         if self.images.pixels is not None:
             picture = self.images.pixels[index].numpy().transpose(1, 2, 0)
         else:

@@ -38,7 +38,7 @@ TRIVIALAUGMENT_SHIFT = 32  # pixels, at most the side
 UNSIGNED = {"identity", "posterize", "solarize", "autocontrast", "equalize"}
 
 
-def _torchvision() -> Any:
+def torchvision_functional() -> Any:
     """Its functions on tensors; imported by the two operations that need it, since that takes a second."""
     from torchvision.transforms.v2 import functional
 
@@ -75,7 +75,7 @@ def apply_policy(pixels: Tensor, draws: np.ndarray, magnitude: float | None) -> 
 def apply_operation(name: str, pixels: Tensor, strength: Tensor) -> Tensor:
     """One operation on uint8 (B, channels, H, W), with its own float32 (B,) strength for each picture."""
     if name in _GEOMETRIC:
-        return _warp(pixels, _GEOMETRIC[name](strength, *pixels.shape[2:]))
+        return warp(pixels, _GEOMETRIC[name](strength, *pixels.shape[2:]))
     match name:
         case "brightness":
             return _blend(pixels, torch.zeros(()), strength)
@@ -91,9 +91,9 @@ def apply_operation(name: str, pixels: Tensor, strength: Tensor) -> Tensor:
         case "solarize":
             return torch.where(pixels >= (256 - strength).view(-1, 1, 1, 1), 255 - pixels, pixels)
         case "autocontrast":
-            return _torchvision().autocontrast(pixels)
+            return torchvision_functional().autocontrast(pixels)
         case "equalize":
-            return _torchvision().equalize(pixels)
+            return torchvision_functional().equalize(pixels)
     return pixels
 
 
@@ -122,35 +122,37 @@ def _smooth(pixels: Tensor) -> Tensor:
     return smooth
 
 
-def _warp(pixels: Tensor, matrix: Tensor) -> Tensor:
-    """Nearest-pixel warp, black outside. matrix (B, 2, 3): from output to input position, origin centred."""
+def warp(pixels: Tensor, matrix: Tensor, fill: int = 0) -> Tensor:
+    """Nearest-pixel warp, `fill` outside. matrix (B, 2, 3): from output to input position, origin centred."""
     height, width = pixels.shape[2:]
     x = torch.arange(width) - (width - 1) / 2
     y = torch.arange(height) - (height - 1) / 2
-    position = torch.stack(
-        [x.expand(height, width), y[:, None].expand(height, width), torch.ones(height, width)]
-    )
-    source = torch.einsum("bij,jhw->bhwi", matrix, position)
+    # One operation after the other: a matrix product's last bit, which decides where a point lies half-way between
+    # two pixels, would depend on how many pictures there are.
+    a, b, c = matrix[:, None, None].unbind(dim=-1)  # (B, 1, 1, 2) each
+    source = a * x[:, None] + b * y[:, None, None] + c
     grid = source / torch.tensor([width / 2, height / 2])
-    warped = F.grid_sample(pixels.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return warped.to(torch.uint8)
+    # What lies outside is read as zero: hence the shift.
+    shifted = pixels.float() - fill
+    warped = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return (warped + fill).to(torch.uint8)
 
 
-def _matrix(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
+def matrix_of(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
     cells = [[torch.as_tensor(cell, dtype=like.dtype).expand_as(like) for cell in row] for row in rows]
     return torch.stack([torch.stack(row, dim=-1) for row in cells], dim=-2)
 
 
-def _rotation(degrees: Tensor, height: int, width: int) -> Tensor:
+def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
     cos, sin = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
-    return _matrix([[cos, -sin, 0.0], [sin, cos, 0.0]], degrees)
+    return matrix_of([[cos, -sin, 0.0], [sin, cos, 0.0]], degrees)
 
 
 # Shears turn about the top left corner, as AutoAugment's do; hence the shift by half a side.
 _GEOMETRIC: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "shear_x": lambda t, height, width: _matrix([[1.0, t, t * height / 2], [0.0, 1.0, 0.0]], t),
-    "shear_y": lambda t, height, width: _matrix([[1.0, 0.0, 0.0], [t, 1.0, t * width / 2]], t),
-    "translate_x": lambda t, height, width: _matrix([[1.0, 0.0, -t], [0.0, 1.0, 0.0]], t),
-    "translate_y": lambda t, height, width: _matrix([[1.0, 0.0, 0.0], [0.0, 1.0, -t]], t),
-    "rotate": _rotation,
+    "shear_x": lambda t, height, width: matrix_of([[1.0, t, t * height / 2], [0.0, 1.0, 0.0]], t),
+    "shear_y": lambda t, height, width: matrix_of([[1.0, 0.0, 0.0], [t, 1.0, t * width / 2]], t),
+    "translate_x": lambda t, height, width: matrix_of([[1.0, 0.0, -t], [0.0, 1.0, 0.0]], t),
+    "translate_y": lambda t, height, width: matrix_of([[1.0, 0.0, 0.0], [0.0, 1.0, -t]], t),
+    "rotate": rotation,
 }

@@ -1,7 +1,7 @@
 """From a decoded picture to the model's input: the one place where size, crop, mean and std are known."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from mixlab.data.permutation import PixelPermutation
 from mixlab.errors import WeightsError
 
+Fit = Literal["crop", "stretch", "resize-crop"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 LARGE = 64  # pixels of a side, from which on half a pixel does not matter
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -24,8 +25,10 @@ class Preprocess:
     image_size: (height, width) in pixels.
     channels: 3 (RGB) or 1 (grey: ITU-R 601 luma of the RGB picture).
     fit: `crop` scales the picture, keeping its shape, until it covers image_size / crop_fraction, and cuts
-        the centre out; `stretch` scales each side on its own and cuts nothing.
-    crop_fraction: share of the scaled picture's shorter side that the crop keeps, in (0, 1].
+        the centre out; `stretch` scales each side on its own and cuts nothing, whatever crop_fraction is;
+        `resize-crop` scales each side on its own to image_size / crop_fraction and cuts the centre out. The
+        paper's "resmall-crop" and "resize-crop" are `crop` and `resize-crop` at 224 / 256.
+    crop_fraction: share of the scaled picture (of `crop`, of its shorter side) that is kept, in (0, 1].
     interpolation: `bicubic` or `bilinear`, antialiased.
     mean, std: per channel, on the scale of pixels / 255.
     permutation: moves the pixels of the finished input, for models that learnt on permuted pictures.
@@ -33,7 +36,7 @@ class Preprocess:
 
     image_size: tuple[int, int]
     channels: int = 3
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: Fit = "crop"
     crop_fraction: float = 1.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -44,10 +47,13 @@ class Preprocess:
         """The part of an (height, width) picture that is scaled to image_size: left, top, right, bottom."""
         if self.fit == "stretch":
             return (0.0, 0.0, float(width), float(height))
-        target_height, target_width = self.image_size
-        scale = self.crop_fraction * min(height / target_height, width / target_width)
-        # min: rounding may make the box one ulp larger than the picture, which Pillow refuses.
-        box_height, box_width = min(target_height * scale, height), min(target_width * scale, width)
+        if self.fit == "resize-crop":
+            box_height, box_width = self.crop_fraction * height, self.crop_fraction * width
+        else:
+            target_height, target_width = self.image_size
+            scale = self.crop_fraction * min(height / target_height, width / target_width)
+            # min: rounding may make the box one ulp larger than the picture, which Pillow refuses.
+            box_height, box_width = min(target_height * scale, height), min(target_width * scale, width)
         left, top = (width - box_width) / 2, (height - box_height) / 2
         return (left, top, left + box_width, top + box_height)
 
@@ -103,13 +109,17 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocess":
-        """The inverse of `to_json`; WeightsError if a key is missing or unknown."""
+        """The inverse of `to_json`; WeightsError if a key, or the fit, is missing or unknown."""
         names = {field.name for field in fields(cls)}
         values = {"permutation": None} | values
         if set(values) != names:
             wrong = ", ".join(sorted(set(values) ^ names))
             raise WeightsError(
                 f"the stored preprocess has missing or unknown keys: {wrong}", where="config.json"
+            )
+        if values["fit"] not in get_args(Fit):
+            raise WeightsError(
+                f"the stored preprocess has an unknown fit: {values['fit']!r}", where="config.json"
             )
         known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         if known["permutation"] is not None:

@@ -45,7 +45,7 @@ def classify(
                 predicted,
                 confidence.double(),
                 -log_probs.gather(1, batch.label[:, None])[:, 0].double(),
-                (top5 == batch.label[:, None]).any(dim=1),
+                top5,
             )
         )
     model.train(was_training)
@@ -55,5 +55,5 @@ def classify(
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0], kind="stable")
     columns = [column[order] for column in columns]
-    names = ("index", "label", "predicted", "confidence", "loss", "in_top5")
+    names = ("index", "label", "predicted", "confidence", "loss", "top5")
     return Predictions(**dict(zip(names, columns, strict=True)))

@@ -1,9 +1,12 @@
 """What a classifier's predictions are worth. Counts first, ratios last; fractions, not per cent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from mixlab.errors import DataError
 
 NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
 BALANCE_RATIO = 1.5  # report balanced accuracy where class counts differ by more than this
@@ -11,7 +14,7 @@ BALANCE_RATIO = 1.5  # report balanced accuracy where class counts differ by mor
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """The outcome for n images: label, predicted int64 (n,); confidence, loss float64 (n,); in_top5 bool (n,).
+    """The outcome for n images: label, predicted int64 (n,); confidence, loss float64 (n,); top5 int64 (n, 5 or K).
 
     index: int64 (n,), the images' numbers in their split. probability of the predicted class is `confidence`.
     """
@@ -21,27 +24,39 @@ class Predictions:
     predicted: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
-    in_top5: np.ndarray
+    top5: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics of a set of predictions; `confusion` int64 (K, K) counts, rows true, columns predicted."""
+    """Metrics of a set of predictions of K classes. label, predicted: int64 (n,).
+
+    real: the same predictions against several acceptable labels an image (`accuracy_of_any`), where that was asked.
+    """
 
     class_names: tuple[str, ...]
-    confusion: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
     top5: float
     loss: float
     ece: float
     bins: list[dict[str, Any]]
+    real: dict[str, Any] | None = None
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """int64 (K, K) counts, rows true, columns predicted: gigabytes for ImageNet-21k's classes."""
+        num_classes = len(self.class_names)
+        cells = np.bincount(self.label * num_classes + self.predicted, minlength=num_classes**2)
+        return cells.reshape(num_classes, num_classes)
 
     @property
     def num_images(self) -> int:
-        return int(self.confusion.sum())
+        return len(self.label)
 
     @property
     def num_correct(self) -> int:
-        return int(np.trace(self.confusion))
+        return int((self.label == self.predicted).sum())
 
     @property
     def top1(self) -> float:
@@ -50,18 +65,25 @@ class Evaluation:
     @property
     def balanced_accuracy(self) -> float | None:
         """Mean recall over the classes present; None where class counts differ by at most BALANCE_RATIO."""
-        counts = self.confusion.sum(axis=1)
+        counts, _, correct = self._counts()
         present = counts > 0
         if counts[present].max() <= BALANCE_RATIO * counts[present].min():
             return None
-        return float((np.diagonal(self.confusion)[present] / counts[present]).mean())
+        return float((correct[present] / counts[present]).mean())
+
+    def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How many images are of each class, predicted to be, and both: int64 (K,) each."""
+        columns = (self.label, self.predicted, self.label[self.label == self.predicted])
+        of_class, of_prediction, of_both = (
+            np.bincount(column, minlength=len(self.class_names)) for column in columns
+        )
+        return of_class, of_prediction, of_both
 
     def per_class(self) -> list[dict[str, Any]]:
         """Count, precision, recall and F1 of each class; None where a ratio has nothing to divide by."""
         rows = []
-        for i, name in enumerate(self.class_names):
-            correct = int(self.confusion[i, i])
-            num_images, num_predicted = int(self.confusion[i].sum()), int(self.confusion[:, i].sum())
+        counts = (column.tolist() for column in self._counts())
+        for name, num_images, num_predicted, correct in zip(self.class_names, *counts, strict=True):
             total = num_images + num_predicted
             rows.append(
                 {
@@ -87,13 +109,13 @@ class Evaluation:
         }
         if self.balanced_accuracy is not None:
             values["balanced_accuracy"] = self.balanced_accuracy
+        if self.real is not None:
+            values["real"] = self.real
         return values | {"per_class": self.per_class()}
 
 
 def summarize(predictions: Predictions, class_names: tuple[str, ...]) -> Evaluation:
     """All metrics of `predictions`."""
-    num_classes = len(class_names)
-    cells = predictions.label * num_classes + predictions.predicted
     bins = calibration_bins(predictions.confidence, predictions.predicted == predictions.label)
     num_images = len(predictions.label)
     ece = (
@@ -102,12 +124,32 @@ def summarize(predictions: Predictions, class_names: tuple[str, ...]) -> Evaluat
     )
     return Evaluation(
         class_names=class_names,
-        confusion=np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes),
-        top5=int(predictions.in_top5.sum()) / num_images,
+        label=predictions.label,
+        predicted=predictions.predicted,
+        top5=int((predictions.top5 == predictions.label[:, None]).any(axis=1).sum()) / num_images,
         loss=float(predictions.loss.mean()),
         ece=float(ece),
         bins=bins,
     )
+
+
+def accuracy_of_any(predictions: Predictions, acceptable: Sequence[frozenset[int]]) -> dict[str, Any]:
+    """Accuracy where any of several labels is right, as ReaL counts; images without a label are left out.
+
+    acceptable: for each image of `predictions` its labels. DataError if none has one.
+    """
+    judged = [row for row, labels in enumerate(acceptable) if labels]
+    if not judged:
+        raise DataError("none of these images has a label to be measured with", where="--labels")
+    hits = sum(int(predictions.predicted[row]) in acceptable[row] for row in judged)
+    top5 = sum(not acceptable[row].isdisjoint(predictions.top5[row].tolist()) for row in judged)
+    return {
+        "num_images": len(judged),
+        "num_correct": hits,
+        "top1": hits / len(judged),
+        "top5": top5 / len(judged),
+        "num_left_out": len(acceptable) - len(judged),
+    }
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:

@@ -10,6 +10,13 @@ from typing import Any
 
 from mixlab.checkpoint.store import run_path
 from mixlab.errors import UsageError
+from mixlab.recipes.finetune import finetune
+from mixlab.recipes.pretrain import (
+    pretrain_imagenet1k,
+    pretrain_imagenet1k_gsam,
+    pretrain_imagenet1k_sam,
+    pretrain_imagenet21k,
+)
 from mixlab.recipes.small import digits, few_images, small_images
 from mixlab.training.loop import train as train_recipe
 from mixlab.training.recipe import Recipe, from_toml, full_key, override
@@ -18,6 +25,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
     "small_images": small_images,
     "few_images": few_images,
+    "finetune": finetune,
+    "pretrain_imagenet1k": pretrain_imagenet1k,
+    "pretrain_imagenet1k_sam": pretrain_imagenet1k_sam,
+    "pretrain_imagenet1k_gsam": pretrain_imagenet1k_gsam,
+    "pretrain_imagenet21k": pretrain_imagenet21k,
 }
 FEW = 5_000  # training images below which `auto` takes few_images
 

@@ -109,13 +109,22 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
     if "balanced_accuracy" in result:
         screen.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f} %")
     screen.say(f"top-5 {percent(result['top5'])}, loss {result['loss']:.4f}, ECE {result['ece']:.4f}")
+    if "real" in result:
+        real = result["real"]
+        screen.say(
+            f"with ReaL's labels: accuracy {100 * real['top1']:.2f} % ({real['num_correct']} of "
+            f"{real['num_images']}), top-5 {percent(real['top5'])}; {real['num_left_out']} without a label left out"
+        )
     table = Table("class", "images", "correct", "precision", "recall", "F1")
-    for row in result["per_class"]:
+    shown = [row for row in result["per_class"] if row["num_images"]]
+    for row in shown:
         counts = [str(row[key]) for key in ("num_images", "num_correct")]
         table.add_row(
             escape(row["label"]), *counts, *(percent(row[key]) for key in ("precision", "recall", "f1"))
         )
     screen.show(table)
+    if len(shown) < len(result["per_class"]):
+        screen.say(f"{len(result['per_class']) - len(shown)} classes without images are not shown")
     for file in result["bad"]:
         screen.say(f"not counted, unreadable: {file['path']}: {file['reason']}")
 

@@ -48,7 +48,8 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     end = started + budget_seconds
     measure_seconds = max(MEASURE_SHARE * budget_seconds, 0.5)
     # A copy learns, so that what is trained later starts from the same weights whatever was measured.
-    trial_recipe = replace(recipe, steps=1_000_000, compile=False)
+    optimizer = replace(recipe.optimizer, sam_from=0.0)  # its dearest steps
+    trial_recipe = replace(recipe, steps=1_000_000, compile=False, optimizer=optimizer)
     num_classes = len(prepared.source.class_names)
     trial = TrainState(
         copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device, world
@@ -75,6 +76,7 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
             break
     warm = min(3, max(len(times) - 3, 0))  # the first steps allocate
     seconds_per_step = (times[-1] - times[warm]) / (len(times) - 1 - warm)
+    seconds_per_step *= 1 - recipe.optimizer.sam_from / 2  # a plain step takes half of one with two passes
     seconds_per_image = _evaluation_speed(prepared, trial) / world.size
     per_epoch = steps_per_epoch(len(images), recipe.batch_size)
     val_seconds = len(prepared.val) * seconds_per_image if prepared.val is not None else 0.0

@@ -9,18 +9,27 @@ import numpy as np
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.dataset import Source, Split
+from mixlab.data.imagenet import numbers_by_name, read_real_labels, real_labels_of
 from mixlab.data.loader import BadFile, load_images
+from mixlab.data.preprocess import Fit
 from mixlab.data.sources import open_source
 from mixlab.device import set_threads
 from mixlab.errors import DataError, UsageError
-from mixlab.evaluation.metrics import Evaluation, summarize
+from mixlab.evaluation.metrics import Evaluation, accuracy_of_any, summarize
 from mixlab.report.screen import Screen
-from mixlab.training.distributed import World, classify_shared, joined
+from mixlab.training.distributed import classify_shared, joined
 from mixlab.training.recipe import Recipe, from_toml, override
 from mixlab.training.setup import fits_in_memory, open_data, reopen_splits, split_source, with_absolute_paths
 
 EVALUATION_BATCH = 128
 WAIT_SECONDS = 300.0  # of one process for another
+# The paper's two ways to measure (Section 3, Tables 2 and 3), 256 pixels cut to 224 or in proportion, and the one of
+# its fine-tuning script. The filter stays the weights' own: the authors' code has other ones (docs/formats.md).
+FITS: dict[str, tuple[Fit, float]] = {
+    "resize-crop": ("resize-crop", 224 / 256),
+    "resmall-crop": ("crop", 224 / 256),
+    "stretch": ("stretch", 1.0),
+}
 
 
 def evaluate(
@@ -29,6 +38,8 @@ def evaluate(
     *,
     split: str | None = None,
     image_size: tuple[int, int] | None = None,
+    fit: str | None = None,
+    labels: str | None = None,
     data_dir: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -38,42 +49,49 @@ def evaluate(
 
     run: a run or weights folder, a weights file, or a published name. image_size: resample a Mixer to it first.
     data: None takes the run's own data set and the splits it was trained with. split: by default `test`, or
-    everything where `data` has no splits.
+    everything where `data` has no splits. fit: one of FITS instead of the weights' own. labels: ReaL's
+    (data/imagenet.py), measured beside the data's own.
     """
     screen = screen or Screen()
+    acceptable = (
+        None if labels is None else read_real_labels(labels)
+    )  # before the weights, which may take long
     with joined(WAIT_SECONDS) as world:
         weights = open_weights(run, image_size=image_size)
-        return _evaluate(world, Path(run), weights, data, split, data_dir, device, threads, screen)
+        if fit is not None:
+            weights = with_fit(weights, fit)
+        source, images_split = choose_split(Path(run), data, split, data_dir, screen)
+        images_split = with_class_numbers(images_split, source, weights.class_names)
+        if acceptable is not None:  # what does not belong together is found before the pictures are read
+            real_labels_of(images_split.names, acceptable, weights.class_names)
+        torch_device = world.device(device)
+        set_threads(threads)
+        in_memory = fits_in_memory(world.local_size * len(images_split), weights.preprocess)
+        with screen.progress("reading", len(images_split)) as bar:
+            images = load_images(
+                images_split,
+                weights.preprocess,
+                in_memory=in_memory,
+                progress=lambda done, total: bar.update(done),
+            )
+        model = weights.model.to(torch_device)
+        bad: list[BadFile] = []
+        predictions = classify_shared(world, model, images, EVALUATION_BATCH, torch_device, on_bad=bad.append)
+        bad = images.bad + [file for files in world.gather(bad) for file in files]
+    evaluation = summarize(predictions, weights.class_names)
+    if acceptable is not None:
+        names = [images.split.names[i] for i in predictions.index]
+        of_images = real_labels_of(names, acceptable, weights.class_names)
+        evaluation = replace(evaluation, real=accuracy_of_any(predictions, of_images))
+    return evaluation, bad
 
 
-def _evaluate(
-    world: World,
-    run: Path,
-    weights: Weights,
-    data: str | None,
-    split: str | None,
-    data_dir: str | None,
-    device: str,
-    threads: int | None,
-    screen: Screen,
-) -> tuple[Evaluation, list[BadFile]]:
-    source, images_split = choose_split(run, data, split, data_dir, screen)
-    images_split = with_class_numbers(images_split, source, weights.class_names)
-    torch_device = world.device(device)
-    set_threads(threads)
-    in_memory = fits_in_memory(world.local_size * len(images_split), weights.preprocess)
-    with screen.progress("reading", len(images_split)) as bar:
-        images = load_images(
-            images_split,
-            weights.preprocess,
-            in_memory=in_memory,
-            progress=lambda done, total: bar.update(done),
-        )
-    model = weights.model.to(torch_device)
-    bad: list[BadFile] = []
-    predictions = classify_shared(world, model, images, EVALUATION_BATCH, torch_device, on_bad=bad.append)
-    bad = images.bad + [file for files in world.gather(bad) for file in files]
-    return summarize(predictions, weights.class_names), bad
+def with_fit(weights: Weights, fit: str) -> Weights:
+    """The same weights with another way from picture to input; UsageError for an unknown one."""
+    if fit not in FITS:
+        raise UsageError(f"there is no fit {fit!r}", where="--fit", hint=f"there are {', '.join(FITS)}")
+    name, crop_fraction = FITS[fit]
+    return replace(weights, preprocess=replace(weights.preprocess, fit=name, crop_fraction=crop_fraction))
 
 
 def choose_split(
@@ -132,13 +150,16 @@ def _pick(splits: dict[str, Split], name: str, where: str) -> Split:
 
 
 def with_class_numbers(split: Split, source: Source, class_names: tuple[str, ...]) -> Split:
-    """The same images with labels numbered as the model numbers its classes."""
+    """The same images with labels numbered as the model numbers its classes, which may be ImageNet's by any name."""
     number = {name: i for i, name in enumerate(class_names)}
     used = [source.class_names[i] for i in np.unique(split.labels)]
+    if not number.keys() >= set(used):
+        number = numbers_by_name(class_names)
     unknown = [name for name in used if name not in number]
     if unknown:
+        some = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         raise DataError(
-            f"the model does not know {len(unknown)} of the classes: {', '.join(unknown[:5])}",
+            f"the model does not know {len(unknown)} of the classes: {some}",
             where=source.name,
             hint=f"it knows {', '.join(class_names[:10])}{', ...' if len(class_names) > 10 else ''}",
         )

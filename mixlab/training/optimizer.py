@@ -24,6 +24,9 @@ class OptimizerConfig:
     momentum_dtype: what sgd keeps its momentum in; `bf16` as the authors published their fine-tuning.
     grad_clip_norm: largest global norm of the gradient, 0 for no limit.
     layer_decay: factor on the learning rate for every layer further from the head; 1 is the same for all.
+    sam_rho: radius of sharpness-aware minimisation (training/sam.py), which takes twice the time; 0 is off.
+        sam_rho_end: it falls to this with the learning rate, as GSAM's does; None stays. gsam_alpha: weight of
+        GSAM's second term. sam_from: share of the run that is plain before it begins.
     """
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -37,13 +40,17 @@ class OptimizerConfig:
     momentum_dtype: Literal["fp32", "bf16"] = "fp32"
     grad_clip_norm: float = 1.0
     layer_decay: float = 1.0
+    sam_rho: float = 0.0
+    sam_rho_end: float | None = None
+    gsam_alpha: float = 0.0
+    sam_from: float = 0.0
 
     def __post_init__(self) -> None:
         for key in ("lr", "muon_lr"):
             if not getattr(self, key) > 0:
                 raise UsageError(f"{key} must be above 0, got {getattr(self, key)}", where=f"optimizer.{key}")
-        for key in ("weight_decay", "grad_clip_norm", "momentum"):
-            if getattr(self, key) < 0:
+        for key in ("weight_decay", "grad_clip_norm", "momentum", "sam_rho", "sam_rho_end", "gsam_alpha"):
+            if (getattr(self, key) or 0) < 0:
                 raise UsageError(
                     f"{key} cannot be negative, got {getattr(self, key)}", where=f"optimizer.{key}"
                 )
@@ -51,11 +58,13 @@ class OptimizerConfig:
             raise UsageError(
                 f"layer_decay must be in (0, 1], got {self.layer_decay}", where="optimizer.layer_decay"
             )
-        for key in ("beta1", "beta2"):
+        for key in ("beta1", "beta2", "sam_from"):
             if not 0 <= getattr(self, key) < 1:
                 raise UsageError(
                     f"{key} must be in [0, 1), got {getattr(self, key)}", where=f"optimizer.{key}"
                 )
+        if not self.sam_rho and (self.gsam_alpha or self.sam_from or self.sam_rho_end is not None):
+            raise UsageError("sam_rho is 0, which is off", where="optimizer.sam_rho", hint="give the radius")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

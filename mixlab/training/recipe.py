@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mixlab.data.augment import AugmentConfig
+from mixlab.data.preprocess import Fit
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
 from mixlab.training.losses import LossConfig
@@ -27,6 +28,7 @@ class DataConfig:
         Preprocess; mean and std are 0.5 unless the weights that training starts from had others.
     in_memory: keep all pixels in memory; None does so if they take less than a quarter of the machine's.
     val_fraction: share of train held out where there is no val split (at most 5,000 images); 0 for none.
+    train_fraction: share of the train split that is used at all, taken by class before anything is held out from it.
     split_seed: seed of every automatic split. max_bad_share: largest tolerated share of unreadable files.
     num_workers: decoding processes of a streamed set; None takes one a core.
     """
@@ -35,13 +37,14 @@ class DataConfig:
     data_dir: str | None = None
     image_size: tuple[int, int] | None = None
     channels: int | None = None
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: Fit = "crop"
     crop_fraction: float = 1.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     in_memory: bool | None = None
     val_fraction: float = 0.1
+    train_fraction: float = 1.0
     split_seed: int = 0
     max_bad_share: float = 0.05
     num_workers: int | None = None
@@ -52,10 +55,9 @@ class DataConfig:
             raise UsageError(
                 f"val_fraction must be in [0, 1), got {self.val_fraction}", where="data.val_fraction"
             )
-        if not 0.0 < self.crop_fraction <= 1.0:
-            raise UsageError(
-                f"crop_fraction must be in (0, 1], got {self.crop_fraction}", where="data.crop_fraction"
-            )
+        for key in ("crop_fraction", "train_fraction"):
+            if not 0.0 < getattr(self, key) <= 1.0:
+                raise UsageError(f"{key} must be in (0, 1], got {getattr(self, key)}", where=f"data.{key}")
         for key in ("split_seed", "num_workers", "max_bad_share"):
             value = getattr(self, key)
             if value is not None and value < 0:

@@ -46,11 +46,14 @@ def split_source(source: Source, recipe: Recipe) -> dict[str, Split]:
         raise DataError(
             "there is no train split to learn from", where=source.name, hint="add a folder train/CLASS/*"
         )
+    if recipe.data.val_fraction == 0 and "val" in splits:
+        splits["train"] = _join(splits["train"], splits.pop("val"))
+    if recipe.data.train_fraction < 1:
+        fractions = (recipe.data.train_fraction, 1 - recipe.data.train_fraction)
+        splits["train"] = splits["train"].take(stratified_split(splits["train"].labels, fractions, seed)[0])
     if "val" not in splits and recipe.data.val_fraction > 0:
         rest, held = hold_out(splits["train"].labels, recipe.data.val_fraction, MAX_VAL_IMAGES, seed)
         splits |= {"val": splits["train"].take(held), "train": splits["train"].take(rest)}
-    elif recipe.data.val_fraction == 0 and "val" in splits and "all" not in source.splits:
-        splits["train"] = _join(splits["train"], splits.pop("val"))
     return {name: split for name, split in splits.items() if len(split)}
 
 

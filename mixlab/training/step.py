@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from mixlab.training.gradients import ShardSum
 from mixlab.training.losses import balanced_class_weights, loss_per_batch
 from mixlab.training.optimizer import build_optimizer
 from mixlab.training.recipe import Recipe
+from mixlab.training.sam import check_sam, sam_radius, sharp_backward
 from mixlab.training.schedule import lr_factor
 
 
@@ -168,6 +170,7 @@ def check_shards(model: nn.Module, recipe: Recipe, world: World) -> None:
             where="virtual_shards",
             hint="use a model without batch normalisation, or leave --virtual-shards out",
         )
+    check_sam(recipe, world)
 
 
 def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
@@ -187,10 +190,10 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     rows = torch.zeros(state.num_shards, 3, dtype=torch.float64)
     sizes = batch.shard_sizes or (len(batch.image),)
     parts = zip(batch.image.split(sizes), batch.label.split(sizes), strict=True)
+    radius, share_of = sam_radius(recipe, step, factor), batch.step_size or len(batch.image)
     for shard, (image, label) in zip(state.shards, parts, strict=True):
-        rows[shard] = _backward(
-            state, image, label, step, shard, share_of=batch.step_size or len(batch.image)
-        )
+        backward = partial(_backward, state, image, label, step, shard, share_of=share_of)
+        rows[shard] = sharp_backward(state.model, backward, radius, recipe.optimizer.gsam_alpha)
         if state.shard_sum is not None:
             state.shard_sum.add()
     loss, num_correct, num_images = (sum(column) for column in state.world.sum_(rows).T.tolist())

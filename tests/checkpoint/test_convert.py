@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mixlab.checkpoint.convert import FORMATS, convert
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
-from mixlab.errors import MixlabError, UsageError
+from mixlab.errors import MixlabError, UsageError, WeightsError
 from mixlab.models.catalog import create_model, settings_of
 
 
@@ -249,11 +250,42 @@ def test_a_grid_that_is_no_square_though_its_number_of_patches_is(format, tmp_pa
 @pytest.mark.parametrize("format", ["timm", "mixlab-timm"])
 def test_timms_folders_keep_the_fit_and_where_the_weights_come_from(format, tmp_path):
     weights = timm_sized(gelu="erf")
-    weights = replace(weights, preprocess=replace(weights.preprocess, fit="stretch"))
+    preprocess = replace(weights.preprocess, fit="stretch", crop_fraction=1.0)
+    weights = replace(weights, preprocess=preprocess)
     convert(weights, tmp_path / "folder", format=format)
     again = open_weights(tmp_path / "folder")
     assert again.preprocess == weights.preprocess
     assert again.provenance["converted_from"] == {"made": "by a test"}
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "resize-crop"])
+def test_timm_brings_pictures_to_the_input_as_the_converted_weights_do(fit, tmp_path):
+    from timm.data import create_transform, resolve_data_config
+
+    weights = random_weights(name="mixer_s32", num_blocks=None, image_size=(64, 64), gelu="erf")
+    preprocess = replace(weights.preprocess, fit=fit, crop_fraction=0.8)  # 80 pixels cut to 64: no rounding
+    convert(replace(weights, preprocess=preprocess), tmp_path / "folder", format="timm")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())["pretrained_cfg"]
+    y, x = np.mgrid[0:160, 0:240]
+    waves = 128 + 60 * np.sin(x / 29) + 60 * np.cos(y / 23)
+    picture = np.repeat(waves[..., None], 3, axis=2).astype(np.uint8)
+    theirs = create_transform(**resolve_data_config(config))(Image.fromarray(picture))
+    ours = preprocess.normalize(torch.from_numpy(preprocess.pixels(picture))[None])[0]
+    assert (ours - theirs).abs().max() < 0.02  # of [-1, 1]
+
+
+def test_timms_squash_crops_and_older_folders_of_ours_do_not(tmp_path):
+    weights = timm_sized(gelu="erf")
+    convert(weights, tmp_path / "folder", format="timm")
+    path = tmp_path / "folder" / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"] |= {"crop_mode": "squash", "crop_pct": 0.875}
+    for own, fit in ((None, "resize-crop"), ({}, "stretch"), ({"fit": "resize-crop"}, "resize-crop")):
+        path.write_text(json.dumps(config | {"mixlab": own}))
+        assert open_weights(tmp_path / "folder").preprocess.fit == fit
+    path.write_text(json.dumps(config | {"mixlab": {"fit": "squeeze"}}))
+    with pytest.raises(WeightsError, match="squeeze"):
+        open_weights(tmp_path / "folder")
 
 
 def test_a_destination_without_a_name_is_refused():

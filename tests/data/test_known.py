@@ -1,3 +1,4 @@
+import gzip
 import json
 import socket
 import struct
@@ -110,8 +111,61 @@ def test_sets_of_files_give_paths(tmp_path, monkeypatch):
     assert source.splits["val"].names[0] == str(flowers / "jpg/image_00003.jpg")
 
 
+def write_packed(folder):
+    write_mnist(folder)
+    for path in list(folder.iterdir()):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+
+
+@pytest.mark.parametrize("place", ["debian", "data_dir"])
+def test_fashion_mnist_is_found_packed_as_debian_installs_it_and_equals_torchvisions(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mixlab.data.known.DEBIAN_DATA", tmp_path / "debian")
+    write_packed(tmp_path / place / "fashion-mnist")
+    found = open_source("fashionmnist", data_dir=tmp_path / "data_dir")
+    write_mnist(tmp_path / "plain" / "FashionMNIST" / "raw")
+    expected = open_source("fashionmnist", data_dir=tmp_path / "plain")
+    assert found.class_names == expected.class_names
+    assert found.class_names[9] == "Ankle boot"
+    for part, split in expected.splits.items():
+        assert np.array_equal(found.splits[part].pixels, split.pixels)
+        assert np.array_equal(found.splits[part].labels, split.labels)
+        assert found.splits[part].names == split.names
+
+
+def test_torchvisions_own_files_come_before_debians(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixlab.data.known.DEBIAN_DATA", tmp_path)
+    write_packed(tmp_path / "fashion-mnist")
+    (tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
+    write_mnist(tmp_path / "sets" / "FashionMNIST" / "raw")
+    assert len(open_source("fashionmnist", data_dir=tmp_path / "sets").splits["train"]) == 6
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source("fashionmnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"")[:-4], "cannot be read"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(struct.pack(">IIII", 0x803, 6, 2, 2)), "no whole IDX"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"ab"), "no whole IDX"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(struct.pack(">II", 0x803, 4) + b"1234"), "no whole IDX"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(struct.pack(">II", 0x801, 3) + b"123"), "4 images and 3"),
+    ],
+)
+def test_a_damaged_packed_file_is_named(file, content, message, tmp_path):
+    write_packed(tmp_path / "fashion-mnist")
+    (tmp_path / "fashion-mnist" / file).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source("fashionmnist", data_dir=tmp_path)
+    assert file in caught.value.where
+
+
 @pytest.mark.parametrize("name", TORCHVISION_NAMES)
-def test_a_set_that_is_not_there_says_where_it_belongs_and_how_to_get_it(name, tmp_path):
+def test_a_set_that_is_not_there_says_where_it_belongs_and_how_to_get_it(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("mixlab.data.known.DEBIAN_DATA", tmp_path / "debian")
     with pytest.raises(DataError, match="add --download") as caught:
         open_source(name, data_dir=tmp_path / "sets")
     assert str(tmp_path / "sets") in caught.value.where

@@ -91,7 +91,7 @@ def collect(images, augment, workers, first=0, steps=12, on_bad=lambda file: Non
     )
 
 
-@pytest.mark.parametrize("crop", ["pad", "resized"])
+@pytest.mark.parametrize("crop", ["pad", "resized", "inception"])
 def test_workers_and_restarts_change_nothing(files, crop):
     augment = AugmentConfig(crop=crop, flip=True, policy="randaugment", erase_prob=0.3)
     images = load_images(files, PREPROCESS, in_memory=False)

@@ -85,3 +85,11 @@ def test_a_picture_gets_the_same_result_alone_and_in_a_batch(magnitude, channels
     alone = torch.cat([apply_policy(pixels[i : i + 1], draws[i : i + 1], magnitude) for i in range(40)])
     assert torch.equal(together, alone)
     assert not torch.equal(together, pixels)
+
+
+def test_a_shear_that_ends_between_two_pixels_is_the_same_alone_and_in_a_batch():
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (20, 1, 12, 14), dtype=np.uint8))
+    strength = torch.full((20,), 0.6)
+    together = apply_operation("shear_x", pixels, strength)
+    alone = torch.cat([apply_operation("shear_x", pixels[i : i + 1], strength[i : i + 1]) for i in range(20)])
+    assert torch.equal(together, alone)

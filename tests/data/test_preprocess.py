@@ -1,9 +1,13 @@
 """Preprocessing: what part of a picture is used, how it is scaled, and that it survives storage."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import WeightsError
@@ -40,6 +44,59 @@ def test_scaling_equals_pillow_on_the_usual_resize_then_centre_crop():
     resized = Image.fromarray(picture).resize((48, 32), Image.Resampling.BICUBIC)
     theirs = np.asarray(resized.crop((8, 0, 40, 32))).transpose(2, 0, 1)
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture of waves of many pixels, on which filters agree but a shift or another shape shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 9 + k) + np.cos(y / 7 - k) + np.sin((x + y) / 13) for k in range(3)]
+    return np.stack([128 + 40 * wave for wave in waves], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resize_crop_is_torchvisions_resize_to_a_square_and_its_centre(interpolation):
+    picture = smooth(120, 200)
+    preprocess = Preprocess(
+        image_size=(56, 56), fit="resize-crop", crop_fraction=0.875, interpolation=interpolation
+    )
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    resized = F.resize(tensor, [64, 64], InterpolationMode(interpolation), antialias=True)
+    theirs = F.center_crop(resized, [56, 56]).numpy()
+    ours = preprocess.pixels(picture)
+    assert np.abs(ours.astype(int) - theirs).max() <= 2
+    others = [replace(preprocess, fit=fit).pixels(picture).astype(int) for fit in ("crop", "stretch")]
+    assert min(np.abs(other - theirs).max() for other in others) > 20
+    whole = replace(preprocess, crop_fraction=1.0)
+    assert np.array_equal(whole.pixels(picture), replace(whole, fit="stretch").pixels(picture))
+
+
+def authors_resmall_crop(picture: np.ndarray, smaller: int, crop: int) -> np.ndarray:
+    """resize_small and central_crop with the authors' rounding of sizes and places, scaled by Pillow."""
+    factor = smaller / min(picture.shape[:2])
+    height, width = (round(side * factor) for side in picture.shape[:2])
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - crop) // 2, (height - crop) // 2
+    return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
+
+
+def test_crop_at_224_of_256_is_the_authors_resmall_crop_to_within_half_a_pixel():
+    preprocess = Preprocess(image_size=(56, 56), crop_fraction=0.875)
+    exact = smooth(128, 192)  # 64 x 96 once scaled, cut at whole pixels
+    ours = preprocess.pixels(exact)
+    assert np.abs(ours.astype(int) - authors_resmall_crop(exact, 64, 56)).max() <= 1
+    odd = smooth(131, 187)  # 64 x 91.4: theirs rounds to 91 and cuts at 17, ours at 17.7
+    moved = np.abs(preprocess.pixels(odd).astype(int) - authors_resmall_crop(odd, 64, 56))
+    slope = np.abs(np.diff(preprocess.pixels(odd).astype(int), axis=2)).max()
+    assert 1 < moved.max() <= slope
+
+
+def test_a_fit_that_is_not_known_is_refused_and_old_ones_keep_their_meaning():
+    values = Preprocess(image_size=(56, 56), crop_fraction=0.875).to_json()
+    with pytest.raises(WeightsError, match="unknown fit: 'squeeze'"):
+        Preprocess.from_json(values | {"fit": "squeeze"})
+    stretched = Preprocess.from_json(values | {"fit": "stretch"})
+    assert stretched.box(100, 200) == (0.0, 0.0, 200.0, 100.0)  # whatever its crop_fraction
+    assert Preprocess.from_json(values | {"fit": "resize-crop"}).box(80, 160) == (10.0, 5.0, 150.0, 75.0)
 
 
 def test_grey_models_and_colour_pictures_meet_both_ways():

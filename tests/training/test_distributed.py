@@ -135,6 +135,13 @@ def test_a_sum_in_another_order_would_be_noticed(tmp_path):
     assert kills.fingerprint(tmp_path / "right")["model"] != kills.fingerprint(tmp_path / "wrong")["model"]
 
 
+def test_sharpness_aware_steps_have_the_same_bits_on_one_and_two_ranks(tmp_path):
+    options = {"virtual_shards": 2, "steps": 3, "optimizer__sam_rho": 0.1, "optimizer__gsam_alpha": 0.2}
+    for size in (1, 2):
+        assert train(tmp_path / f"{size}", size, **options) == [0] * size
+    assert kills.fingerprint(tmp_path / "1") == kills.fingerprint(tmp_path / "2")
+
+
 def test_threads_are_one_in_exact_mode_unless_the_recipe_says_otherwise(tmp_path):
     options = {key: value for key, value in PLAIN.items() if key != "threads"}
     mixlab.train(
