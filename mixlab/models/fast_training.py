@@ -157,7 +157,8 @@ class FastTraining(nn.Module):
         x = x.view(config.num_patches, num_images * config.hidden_dim)
         for block, *kept in zip(model.blocks, keep[::2], keep[1::2], strict=True):
             if model.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(self._block, block, x, kept, use_reentrant=False)
+                # What was drawn is handed in, and the generator belongs to all threads: it is left alone.
+                x = checkpoint(self._block, block, x, kept, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = self._block(block, x, kept)
         x = model.pre_head_norm(x.view(config.num_patches, num_images, config.hidden_dim))
