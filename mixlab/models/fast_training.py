@@ -7,6 +7,7 @@ S x B rows of C. oneDNN computes the products; a residual sum, or the slope of t
 Axes as in mixer.py: B batch, S tokens, C hidden_dim; D the hidden width of an MLP.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import torch
@@ -30,9 +31,10 @@ def is_plain_kind(model: nn.Module) -> TypeGuard[Mixer]:
     if type(model) not in (Mixer, PyramidMixer) or not has_fast_passes():
         return False
     kinds = (MixerBlock, PyramidBlock), (Mlp, AxialMixing), (Mlp, ShiftMlp)
+    blocks: Iterable[Any] = model.blocks
     return all(
         type(part) in kind
-        for block in model.blocks
+        for block in blocks
         for part, kind in zip((block, block.token_mixing, block.channel_mixing), kinds, strict=True)
     )
 
@@ -261,7 +263,10 @@ class FastTraining(nn.Module):
         x = x.view(config.num_patches, num_images * config.hidden_dim)
         for block, *kept in zip(model.blocks, keep[::2], keep[1::2], strict=True):
             if model.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(self._block, block, x, num_images, kept, use_reentrant=False)
+                # What was drawn is handed in, and the generator belongs to all threads: it is left alone.
+                x = checkpoint(
+                    self._block, block, x, num_images, kept, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 x = self._block(block, x, num_images, kept)
         x = model.pre_head_norm(x.view(-1, num_images, config.features_dim))

@@ -73,7 +73,8 @@ class Recipe:
     """What to train, on what, how, and for how long. `steps`, else `epochs`, sets the length.
 
     batch_size: images a step; 0 or `auto` finds the largest power of two that fits in memory. accumulate: parts it
-        is computed in, one after the other.
+        is computed in, one after the other. checkpoint_blocks: a block keeps its input only and is computed again on
+        the way back: less memory, the same bits, about a third more computation (docs/results.md).
     ema_decay: weights used are an exponential moving average of this decay; 0 is off.
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
     keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
@@ -107,6 +108,7 @@ class Recipe:
     steps: int | None = None
     batch_size: int = 128
     accumulate: int = 1
+    checkpoint_blocks: bool = False
     ema_decay: float = 0.0
     early_stop: int = 0
     keep_weights: Literal["best", "last"] = "best"
