@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlab.models.cores import TOGETHER_CHUNK, images_at_once, number_of_parts, pool_of_cores
-from mixlab.models.fast_training import FastTraining, is_plain, patch_rows, product, product_and
+from mixlab.models.fast_functions import patch_rows, product, product_and
+from mixlab.models.fast_training import FastTraining, is_plain
 from mixlab.models.layers import Mlp
 from mixlab.models.mixer import Mixer, MixerBlock
 from mixlab.models.pyramid import PyramidMixer
