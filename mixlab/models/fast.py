@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixlab.models.cores import TOGETHER_CHUNK, images_at_once, number_of_parts, pool_of_cores
+from mixlab.models.cores import images_at_once, number_of_parts, pool_of_cores
 from mixlab.models.fast_functions import patch_rows, product, product_and
 from mixlab.models.fast_training import FastTraining, is_plain
 from mixlab.models.layers import Mlp
 from mixlab.models.mixer import Mixer, MixerBlock
 from mixlab.models.pyramid import PyramidMixer
+
+TOGETHER = 64  # images of a pyramid, computed by all cores together: its operations are short
 
 
 def fast(model: nn.Module) -> nn.Module:
@@ -43,7 +45,7 @@ class FastPyramid(nn.Module):
     @torch.inference_mode()
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Logits of any number of images of the model's size."""
-        return torch.cat([self._passes(part) for part in image_BCHW.split(TOGETHER_CHUNK)])
+        return torch.cat([self._passes(part) for part in image_BCHW.split(TOGETHER)])
 
 
 class _Linear:
