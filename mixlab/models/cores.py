@@ -7,7 +7,6 @@ keeps busy slows a step by no more than its share: whoever is free takes the nex
 import builtins
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -90,10 +89,14 @@ class Cores:
         num_parts = number_of_parts(len(image), self._at_once, num_threads)
         keep = self._model.draw(len(image))
         if self._apart and num_threads > 1 and 1 < num_parts <= MAX_PARTS:
-            if self._batch is None or not self._batch.fits(image, target, num_threads):
+            if self._batch is None or not self._batch.fits(image, target, keep, num_threads):
                 self.close()
                 self._batch = _SharedBatch(self, image, target, keep, mean_loss, num_threads)
-            results = iter(self._batch.compute(image, target, keep, num_parts, share))
+            try:
+                results = iter(self._batch.compute(image, target, keep, num_parts, share))
+            except BaseException:
+                self.close()  # parts of this batch may still be on their way
+                raise
         else:
             parts = [
                 (*part, mean_loss, share * len(part[0]) / len(image))
@@ -158,9 +161,10 @@ class _SharedBatch:
         self.num_threads = num_threads
         self.image, self.target = torch.empty_like(image), torch.empty_like(target)
         self.kept = torch.empty(len(keep), len(image))
-        self.numbers = torch.zeros(3)  # images, parts, share of this batch
+        self.numbers = torch.zeros(3, dtype=torch.float64)  # images, parts, share of this batch
         self.drops = [kept is not None for kept in keep]
         parameters = list(cores._model.parameters())
+        gradient: Callable[..., Tensor] = cores.gradient
         size = 2 + sum(p.numel() for p in cores._parameters)
 
         def compute(part: int) -> Tensor:
@@ -171,13 +175,14 @@ class _SharedBatch:
             ]
             parts = list(_cut(self.image[:num_images], self.target[:num_images], kept, num_parts))[part]
             share = float(self.numbers[2]) * len(parts[0]) / num_images
-            return cores_().gradient(*parts, mean_loss, share)
+            return gradient(*parts, mean_loss, share)
 
-        cores_ = weakref.ref(cores)
         inputs = [self.image, self.target, self.kept, self.numbers, *parameters]
         self.processes = Processes(compute, size, MAX_PARTS, inputs, num_threads - 1)
 
-    def fits(self, image: Tensor, target: Tensor, num_threads: int) -> bool:
+    def fits(self, image: Tensor, target: Tensor, keep: list[Tensor | None], num_threads: int) -> bool:
+        if [kept is not None for kept in keep] != self.drops:
+            return False
         same = image.shape[1:] == self.image.shape[1:] and target.shape[1:] == self.target.shape[1:]
         return same and len(image) <= len(self.image) and num_threads == self.num_threads
 
@@ -189,5 +194,5 @@ class _SharedBatch:
         for row, kept in zip(self.kept, keep, strict=True):
             if kept is not None:
                 row[:num_images] = kept.flatten()
-        self.numbers.copy_(torch.tensor([num_images, num_parts, share]))
+        self.numbers.copy_(torch.tensor([num_images, num_parts, share], dtype=torch.float64))
         return self.processes.compute(num_parts)

@@ -33,9 +33,10 @@ def can_fork() -> bool:
     return sys.platform == "linux" and os.path.isdir("/proc/self/fd")
 
 
-def _shared(num_floats: int) -> Tensor:
-    """float32 memory that forked processes share; it is gone with the last of them."""
-    return torch.frombuffer(mmap.mmap(-1, max(4 * num_floats, 4)), dtype=torch.float32)[:num_floats]
+def _shared(like: Tensor) -> Tensor:
+    """A copy in memory that forked processes share; it is gone with the last of them."""
+    memory = mmap.mmap(-1, max(like.numel() * like.element_size(), 1))
+    return torch.frombuffer(memory, dtype=like.dtype, count=like.numel()).view(like.shape).copy_(like)
 
 
 class Processes:
@@ -54,9 +55,9 @@ class Processes:
         num_others: int,
     ) -> None:
         for tensor in inputs:
-            tensor.data = _shared(tensor.numel()).view(tensor.shape).copy_(tensor.data)
+            tensor.data = _shared(tensor.data)
         self._compute = compute
-        self._results = _shared(max_parts * size).view(max_parts, size)
+        self._results = _shared(torch.zeros(max_parts, size))
         self._parts_out, self._parts_in = os.pipe()
         self._done_out, self._done_in = os.pipe()
         # Opened once more, so that reading without waiting is this process's way alone.
@@ -73,8 +74,8 @@ class Processes:
             return child
         status = 1
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_IGN)  # what to do is for the first process to say
+            for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(kind, signal.SIG_IGN)  # what to do is for the first process to say
             with suppress(AttributeError, OSError):
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             os.close(self._parts_in)
@@ -92,6 +93,7 @@ class Processes:
 
     def compute(self, num_parts: int) -> Tensor:
         """All parts 0 ... num_parts - 1, by whoever is free: (num_parts, size), valid until the next call."""
+        self._check()
         os.write(self._parts_in, bytes(range(num_parts)))
         missing = num_parts
         with _one_thread():
@@ -101,25 +103,26 @@ class Processes:
         while missing:
             ready, _, _ = select.select([self._done_out], [], [], LOOK_SECONDS)
             done = os.read(self._done_out, missing) if ready else b""
-            if FAILED in done or (not done and not self._alive()):
-                self.close()
-                raise TrainingError(
-                    "a process that computed part of the batch has ended",
-                    where="training",
-                    hint="if the machine was out of memory, lower --batch-size; --resume goes on from the last "
-                    "checkpoint",
-                )
+            if not done or FAILED in done:
+                self._check(FAILED in done)
             missing -= len(done)
         return self._results[:num_parts]
 
     def _next(self) -> bytes:
+        """The number of a part that nobody has begun, or nothing."""
         try:
             return os.read(self._parts_out_now, 1)
         except BlockingIOError:
             return b""
 
-    def _alive(self) -> bool:
-        return all(os.waitpid(child, os.WNOHANG) == (0, 0) for child in self._children)
+    def _check(self, has_failed: bool = False) -> None:
+        """TrainingError if one of the other processes has ended, or said that it does."""
+        if has_failed or any(os.waitpid(child, os.WNOHANG) != (0, 0) for child in self._children):
+            raise TrainingError(
+                "a process that computed part of the batch has ended",
+                where="training",
+                hint="if the machine was out of memory, lower --batch-size; --resume goes on from the last one saved",
+            )
 
     def close(self) -> None:
         """End the other processes."""

@@ -235,6 +235,8 @@ def _run(
                 raise Interrupted(number, run, training.step)
     finally:
         training.saver.abandon()
+        if state.cores is not None:
+            state.cores.close()
     return finish(
         prepared,
         run,
