@@ -10,10 +10,11 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from mixlab.models.catalog import MODELS, ModelConfig, mixer_config
+from mixlab.models.catalog import MODELS, PYRAMID, ModelConfig, mixer_config
 from mixlab.models.mixer import Mixer
 
 PREFIX = "mixlab_"
+FLAT = [name for name in MODELS if PYRAMID not in name]  # a pyramid is another class, not registered yet
 
 
 class TimmMixer(Mixer):
@@ -109,7 +110,7 @@ def _default_cfg(side: int) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {f"{PREFIX}{name}": _default_cfg(side) for name, (side, _) in MODELS.items()}
+    {f"{PREFIX}{name}": _default_cfg(side) for name in FLAT for side in [MODELS[name][0]]}
 )
 
 
@@ -127,5 +128,5 @@ def _register(name: str) -> None:
 
 
 __all__ = ["TimmMixer"]
-for _name in MODELS:
+for _name in FLAT:
     _register(_name)

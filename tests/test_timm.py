@@ -28,7 +28,8 @@ def randomised(model):
 
 
 def test_every_size_is_registered_with_the_papers_counts():
-    assert set(timm.list_models("mixlab_*")) == {f"mixlab_{name}" for name in MODELS}
+    flat = {f"mixlab_{name}" for name in MODELS if "pyramid" not in name}
+    assert set(timm.list_models("mixlab_*")) == flat
     with torch.device("meta"):
         model = timm.create_model("mixlab_mixer_h14")
     assert sum(parameter.numel() for parameter in model.parameters()) == 432_350_952

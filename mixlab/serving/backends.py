@@ -46,6 +46,8 @@ def timm_twin(model: nn.Module) -> nn.Module:
 
     if not isinstance(model, Mixer):
         return model  # timm's already
+    if type(model) is not Mixer:
+        raise UsageError("timm has no model like this one", where="--against", hint="compare with eager")
     config = model.config
     ratios = tuple((dim + 0.5) / config.hidden_dim for dim in (config.token_mlp_dim, config.channel_mlp_dim))
     make: Any = MlpMixer
@@ -130,7 +132,7 @@ def training(backend: str, model: nn.Module, official_code: Path | None = None) 
 
 def _official(model: nn.Module, code: Path | None) -> tuple[Any, dict[str, Any]]:
     """The authors' module and its parameters."""
-    if not isinstance(model, Mixer) or model.config.gelu != "tanh":
+    if type(model) is not Mixer or model.config.gelu != "tanh":
         raise UsageError("the authors' code has plain Mixers with the tanh GELU only", where="--against jax")
     path = Path(code or ".") / "vit_jax" / "models_mixer.py"
     if code is None or not path.is_file():

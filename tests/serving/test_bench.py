@@ -68,6 +68,13 @@ def test_the_authors_code_computes_the_same():
         assert abs(float(ours(image)) - float(theirs(image))) < 1e-5
 
 
+@pytest.mark.parametrize("backend", ["timm", "jax"])
+def test_a_pyramid_is_nothing_that_others_have(backend):
+    model = build_model("mixer_pyramid_micro2", (8, 8))
+    with pytest.raises(UsageError, match="timm has no model like|plain Mixers"):
+        inference(backend, model, torch.zeros(1, 3, 8, 8), 1, None)
+
+
 def test_the_authors_code_must_be_named():
     with pytest.raises(UsageError, match="authors' code is needed"):
         inference("jax", build_model("mixer_pico2", (8, 8)), torch.zeros(1, 3, 8, 8), 1, None)
