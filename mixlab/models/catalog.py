@@ -3,6 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass, fields
+from math import gcd
 from typing import Any, Literal
 
 from torch import nn
@@ -27,6 +28,7 @@ MODELS = {
     "mixer_micro4": (32, "small images, minutes of training"),
     "mixer_pico2": (8, "8-pixel images such as digits"),
     "mixer_pyramid_micro2": (32, "small images, minutes of training"),
+    "mixer_pyramid_mini2": (32, "small images, minutes to hours of training"),
     "mixer_pyramid_nano2": (32, "small images, hours of training"),
     "mixer_pyramid_t4": (224, "photos, not trained yet"),
     "mixer_pyramid_s4": (224, "photos, not trained yet"),
@@ -41,7 +43,8 @@ DIMENSIONS = ("num_blocks", "hidden_dim", "token_mlp_dim", "channel_mlp_dim")
 class ModelConfig:
     """Which model; what is None follows from the name or from the data.
 
-    name: a name from `mixlab models`, `mixer_SIZE` with any patch side, or `timm/NAME`.
+    name: a name from `mixlab models`, `mixer_SIZE` with any patch side (in a recipe also without, then the one that
+        suits the pictures), or `timm/NAME`.
     patch_size, hidden_dim, token_mlp_dim, channel_mlp_dim, num_blocks: replace the named size's value.
     stochastic_depth: drop probability of the last block's branches (timm models: their drop_path_rate).
     head_bias, branch_init_scale: initial values of a Mixer, see `MixerConfig`.
@@ -181,10 +184,39 @@ def settings_of(config: MixerConfig) -> dict[str, Any]:
 def parse_mixer_name(name: str) -> tuple[str, int]:
     """`mixer_b16` -> ("b", 16); UsageError with the nearest name for anything else."""
     match = re.fullmatch(r"mixer_([a-z_]+?)(\d+)", name)
-    known = (*SIZES, CUSTOM, *(PYRAMID + size for size in (*PYRAMID_SIZES, CUSTOM)))
-    if match is None or match[1] not in known or int(match[2]) == 0:
+    if match is None or match[1] not in _size_names() or int(match[2]) == 0:
         raise UsageError(f"there is no model called {name!r}", where="model", hint=_nearest(name, MODELS))
     return match[1], int(match[2])
+
+
+def _size_names() -> tuple[str, ...]:
+    return (*SIZES, CUSTOM, *(PYRAMID + size for size in (*PYRAMID_SIZES, CUSTOM)))
+
+
+def name_with_patch(name: str, image_size: tuple[int, int], patch_size: int | None = None) -> str:
+    """`mixer_micro`, a size without a patch side, with patch_size or what suits `image_size`; others as they are.
+
+    It divides both sides, also by the stages of a pyramid, and comes nearest to 8 patches along the shorter one (4
+    for tiny images), or 16 for a pyramid.
+    """
+    size = name.removeprefix("mixer_")
+    if not name.startswith("mixer_") or size not in _size_names():
+        return name
+    if patch_size is not None:
+        return f"{name}{patch_size}"
+    stages = PYRAMID_SIZES.get(size.removeprefix(PYRAMID), ((),))[0] if size.startswith(PYRAMID) else (1,)
+    factor = 2 ** (len(stages) - 1)
+    short = min(image_size)
+    wanted = short / (16 if len(stages) > 1 else 8 if short > 16 else 4)
+    common = gcd(*image_size)
+    sides = [side for side in range(1, common + 1) if common % (side * factor) == 0]
+    if not sides:
+        raise UsageError(
+            f"no patch divides images of {image_size[0]}x{image_size[1]} for the {len(stages)} stages of {name}",
+            where="model.name",
+            hint=f"sides must be multiples of {factor}: --image-size, or a flat Mixer such as mixer_micro",
+        )
+    return f"{name}{min(sides, key=lambda side: (abs(side - wanted), side))}"
 
 
 def display_name(name: str) -> str:

@@ -186,7 +186,8 @@ class PyramidMixer(Mixer):
 #                 stage_blocks, hidden_dim, token_mlp_dim, channel_mlp_dim
 PYRAMID_SIZES = {
     "micro": ((2, 2, 2), 32, 64, 96),
-    "nano": ((2, 4, 2), 48, 64, 144),
+    "mini": ((2, 2, 2), 48, 64, 144),
+    "nano": ((2, 4, 2), 64, 64, 192),
     "t": ((2, 2, 4, 2), 64, 128, 192),
     "s": ((2, 2, 10, 2), 96, 128, 288),
 }

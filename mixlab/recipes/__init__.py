@@ -18,13 +18,14 @@ from mixlab.recipes.pretrain import (
     pretrain_imagenet1k_sam,
     pretrain_imagenet21k,
 )
-from mixlab.recipes.small import digits, few_images, small_images
+from mixlab.recipes.small import digits, few_images, small_images, small_images_flat
 from mixlab.training.loop import train as train_recipe
 from mixlab.training.recipe import Recipe, from_toml, full_key, override
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
     "small_images": small_images,
+    "small_images_flat": small_images_flat,
     "few_images": few_images,
     "finetune": finetune,
     "pretrain_imagenet1k": pretrain_imagenet1k,

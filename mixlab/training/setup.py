@@ -3,7 +3,6 @@
 import os
 import time
 from dataclasses import dataclass, fields, replace
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mixlab.data.sources import open_source, read_split_csv
 from mixlab.data.splits import hold_out, stratified_split
 from mixlab.device import memory_bytes, num_cores
 from mixlab.errors import DataError, ImageError, UsageError
-from mixlab.models.catalog import MODELS, ModelConfig, create_model
+from mixlab.models.catalog import MODELS, PYRAMID, ModelConfig, create_model, name_with_patch
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import DataConfig, Recipe
@@ -155,7 +154,9 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
     assert data.channels is not None
     if model.name is None:
         size = "pico" if max(data.image_size) <= 16 else "micro"
-        model = replace(model, name=f"mixer_{size}{model.patch_size or choose_patch(data.image_size)}")
+        model = replace(model, name=f"mixer_{size}")
+    assert model.name is not None
+    model = replace(model, name=name_with_patch(model.name, data.image_size, model.patch_size))
     if train.encoded is not None and train.encoded.window:
         data = replace(data, in_memory=False, num_workers=0)  # each worker would read the whole stream
     if data.in_memory is None:
@@ -203,7 +204,7 @@ def _usual_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[i
         return (MODELS[model_name][0], MODELS[model_name][0])
     if sizes and len(set(sizes)) == 1 and max(sizes[0]) <= PHOTO_SIDE:
         # Sides with a common divisor, so that there are patches to cut them into: 30 becomes 32, 28 stays.
-        unit = 4 if min(sizes[0]) > 16 else 2
+        unit = 8 if PYRAMID in (model_name or "") else 4 if min(sizes[0]) > 16 else 2
         height, width = (max(unit, round(side / unit) * unit) for side in sizes[0])
         return height, width
     if model_name is not None and model_name.startswith("timm/"):
@@ -211,14 +212,6 @@ def _usual_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[i
     if model_name in MODELS:
         return (MODELS[model_name][0], MODELS[model_name][0])
     return (PHOTO_SIDE, PHOTO_SIDE)
-
-
-def choose_patch(image_size: tuple[int, int]) -> int:
-    """The patch side, dividing both sides, that comes nearest to 8 patches along the shorter one (4 for tiny)."""
-    target = min(image_size) / (8 if min(image_size) > 16 else 4)
-    common = gcd(*image_size)
-    divisors = [side for side in range(1, common + 1) if common % side == 0]
-    return min(divisors, key=lambda side: (abs(side - target), side))
 
 
 def build_preprocess(data: DataConfig) -> Preprocess:

@@ -48,7 +48,7 @@ def tiny() -> Mixer:
 
 
 def test_every_named_model_has_its_counts():
-    assert set(COUNTS) == set(MODELS)
+    assert set(COUNTS) == {name for name in MODELS if "pyramid" not in name}  # test_pyramid.py has those
 
 
 @pytest.mark.parametrize("name", COUNTS)

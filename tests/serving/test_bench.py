@@ -71,7 +71,7 @@ def test_the_authors_code_computes_the_same():
 @pytest.mark.parametrize("backend", ["timm", "jax"])
 def test_a_pyramid_is_nothing_that_others_have(backend):
     model = build_model("mixer_pyramid_micro2", (8, 8))
-    with pytest.raises(UsageError, match="timm has no model like|plain Mixers"):
+    with pytest.raises(UsageError, match=r"timm has no model like|plain Mixers"):
         inference(backend, model, torch.zeros(1, 3, 8, 8), 1, None)
 
 
