@@ -28,6 +28,7 @@ COMMANDS = {
     "check": "using",
     "shard": "using",
     "runs": "learning",
+    "recipes": "learning",
     "bench": "measuring",
     "doctor": "using",
 }

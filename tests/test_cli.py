@@ -96,7 +96,7 @@ def test_predict_prints_a_table_for_a_person(place):
     assert "%" in result.stdout
 
 
-def test_info_runs_models_and_doctor_speak_json(place):
+def test_info_runs_models_recipes_and_doctor_speak_json(place):
     facts = answer(mixlab("info", "mixer_b16", "--json", cwd=place))
     assert facts["num_parameters"] == 59_880_472
     assert facts["macs"] == 12_601_933_824 or facts["macs"] == pytest.approx(12.60e9, rel=1e-3)
@@ -111,6 +111,10 @@ def test_info_runs_models_and_doctor_speak_json(place):
     assert runs[0]["finished"] is True
     names = [row["model"] for row in answer(mixlab("models", "--json", cwd=place))["models"]]
     assert "mixer_h14" in names
+    recipes = answer(mixlab("recipes", "--json", cwd=place))["recipes"]
+    assert {"digits", "finetune", "pretrain_imagenet1k"} <= {row["name"] for row in recipes}
+    one = answer(mixlab("recipes", "finetune", "--json", cwd=place))
+    assert one["recipe"]["optimizer"]["lr"] == 0.03
     assert answer(mixlab("doctor", "--json", cwd=place))["versions"]["torch"]
 
 

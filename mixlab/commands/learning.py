@@ -241,3 +241,28 @@ def runs(folder: Path = Path("runs"), /) -> None:
     else:
         screen.say(f"there are no runs in {folder}")
     emit({"runs": rows})
+
+
+def recipes(recipe: str | None = None, /) -> None:
+    """List the recipes, with what each is for and what it gave; or print one as TOML, for `train --config`.
+
+    Parameters
+    ----------
+    recipe
+        Print this one whole.
+    """
+    from dataclasses import asdict
+
+    from mixlab.recipes import RECIPES, describe_recipe, find_recipe
+    from mixlab.report.tables import show_recipes
+    from mixlab.training.recipe import to_toml
+
+    screen = Context.screen()
+    if recipe is None:
+        rows = [describe_recipe(name) for name in RECIPES]
+        show_recipes(rows, screen)
+        emit({"recipes": rows})
+        return
+    found = find_recipe(recipe)
+    screen.say(to_toml(found).rstrip())
+    emit((describe_recipe(recipe) if recipe in RECIPES else {"name": found.name}) | {"recipe": asdict(found)})

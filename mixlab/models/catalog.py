@@ -9,10 +9,11 @@ from torch import nn
 
 from mixlab.errors import UsageError
 from mixlab.models.mixer import SIZES, Mixer, MixerConfig
+from mixlab.models.pyramid import PYRAMID_SIZES, PyramidConfig, PyramidMixer
 from mixlab.models.variants import VariantConfig, VariantMixer
 
 # The models the paper names, then ours for small images: name -> (image side, what it is for).
-# Any other patch size works too: `mixer_SIZE` followed by the patch side.
+# Any other patch size works too: `mixer_SIZE` or `mixer_pyramid_SIZE` followed by the patch side.
 MODELS = {
     "mixer_s32": (224, "paper, Table 1"),
     "mixer_s16": (224, "paper, Table 1"),
@@ -25,7 +26,12 @@ MODELS = {
     "mixer_nano4": (32, "small images, hours of training"),
     "mixer_micro4": (32, "small images, minutes of training"),
     "mixer_pico2": (8, "8-pixel images such as digits"),
+    "mixer_pyramid_micro2": (32, "small images, minutes of training"),
+    "mixer_pyramid_nano2": (32, "small images, hours of training"),
+    "mixer_pyramid_t4": (224, "photos, not trained yet"),
+    "mixer_pyramid_s4": (224, "photos, not trained yet"),
 }
+PYRAMID = "pyramid_"  # begins the size in the name of a pyramid
 
 CUSTOM = "custom"  # the size in the name of a Mixer whose dimensions are all given
 DIMENSIONS = ("num_blocks", "hidden_dim", "token_mlp_dim", "channel_mlp_dim")
@@ -41,6 +47,8 @@ class ModelConfig:
     head_bias, branch_init_scale: initial values of a Mixer, see `MixerConfig`.
     gelu, layer_norm_eps: None is the authors' `tanh` and 1e-6, or what the weights to start from were trained with.
     token_mixing, token_groups: a variant of the token-mixing MLP and its number of groups, see models/variants.py.
+    stage_blocks, token_mix, local: of a pyramid only: how many blocks each stage has, and its switches, see
+        models/pyramid.py; hidden_dim and channel_mlp_dim are then those of the first stage.
     """
 
     name: str | None = None
@@ -56,6 +64,9 @@ class ModelConfig:
     layer_norm_eps: float | None = None
     token_mixing: Literal["shared", "blocks", "untied", "grouped", "projected", "pyramid"] = "shared"
     token_groups: int = 1
+    stage_blocks: tuple[int, ...] | None = None
+    token_mix: Literal["full", "axial"] | None = None
+    local: Literal["none", "shift"] | None = None
 
 
 def create_model(
@@ -77,7 +88,14 @@ def create_model(
     if name.startswith("timm/"):
         return _create_timm(config, num_classes, image_size, in_channels)
     dimensions = mixer_config(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
-    return VariantMixer(dimensions) if isinstance(dimensions, VariantConfig) else Mixer(dimensions)
+    return make_mixer(dimensions)
+
+
+def make_mixer(config: MixerConfig) -> Mixer:
+    """A freshly initialised Mixer of these dimensions, of the kind that they belong to."""
+    if isinstance(config, PyramidConfig):
+        return PyramidMixer(config)
+    return VariantMixer(config) if isinstance(config, VariantConfig) else Mixer(config)
 
 
 def mixer_config(
@@ -86,9 +104,25 @@ def mixer_config(
     """The full dimensions of the Mixer that `config` names."""
     assert config.name is not None
     size, patch_size = parse_mixer_name(config.name)
-    named = dict(zip(DIMENSIONS, SIZES.get(size, (0, 0, 0, 0)), strict=True))  # 0 is refused by MixerConfig
+    is_pyramid = size.startswith(PYRAMID)
+    sizes: dict[str, tuple[Any, ...]] = {
+        **SIZES,
+        **{PYRAMID + key: row for key, row in PYRAMID_SIZES.items()},
+    }
+    named = dict(zip(DIMENSIONS, sizes.get(size, (0, 0, 0, 0)), strict=True))  # 0 is refused by MixerConfig
     side = MODELS.get(config.name, (224 if size in "sblh" else 32, ""))[0]
     values: dict[str, Any] = {key: getattr(config, key) or named[key] for key in DIMENSIONS}
+    pyramid_only = {key: getattr(config, key) for key in ("stage_blocks", "token_mix", "local")}
+    pyramid_only = {key: value for key, value in pyramid_only.items() if value is not None}
+    if is_pyramid:
+        stages = pyramid_only.setdefault("stage_blocks", named["num_blocks"] or ())
+        values["num_blocks"] = config.num_blocks or sum(stages)
+    elif pyramid_only:
+        raise UsageError(
+            "only a pyramid has stages, axial mixing and shifts",
+            where=f"model.{next(iter(pyramid_only))}",
+            hint="such as mixer_pyramid_micro2",
+        )
     values |= {key: getattr(config, key) for key in ("stochastic_depth", "head_bias", "branch_init_scale")}
     values |= {
         key: getattr(config, key)
@@ -96,6 +130,11 @@ def mixer_config(
         if getattr(config, key) is not None  # else MixerConfig's own, the authors'
     }
     kind: type[MixerConfig] = MixerConfig
+    if is_pyramid and config.token_mixing != "shared":
+        raise UsageError("a pyramid has token_mix instead", where="model.token_mixing")
+    if is_pyramid:
+        kind = PyramidConfig
+        values |= pyramid_only
     if config.token_mixing != "shared":
         kind = VariantConfig
         values |= {"token_mixing": config.token_mixing, "token_groups": config.token_groups}
@@ -113,9 +152,19 @@ def mixer_config(
 def settings_of(config: MixerConfig) -> dict[str, Any]:
     """Keyword arguments of `create_model` for a Mixer of these dimensions, under the paper's name if it has one."""
     dimensions = {key: getattr(config, key) for key in DIMENSIONS}
-    size = next((size for size, known in SIZES.items() if known == tuple(dimensions.values())), None)
-    settings = {"name": f"mixer_{size or CUSTOM}{config.patch_size}", "num_classes": config.num_classes}
+    prefix = ""
+    sizes: dict[str, tuple[Any, ...]] = {**SIZES}
+    if isinstance(config, PyramidConfig):
+        prefix, sizes = PYRAMID, {**PYRAMID_SIZES}
+        dimensions["num_blocks"] = config.stage_blocks
+    size = next((size for size, known in sizes.items() if known == tuple(dimensions.values())), None)
+    settings = {
+        "name": f"mixer_{prefix}{size or CUSTOM}{config.patch_size}",
+        "num_classes": config.num_classes,
+    }
     settings |= {"image_size": config.image_size, "in_channels": config.in_channels}
+    if isinstance(config, PyramidConfig):
+        dimensions["num_blocks"] = config.num_blocks
     if size is None:
         settings |= dimensions
     usual_values = {field.name: field.default for field in (*fields(ModelConfig), *fields(MixerConfig))}
@@ -131,8 +180,9 @@ def settings_of(config: MixerConfig) -> dict[str, Any]:
 
 def parse_mixer_name(name: str) -> tuple[str, int]:
     """`mixer_b16` -> ("b", 16); UsageError with the nearest name for anything else."""
-    match = re.fullmatch(r"mixer_([a-z]+?)(\d+)", name)
-    if match is None or match[1] not in (*SIZES, CUSTOM) or int(match[2]) == 0:
+    match = re.fullmatch(r"mixer_([a-z_]+?)(\d+)", name)
+    known = (*SIZES, CUSTOM, *(PYRAMID + size for size in (*PYRAMID_SIZES, CUSTOM)))
+    if match is None or match[1] not in known or int(match[2]) == 0:
         raise UsageError(f"there is no model called {name!r}", where="model", hint=_nearest(name, MODELS))
     return match[1], int(match[2])
 
@@ -142,7 +192,7 @@ def display_name(name: str) -> str:
     if not name.startswith("mixer_"):
         return name
     size, patch_size = parse_mixer_name(name)
-    return f"Mixer-{size.capitalize()}/{patch_size}"
+    return f"{'-'.join(part.capitalize() for part in ['mixer', *size.split('_')])}/{patch_size}"
 
 
 def _known(overrides: dict[str, Any]) -> dict[str, Any]:

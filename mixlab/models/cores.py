@@ -1,12 +1,13 @@
-"""A core for each few images: threads that compute alone, and the gradient of a batch by them.
+"""A core for each few images: threads or processes that compute alone, and the gradient of a batch by them.
 
 No thread waits for another within an operation, so activations stay in a core's cache, and a core that something else
 keeps busy slows a step by no more than its share: whoever is free takes the next images.
 """
 
+import builtins
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from mixlab.models.fast_training import FastTraining
 from mixlab.models.mixer import Mixer, MixerConfig
+from mixlab.models.processes import MAX_PARTS, Processes, can_fork
+from mixlab.models.pyramid import PyramidConfig
 
 CHUNK_BYTES = 13 << 20  # of the widest activation of one chunk of images; with MAX_CHUNK measured (LOG.md)
 MAX_CHUNK = 32  # images
+SHORT = 1 << 15  # hidden_dim x channel_mlp_dim of a Mixer up to which this is so; measured (LOG.md)
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
@@ -55,12 +59,19 @@ def pool_of_cores(num_threads: int) -> ThreadPoolExecutor:
 
 
 class Cores:
-    """Backward passes of `model` by as many threads as torch has when they begin."""
+    """Backward passes of `model` by as many threads as torch has when they begin, or as many processes.
+
+    A batch is cut into parts, computed by one core each, and their gradients are added in order, so the bits depend
+    on the number of threads alone. Processes are taken where a model's operations are short (`are_short`) and this
+    machine can fork; its parameters are then moved into memory that all of them see.
+    """
 
     def __init__(self, model: Mixer) -> None:
         self._model = FastTraining(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._at_once = images_at_once(model.config)
+        self._apart = are_short(model.config) and can_fork()
+        self._batch: _SharedBatch | None = None
 
     def backward(
         self,
@@ -72,39 +83,116 @@ class Cores:
         """Add the gradient of `share` times the mean loss of the batch to the parameters' own.
 
         image (B, channels, H, W), target (B, K) -> that product, and the number of correct answers. mean_loss: of
-        logits and targets of some of the images. Parts are added in their order, so the bits depend on the number
-        of threads alone.
+        logits and targets of some of the images; the same function at every call.
         """
         num_threads = torch.get_num_threads()
         num_parts = number_of_parts(len(image), self._at_once, num_threads)
         keep = self._model.draw(len(image))
-        kept_parts = zip(
-            *([None] * num_parts if kept is None else kept.tensor_split(num_parts) for kept in keep),
-            strict=True,
-        )
-        parts = list(
-            zip(image.tensor_split(num_parts), target.tensor_split(num_parts), kept_parts, strict=True)
-        )
+        if self._apart and num_threads > 1 and 1 < num_parts <= MAX_PARTS:
+            if self._batch is None or not self._batch.fits(image, target, keep, num_threads):
+                self.close()
+                self._batch = _SharedBatch(self, image, target, keep, mean_loss, num_threads)
+            try:
+                results = iter(self._batch.compute(image, target, keep, num_parts, share))
+            except BaseException:
+                self.close()  # parts of this batch may still be on their way
+                raise
+        else:
+            parts = [
+                (*part, mean_loss, share * len(part[0]) / len(image))
+                for part in _cut(image, target, keep, num_parts)
+            ]
+            pool: Any = pool_of_cores(num_threads) if num_threads > 1 else builtins
+            results = pool.map(lambda part: self.gradient(*part), parts)
+        found = next(results).clone()
+        for result in results:
+            found += result
+        loss, num_correct, *gradients = found.split([1, 1, *(p.numel() for p in self._parameters)])
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            gradient = gradient.view_as(parameter)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return loss[0], num_correct[0].long()
 
-        def compute(
-            part: tuple[Tensor, Tensor, tuple[Any, ...]],
-        ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-            images, targets, kept = part
-            with torch.enable_grad():
-                logits = self._model(images, list(kept))
-                loss = share * len(images) / len(image) * mean_loss(logits, targets)
-                gradients = torch.autograd.grad(loss, self._parameters)
-            correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
-            return loss.detach(), correct, gradients
+    def gradient(
+        self, image: Tensor, target: Tensor, keep: list[Tensor | None], mean_loss: Any, share: float
+    ) -> Tensor:
+        """Of some images: the loss, the number of correct answers and all gradients in one row."""
+        with torch.enable_grad():
+            logits = self._model(image, keep)
+            loss = share * mean_loss(logits, target)
+            gradients = torch.autograd.grad(loss, self._parameters)
+        correct = (logits.argmax(dim=1) == target.argmax(dim=1)).sum()
+        return torch.cat([torch.stack([loss.detach(), correct]), *(g.flatten() for g in gradients)])
 
-        results = map(compute, parts) if num_threads == 1 else pool_of_cores(num_threads).map(compute, parts)
-        loss_sum, num_correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
-        for loss, correct, gradients in results:
-            loss_sum += loss
-            num_correct += correct
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                if parameter.grad is None:
-                    parameter.grad = gradient
-                else:
-                    parameter.grad += gradient
-        return loss_sum, num_correct
+    def close(self) -> None:
+        """End the processes, if there are any; the next call begins others."""
+        if self._batch is not None:
+            self._batch.processes.close()
+            self._batch = None
+
+
+def are_short(config: MixerConfig) -> bool:
+    """Whether the operations on a few images are so short that threads would mostly wait for each other."""
+    return isinstance(config, PyramidConfig) or config.hidden_dim * config.channel_mlp_dim <= SHORT
+
+
+def _cut(
+    image: Tensor, target: Tensor, keep: list[Tensor | None], num_parts: int
+) -> Iterator[tuple[Any, ...]]:
+    kept_parts = zip(
+        *([None] * num_parts if kept is None else kept.tensor_split(num_parts) for kept in keep), strict=True
+    )
+    parts = zip(image.tensor_split(num_parts), target.tensor_split(num_parts), kept_parts, strict=True)
+    return ((images, targets, list(kept)) for images, targets, kept in parts)
+
+
+class _SharedBatch:
+    """What the processes of a `Cores` compute, in memory that all of them see."""
+
+    def __init__(
+        self,
+        cores: Cores,
+        image: Tensor,
+        target: Tensor,
+        keep: list[Tensor | None],
+        mean_loss: Any,
+        num_threads: int,
+    ) -> None:
+        self.num_threads = num_threads
+        self.image, self.target = torch.empty_like(image), torch.empty_like(target)
+        self.kept = torch.empty(len(keep), len(image))
+        self.numbers = torch.zeros(3, dtype=torch.float64)  # images, parts, share of this batch
+        self.drops = [kept is not None for kept in keep]
+        parameters = list(cores._model.parameters())
+        gradient: Callable[..., Tensor] = cores.gradient
+        size = 2 + sum(p.numel() for p in cores._parameters)
+
+        def compute(part: int) -> Tensor:
+            num_images, num_parts = int(self.numbers[0]), int(self.numbers[1])
+            kept = [
+                self.kept[i, :num_images, None, None] > 0 if drops else None
+                for i, drops in enumerate(self.drops)
+            ]
+            parts = list(_cut(self.image[:num_images], self.target[:num_images], kept, num_parts))[part]
+            share = float(self.numbers[2]) * len(parts[0]) / num_images
+            return gradient(*parts, mean_loss, share)
+
+        inputs = [self.image, self.target, self.kept, self.numbers, *parameters]
+        self.processes = Processes(compute, size, MAX_PARTS, inputs, num_threads - 1)
+
+    def fits(self, image: Tensor, target: Tensor, keep: list[Tensor | None], num_threads: int) -> bool:
+        if [kept is not None for kept in keep] != self.drops:
+            return False
+        same = image.shape[1:] == self.image.shape[1:] and target.shape[1:] == self.target.shape[1:]
+        return same and len(image) <= len(self.image) and num_threads == self.num_threads
+
+    def compute(
+        self, image: Tensor, target: Tensor, keep: list[Tensor | None], num_parts: int, share: float
+    ) -> Tensor:
+        num_images = len(image)
+        self.image[:num_images], self.target[:num_images] = image, target
+        for row, kept in zip(self.kept, keep, strict=True):
+            if kept is not None:
+                row[:num_images] = kept.flatten()
+        self.numbers.copy_(torch.tensor([num_images, num_parts, share], dtype=torch.float64))
+        return self.processes.compute(num_parts)

@@ -9,24 +9,43 @@ image is computed by all cores together.
 Axes as in mixer.py: B batch, S tokens, C hidden_dim.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlab.models.cores import images_at_once, number_of_parts, pool_of_cores
-from mixlab.models.fast_training import is_plain, patch_rows, product, product_and
+from mixlab.models.fast_functions import patch_rows, product, product_and
+from mixlab.models.fast_training import FastTraining, is_plain
 from mixlab.models.layers import Mlp
 from mixlab.models.mixer import Mixer, MixerBlock
+from mixlab.models.pyramid import PyramidMixer
+
+TOGETHER = 64  # images of a pyramid, computed by all cores together: its operations are short
 
 
 def fast(model: nn.Module) -> nn.Module:
     """A faster copy of `model` for inference as it is now, or `model` itself where there is none.
 
-    There is one for a plain Mixer in float32 on a CPU. Later changes to `model` do not reach it.
+    There is one for a plain Mixer or a pyramid in float32 on a CPU. Later changes to `model` do not reach it.
     """
     if not is_plain(model):
         return model
-    return FastMixer(model)
+    return FastPyramid(model) if isinstance(model, PyramidMixer) else FastMixer(model)
+
+
+class FastPyramid(nn.Module):
+    """Images (B, in_channels, H, W), float32 on the CPU, to logits (B, K): training's passes, a few at a time."""
+
+    def __init__(self, model: PyramidMixer) -> None:
+        super().__init__()
+        self._passes = FastTraining(copy.deepcopy(model).eval().requires_grad_(False))
+
+    @torch.inference_mode()
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Logits of any number of images of the model's size."""
+        return torch.cat([self._passes(part) for part in image_BCHW.split(TOGETHER)])
 
 
 class _Linear:

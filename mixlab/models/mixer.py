@@ -78,6 +78,11 @@ class MixerConfig:
         """S, the number of tokens."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def features_dim(self) -> int:
+        """Width of what the head sees."""
+        return self.hidden_dim
+
 
 def _times(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
@@ -115,8 +120,8 @@ class Mixer(nn.Module):
         self.blocks = nn.ModuleList(
             self.make_block(i, config.stochastic_depth * i / last) for i in range(config.num_blocks)
         )
-        self.pre_head_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.hidden_dim, config.num_classes)
+        self.pre_head_norm = nn.LayerNorm(config.features_dim, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.features_dim, config.num_classes)
         self.init_weights()
 
     def make_block(self, index: int, drop_prob: float) -> nn.Module:
@@ -189,8 +194,8 @@ class Mixer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 init_lecun_normal(module.weight)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         for module in self.modules():

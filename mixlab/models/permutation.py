@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from mixlab.errors import UsageError
 from mixlab.models.mixer import Mixer
+from mixlab.models.pyramid import PyramidMixer
+from mixlab.models.pyramid_permutation import absorb_patch_order, reorder_tokens
 
 
 def absorb(model: nn.Module, patch_order: np.ndarray, pixel_order: np.ndarray) -> nn.Module:
@@ -22,10 +24,11 @@ def absorb(model: nn.Module, patch_order: np.ndarray, pixel_order: np.ndarray) -
 
     patch_order (S,): patch i of a permuted image is patch patch_order[i] of the original, in raster order;
     pixel_order (P * P,): the same for the pixels inside every patch. UsageError for a model that cannot absorb
-    them: anything but a plain Mixer or a timm ViT with learned position embeddings, and any other kind of
-    permutation has no such orders (one that differs from patch to patch would need a stem for each patch).
+    them: anything but a plain Mixer, a timm ViT with learned position embeddings, or a pyramid for the few orders of
+    its patches that it has (`pyramid_permutation`); and any other kind of permutation has no such orders (one that
+    differs from patch to patch would need a stem for each patch).
     """
-    if type(model) is not Mixer and not _is_plain_vit(model):
+    if type(model) not in (Mixer, PyramidMixer) and not _is_plain_vit(model):
         raise UsageError(
             f"{type(model).__name__} cannot absorb a permutation",
             where="model",
@@ -45,12 +48,11 @@ def absorb(model: nn.Module, patch_order: np.ndarray, pixel_order: np.ndarray) -
     patches, pixels = torch.from_numpy(patch_order), torch.from_numpy(pixel_order)
     with torch.no_grad():
         stem.weight.copy_(stem.weight.flatten(2)[:, :, pixels].view_as(stem.weight))
-        if is_mixer:
+        if isinstance(changed, PyramidMixer):
+            absorb_patch_order(changed, patch_order)
+        elif is_mixer:
             for block in changed.blocks:
-                mlp = block.token_mixing
-                mlp.fc1.weight.copy_(mlp.fc1.weight[:, patches])
-                mlp.fc2.weight.copy_(mlp.fc2.weight[patches])
-                mlp.fc2.bias.copy_(mlp.fc2.bias[patches])
+                reorder_tokens(block.token_mixing, patches)
         else:
             first = changed.pos_embed.shape[1] - num_patches  # class and register tokens may stand before
             changed.pos_embed[:, first:] = changed.pos_embed[:, first:][:, patches]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixlab.errors import UsageError
 from mixlab.models.mixer import Mixer, MixerConfig
+from mixlab.models.pyramid import PyramidConfig, PyramidMixer
 from mixlab.models.variants import VariantConfig, VariantMixer, block_order
 
 
@@ -22,30 +23,45 @@ def resample(model: Mixer, image_size: tuple[int, int], *, patch_size: int | Non
     writes through V (T, S) back to the new: W1' = W1 R, W2' = V W2, b2' = V b2. Along each axis R and V average
     over areas where they shrink and interpolate cubically where they grow; their rows sum to one, so what is
     constant over the picture stays so. The stem reads a patch of another side in the same way, so a model with
-    patches k times as large is exactly the old one on pictures averaged over k x k pixels.
+    patches k times as large is exactly the old one on pictures averaged over k x k pixels. A pyramid's axial maps are
+    read and written so along their own axis.
     The same grid and patch give the same weights, bit for bit.
     """
-    if type(model) is not Mixer:
+    if type(model) not in (Mixer, PyramidMixer):
         raise UsageError(
-            f"only a plain Mixer can be resampled, this one mixes tokens in another way ({type(model).__name__})",
+            f"only a plain Mixer or a pyramid can be resampled, this one mixes tokens in another way "
+            f"({type(model).__name__})",
             where="image_size",
         )
     old = model.config
     new = replace(old, image_size=image_size, patch_size=patch_size or old.patch_size)
-    read = torch.kron(_resize(old.grid[0], new.grid[0]), _resize(old.grid[1], new.grid[1]))
-    write = torch.kron(_resize(new.grid[0], old.grid[0]), _resize(new.grid[1], old.grid[1]))
     pixels = _resize(old.patch_size, new.patch_size)
     state = {}
     for name, tensor in model.state_dict().items():
         value = tensor.cpu().double()
         if name == "stem.weight":
             value = torch.einsum("ocpq,px,qy->ocxy", value, pixels, pixels)
-        elif name.endswith("token_mixing.fc1.weight"):
-            value = value @ read
-        elif "token_mixing.fc2." in name:
-            value = write @ value
+        elif ".token_mixing." in name:
+            read, write = _axes(old, new, int(name.split(".")[1]))
+            if name.endswith("columns.weight"):
+                value = write[0] @ value @ read[0]
+            elif name.endswith("rows.weight"):
+                value = write[1] @ value @ read[1]
+            elif name.endswith("fc1.weight"):
+                value = value @ torch.kron(*read)
+            elif ".fc2." in name:
+                value = torch.kron(*write) @ value
         state[name] = value.to(tensor)
-    return _built(Mixer, new, state, model)
+    return _built(type(model), new, state, model)
+
+
+def _axes(old: MixerConfig, new: MixerConfig, block: int) -> tuple[list[Tensor], list[Tensor]]:
+    """R and V of a block's grid, height and width apart."""
+    if isinstance(old, PyramidConfig):
+        assert isinstance(new, PyramidConfig)
+        old, new = old.of_stage(old.stage(block)), new.of_stage(new.stage(block))
+    pairs = list(zip(old.grid, new.grid, strict=True))
+    return [_resize(a, b) for a, b in pairs], [_resize(b, a) for a, b in pairs]
 
 
 def _resize(size_out: int, size_in: int) -> Tensor:

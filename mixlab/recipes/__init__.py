@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "pretrain_imagenet1k_gsam": pretrain_imagenet1k_gsam,
     "pretrain_imagenet21k": pretrain_imagenet21k,
 }
+RESULT = re.compile(r"n=\d|not yet measured", re.IGNORECASE)  # in a sentence of a docstring that states one
 FEW = 5_000  # training images below which `auto` takes few_images
 
 
@@ -44,6 +46,23 @@ def find_recipe(name: str) -> Recipe:
     close = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(RECIPES)}, and files *.toml"
     raise UsageError(f"there is no recipe called {name!r}", where="--recipe", hint=hint)
+
+
+def describe_recipe(name: str) -> dict[str, Any]:
+    """Name, `purpose` and `result` of a recipe as its docstring states them; `is_measured`: here, not expected."""
+    text = " ".join((RECIPES[name].__doc__ or "").split())
+    first, *rest = re.split(r"(?<=\.) (?=[A-Z`])", text)
+    if RESULT.search(first):  # both in one sentence
+        first, _, result = first.partition(": ")
+        rest = [result, *rest]
+    results = [sentence for sentence in rest if RESULT.search(sentence)]
+    is_measured = any("n=" in sentence for sentence in results)
+    return {
+        "name": name,
+        "purpose": first.rstrip("."),
+        "result": " ".join(results),
+        "is_measured": is_measured,
+    }
 
 
 def recipe_for(data: DataConfig, *, download: bool = False) -> Recipe:

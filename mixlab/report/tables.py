@@ -37,6 +37,15 @@ def show_models(rows: list[dict[str, Any]], screen: Screen) -> None:
     screen.show(table)
 
 
+def show_recipes(rows: list[dict[str, Any]], screen: Screen) -> None:
+    """`mixlab recipes`."""
+    table = Table("recipe", "for", "result", show_lines=True)
+    for row in rows:
+        table.add_row(row["name"], escape(row["purpose"]), escape(row["result"]))
+    screen.show(table)
+    screen.say("`mixlab train DATA --recipe NAME` takes one; `mixlab recipes NAME` prints it as TOML")
+
+
 def show_published(rows: list[dict[str, Any]], screen: Screen) -> None:
     """`mixlab models --pretrained`."""
     table = Table("name", "MiB", "classes", "input", "GELU", "ImageNet top-1", "here", "what it is")

@@ -18,7 +18,8 @@ from torch import Tensor
 from mixlab.device import keep_memory, peak_memory_bytes
 from mixlab.errors import MixlabError, UsageError
 from mixlab.models.cost import measure_cost
-from mixlab.models.fast_training import has_fast_passes, product
+from mixlab.models.fast_functions import product
+from mixlab.models.fast_training import has_fast_passes
 from mixlab.serving.backends import BACKENDS, TRAINING_BACKENDS, build_model, inference, training
 
 TOLERANCE = 1e-4  # largest difference of a logit, or of a first step's loss, from ours

@@ -29,9 +29,10 @@ def explain_out_of_memory(error: Exception, recipe: Recipe, device: torch.device
     ):
         return None
     parts = 2 * recipe.accumulate
+    again = "" if recipe.checkpoint_blocks else "--checkpoint-blocks true keeps less of each block; "
     return TrainingError(
         f"memory ran out on {device} with batch_size {recipe.batch_size} in {recipe.accumulate} part(s)",
         where="batch_size",
-        hint=f"--accumulate {parts} computes the same batch in {parts} parts; or make --batch-size smaller; "
+        hint=f"--accumulate {parts} computes the same batch in {parts} parts; {again}or make --batch-size smaller; "
         "--resume goes on from the last checkpoint",
     )

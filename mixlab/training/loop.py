@@ -18,6 +18,7 @@ from mixlab.data.random import torch_seed
 from mixlab.device import autocast, set_threads
 from mixlab.errors import DataError, UsageError
 from mixlab.models.catalog import create_model
+from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
 from mixlab.training.batch_size import find_batch_size
 from mixlab.training.budget import plan_steps
@@ -215,6 +216,8 @@ def _new_model(prepared: Prepared, initial: Weights | None, screen: Screen) -> n
     if initial is not None:
         screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
     freeze_layers(model, prepared.recipe.freeze)
+    if prepared.recipe.checkpoint_blocks:
+        checkpoint_blocks(model)
     return model
 
 
@@ -253,6 +256,8 @@ def _run(
                 raise Interrupted(number, run, training.step)
     finally:
         training.saver.abandon()
+        if state.cores is not None:
+            state.cores.close()
     return finish(
         prepared,
         run,

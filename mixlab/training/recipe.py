@@ -73,7 +73,8 @@ class Recipe:
     """What to train, on what, how, and for how long. `steps`, else `epochs`, sets the length.
 
     batch_size: images a step; 0 or `auto` finds the largest power of two that fits in memory. accumulate: parts it
-        is computed in, one after the other.
+        is computed in, one after the other. checkpoint_blocks: a block keeps its input only and is computed again on
+        the way back: less memory, the same bits, about a third more computation (docs/results.md).
     ema_decay: weights used are an exponential moving average of this decay; 0 is off.
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
     keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
@@ -107,6 +108,7 @@ class Recipe:
     steps: int | None = None
     batch_size: int = 128
     accumulate: int = 1
+    checkpoint_blocks: bool = False
     ema_decay: float = 0.0
     early_stop: int = 0
     keep_weights: Literal["best", "last"] = "best"
@@ -245,7 +247,7 @@ def type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(str(value) for value in get_args(hint))
     if get_origin(hint) is tuple:
-        return "numbers" if float in get_args(hint) else "HxW"
+        return "numbers" if Ellipsis in get_args(hint) else "HxW"
     plain = [part for part in get_args(hint) if part is not type(None)]
     if plain:
         return type_name(plain[0])
@@ -282,8 +284,9 @@ def _parse(value: Any, target: Any) -> Any:
         if value not in get_args(target):
             raise ValueError
         return value
-    if get_origin(target) is tuple and float in get_args(target):
-        return tuple(float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    if get_origin(target) is tuple and Ellipsis in get_args(target):
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(_parse(part, get_args(target)[0]) for part in parts)
     if get_origin(target) is tuple:
         return parse_image_size(
             "x".join(str(side) for side in value) if isinstance(value, list | tuple) else value

@@ -19,6 +19,7 @@ from mixlab.data.splits import hold_out, stratified_split
 from mixlab.device import memory_bytes, num_cores
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.models.catalog import MODELS, ModelConfig, create_model
+from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import DataConfig, Recipe
 
@@ -269,10 +270,12 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def check_model(recipe: Recipe, num_classes: int) -> None:
-    """UsageError if the recipe's model cannot be built; takes no memory for a Mixer."""
+    """UsageError if the recipe's model cannot be built or checkpointed; takes no memory for a Mixer."""
     settings = model_settings(recipe, num_classes)
     with torch.device("cpu" if settings["name"].startswith("timm/") else "meta"):
-        create_model(**settings)
+        model = create_model(**settings)
+    if recipe.checkpoint_blocks:
+        checkpoint_blocks(model)
 
 
 def prepare(recipe: Recipe, source: Source, splits: dict[str, Split], screen: Screen) -> Prepared:

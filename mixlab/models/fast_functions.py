@@ -1,0 +1,217 @@
+"""The operations of a Mixer's or pyramid's fast passes on a CPU, each with its way back written out.
+
+The tokens of all images stand as a table X of S rows and B x C columns, so that both mixings are products of whole
+matrices and nothing is ever transposed: token mixing is W2 gelu(W1 X), channel mixing takes the same memory as
+S x B rows of C. oneDNN computes the products; a residual sum, or the slope of the GELU, comes in the same pass.
+
+Axes as in mixer.py: B batch, S tokens, C hidden_dim; D the hidden width of an MLP.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mixlab.models.layers import Gelu, gelu_gate, gelu_slope
+from mixlab.models.pyramid import Merging, shift_groups
+
+
+def patch_rows(image_BCHW: Tensor, side: int) -> Tensor:
+    """The patches as rows (S x B, in_channels x side x side): the first patch of every image, then the second..."""
+    num_images, channels, height, width = image_BCHW.shape
+    patches = image_BCHW.reshape(num_images, channels, height // side, side, width // side, side)
+    return patches.permute(2, 4, 0, 1, 3, 5).reshape(-1, channels * side * side)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (rows, in) times the transpose of weight (out, in), plus bias (out,): (rows, out), by oneDNN.
+
+    Both may be transposed views. It is what torch's compiler calls; there is no public name for it.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def product_and(kind: str, x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`product`, and `other` (rows, out) added to it or multiplied by it (kind add, mul) in the same pass."""
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, kind)
+
+
+def _through_gelu(
+    h: Tensor, kept: Tensor, form: Gelu, x: Tensor, weight: Tensor, grid: tuple[int, int] | None = None
+) -> Tensor:
+    """The gradient of h, where `product(x, weight)` is that of its GELU, shifted where there is a grid."""
+    if form == "erf":
+        gradient = product(x, weight)
+        if grid is not None:
+            gradient = _moved_product(torch.ones(()).expand_as(h), gradient, grid, back=True)
+        return torch.ops.aten.gelu_backward(gradient, h)
+    if grid is not None:
+        return _moved_product(gelu_slope(h, kept), product(x, weight), grid, back=True)
+    return product_and("mul", x, weight, gelu_slope(h, kept))
+
+
+class Product(torch.autograd.Function):
+    """x (rows, in) -> (rows, out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        x_grad = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        return x_grad, product(gradient.t(), x.t()), gradient.sum(0)
+
+
+def _moved_product(first: Tensor, second: Tensor, grid: tuple[int, int], *, back: bool = False) -> Tensor:
+    """`shift` of first times second, tables (S x B, D) over a grid, in the pass of the product.
+
+    back: the gradient of that, where second is the gradient of the shifted and first is what it was multiplied by.
+    """
+    height, width = grid
+    whole, front, rear = slice(None), slice(0, -1), slice(1, None)
+    moves = (  # where in the grid a group goes, and whence
+        (rear, whole, front, whole),
+        (front, whole, rear, whole),
+        (whole, rear, whole, front),
+        (whole, front, whole, rear),
+        (whole, whole, whole, whole),
+    )
+    shape = (height, width, -1, first.shape[-1])
+    out = torch.zeros_like(first).view(shape)
+    first, second = first.view(shape), second.view(shape)
+    for group, (to_row, to_column, row, column) in zip(shift_groups(shape[-1]), moves, strict=True):
+        at, source = (to_row, to_column, whole, group), (row, column, whole, group)
+        if back:
+            torch.mul(first[source], second[at], out=out[source])
+        else:
+            torch.mul(first[source], second[source], out=out[at])
+    return out.view(-1, shape[-1])
+
+
+def _moved_gelu(h: Tensor, kept: Tensor, form: Gelu, grid: tuple[int, int] | None) -> Tensor:
+    """The GELU of h from what was kept of it, shifted where there is a grid."""
+    if grid is None:
+        return kept if form == "erf" else h * kept
+    return _moved_product(kept, torch.ones(()).expand_as(kept) if form == "erf" else h, grid)
+
+
+class Mixing(torch.autograd.Function):
+    """x (S, B x C) -> x + W2 gelu(W1 norm(x) + b1) + b2 over its columns (token mixing) or its rows of C.
+
+    grid: that of the tokens, where the GELU's result is shifted. add: without it, the x in front is left out.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+        eps: float, form: Gelu, columns: bool, grid: tuple[int, int] | None, add: bool,
+    ) -> Tensor:  # fmt: skip
+        rows = x.view(-1, len(scale))
+        normed, mean, rstd = torch.native_layer_norm(rows, scale.shape, scale, shift, eps)
+        if columns:
+            h = product(w1, normed.view_as(x).t()).add_(b1[:, None])
+        else:
+            h = product(normed, w1, b1)
+        kept = F.gelu(h) if form == "erf" else gelu_gate(h)
+        a = _moved_gelu(h, kept, form, grid)
+        if columns:
+            y = (product_and("add", w2, a.t(), x) if add else product(w2, a.t())).add_(b2[:, None])
+        else:
+            y = product_and("add", a, w2, rows, b2) if add else product(a, w2, b2)
+        ctx.save_for_backward(x, normed, mean, rstd, h, kept, scale, shift, w1, w2)
+        ctx.form, ctx.columns, ctx.grid, ctx.add = form, columns, grid, add
+        return y.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, normed, mean, rstd, h, kept, scale, shift, w1, w2 = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        a = _moved_gelu(h, kept, ctx.form, ctx.grid)
+        if ctx.columns:
+            w2_grad = product(gradient, a)
+            h_grad = _through_gelu(h, kept, ctx.form, w2.t(), gradient.t())
+            w1_grad = product(h_grad, normed.view_as(x))
+            normed_grad = product(w1.t(), h_grad.t())
+            b1_grad, b2_grad = h_grad.sum(1), gradient.sum(1)
+        else:
+            rows = gradient.view_as(normed)
+            w2_grad = product(rows.t(), a.t())
+            h_grad = _through_gelu(h, kept, ctx.form, rows, w2.t(), ctx.grid)
+            # A transposed first argument is copied: let it be the narrow one.
+            w1_grad = product(normed.t(), h_grad.t()).t().contiguous()
+            normed_grad = product(h_grad, w1.t())
+            b1_grad, b2_grad = h_grad.sum(0), rows.sum(0)
+        x_grad = _through_norm(normed_grad, x, mean, rstd, scale, shift, gradient if ctx.add else None)
+        return *x_grad, w1_grad, b1_grad, w2_grad, b2_grad, *[None] * 5
+
+
+def _through_norm(
+    normed_grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    more: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x (like x, plus `more`), scale and shift, where normed_grad is that of the norm's result."""
+    rows = x.view(-1, len(scale))
+    x_grad, scale_grad, shift_grad = torch.ops.aten.native_layer_norm_backward(
+        normed_grad.view_as(rows), rows, scale.shape, mean, rstd, scale, shift, [True] * 3
+    )
+    x_grad = x_grad.view_as(x)
+    return x_grad if more is None else x_grad.add_(more), scale_grad, shift_grad
+
+
+class Axial(torch.autograd.Function):
+    """x (S, B x C) -> x + the maps of its norm along both axes of the grid."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        columns: Tensor,
+        rows: Tensor,
+        eps: float,
+        add: bool,
+    ) -> Tensor:
+        height, width = len(columns), len(rows)
+        normed, mean, rstd = torch.native_layer_norm(x.view(-1, len(scale)), scale.shape, scale, shift, eps)
+        tall = normed.view(height, -1).t()
+        y = product_and("add", columns, tall, x.view(height, -1)) if add else product(columns, tall)
+        y = y.view(height, width, -1)
+        y.baddbmm_(rows.expand(height, width, width), normed.view_as(y))
+        ctx.save_for_backward(x, normed, mean, rstd, scale, shift, columns, rows)
+        ctx.add = add
+        return y.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, normed, mean, rstd, scale, shift, columns, rows = ctx.saved_tensors
+        height, width = len(columns), len(rows)
+        gradient = gradient.contiguous()
+        lines = gradient.view(height, width, -1)
+        normed_grad = product(columns.t(), gradient.view(height, -1).t()).view_as(lines)
+        normed_grad.baddbmm_(rows.t().expand(height, width, width), lines)
+        columns_grad = product(gradient.view(height, -1), normed.view(height, -1))
+        rows_grad = torch.bmm(lines, normed.view_as(lines).transpose(1, 2)).sum(0)
+        x_grad = _through_norm(normed_grad, x, mean, rstd, scale, shift, gradient if ctx.add else None)
+        return *x_grad, columns_grad, rows_grad, None, None
+
+
+def merged(merging: Merging, x: Tensor, num_images: int) -> Tensor:
+    """A quarter of the tokens, twice as wide."""
+    height, width = merging.grid
+    x = x.view(height // 2, 2, width // 2, 2, num_images, -1).permute(0, 2, 4, 1, 3, 5)
+    x = merging.norm(x.reshape(-1, len(merging.norm.weight)))
+    return Product.apply(x, merging.linear.weight, merging.linear.bias).view(height * width // 4, -1)

@@ -1,0 +1,94 @@
+"""Blocks that are computed again in the backward pass change memory and nothing else."""
+
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mixlab
+from mixlab.errors import UsageError
+from mixlab.models.recompute import checkpoint_blocks
+from mixlab.report.screen import Screen
+from mixlab.training import course, loop
+from mixlab.training.signals import Interrupted
+
+QUIET = Screen(quiet=True)
+PLAIN = {"steps": 6, "epochs": None, "batch_size": 24, "keep_weights": "last", "model__stochastic_depth": 0.5}
+CASES = {
+    "the fast passes": {"threads": 2},
+    "torch's own passes": {"fast": False, "threads": 1},
+    "a variant": {"model__token_mixing": "untied", "threads": 1},
+    "exact mode": {"virtual_shards": 2},
+    "timm's ViT, its dropped paths": {"model__name": "timm/vit_tiny_patch16_224", "image_size": 32, "threads": 1},
+    "timm's ResNet, its running statistics": {"model__name": "timm/resnet10t", "image_size": 32, "threads": 1},
+}  # fmt: skip
+
+
+def train(run, **options):
+    mixlab.train("digits", "digits", run=run, screen=QUIET, **(PLAIN | options))
+    return load_file(run / "weights.safetensors")
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_ends_with_the_same_bits(case, tmp_path, monkeypatch):
+    calls = []
+    real = torch.utils.checkpoint.checkpoint
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return real(*arguments, **options)
+
+    for place in ("mixlab.models.mixer", "mixlab.models.fast_training", "torch.utils.checkpoint"):
+        monkeypatch.setattr(f"{place}.checkpoint", counted)
+    plain = train(tmp_path / "plain", **CASES[case])
+    assert not calls
+    assert_equal(plain, train(tmp_path / "again", checkpoint_blocks=True, **CASES[case]))
+    assert len(calls) >= 6 * 4  # steps and blocks
+
+
+def test_a_run_resumes_with_it_to_the_bits_of_one_without(tmp_path, monkeypatch):
+    options = {"threads": 2, "accumulate": 2, "ema_decay": 0.9, "augment__mixup_alpha": 0.4}
+    whole = train(tmp_path / "whole", **options)
+    real = course.train_step
+
+    def step_and_stop(state, batch, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(state, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(course, "train_step", step_and_stop)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "cut", checkpoint_blocks=True, **options)
+    seen = []
+
+    def look_and_step(state, batch, step):
+        seen.append(state.model.checkpoint_blocks)
+        return real(state, batch, step)
+
+    monkeypatch.setattr(course, "train_step", look_and_step)
+    loop.resume(tmp_path / "cut", screen=QUIET)
+    assert seen == [True] * 3
+    assert_equal(whole, load_file(tmp_path / "cut" / "weights.safetensors"))
+
+
+def test_a_model_that_cannot_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(UsageError, match="cannot be computed again") as found:
+        train(
+            tmp_path / "run",
+            model__name="timm/hrnet_w18_small",
+            image_size=32,
+            checkpoint_blocks=True,
+            model__stochastic_depth=0.0,
+        )
+    assert found.value.where == "checkpoint_blocks"
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="cannot be computed again"):
+        checkpoint_blocks(torch.nn.Linear(2, 2))
