@@ -160,10 +160,13 @@ def _with_warmup(recipe: Recipe, named: Recipe) -> Recipe:
 
 
 def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) -> Recipe:
-    """A length given by the person puts aside those of the recipe; a budget does so with both."""
+    """A length given by the person puts aside those of the recipe; a budget does so with both, and stands alone."""
     if has_budget:
-        steps = recipe.steps if "steps" in overrides else None
-        return replace(recipe, steps=steps, epochs=recipe.epochs if "epochs" in overrides else None)
+        if overrides.keys() & {"steps", "epochs"}:
+            raise UsageError(
+                "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"
+            )
+        return replace(recipe, steps=None, epochs=None)
     if "steps" in overrides and "epochs" not in overrides:
         return replace(recipe, epochs=None)
     if "epochs" in overrides and "steps" not in overrides:
