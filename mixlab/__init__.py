@@ -1,6 +1,6 @@
 """mixlab: train, evaluate, compare and use MLP-Mixer image classifiers.
 
-`train`, `load` and `create_model` are found here; importing mixlab itself imports neither torch nor timm.
+`train`, `finetune`, `load` and `create_model` are found here; importing mixlab itself imports neither torch nor timm.
 """
 
 import time
@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixlab.checkpoint.open import create_model
+    from mixlab.recipes import fine_tune as finetune
     from mixlab.recipes import train
     from mixlab.serving.predict import load
 
-__all__ = ["__version__", "create_model", "load", "train"]
+__all__ = ["__version__", "create_model", "finetune", "load", "train"]
 __version__ = "0.1.0"
 
 STARTED = time.monotonic()  # as near to the start of the process as we can know; budgets count from here
 
 _LAZY = {
     "train": ("mixlab.recipes", "train"),
+    "finetune": ("mixlab.recipes", "fine_tune"),
     "load": ("mixlab.serving.predict", "load"),
     "create_model": ("mixlab.checkpoint.open", "create_model"),
 }

@@ -4,19 +4,20 @@ import json as jsonlib
 import os
 import sys
 import traceback as tracebacklib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
 import mixlab
 from mixlab.commands.context import Context
-from mixlab.commands.learning import TRAIN_OPTIONS
+from mixlab.commands.learning import RECIPE_COMMANDS
 from mixlab.errors import MixlabError, UsageError
 
 # In the order in which `mixlab --help` lists them, with the module of mixlab.commands that has each.
 COMMANDS = {
     "train": "learning",
+    "finetune": "learning",
     "evaluate": "measuring",
     "predict": "using",
     "info": "weights",
@@ -45,12 +46,12 @@ for name, module in COMMANDS.items():
     app.command(f"mixlab.commands.{module}:{name}", name=name)
 
 
-def split_overrides(tokens: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take the recipe's keys out of `train`'s arguments: `x --lr 3e-4 --compile` -> [x], {lr: 3e-4, compile: true}.
+def split_overrides(tokens: Sequence[str], options: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take the recipe's keys out of a command's arguments: `x --lr 3e-4 --compile` -> [x], {lr: 3e-4, compile: true}.
 
-    Every --option that `train` does not have itself is one; a key without a value is a switch.
+    Every --option that is not in `options` is one; a key without a value is a switch.
     """
-    own = {*TRAIN_OPTIONS, "help", "version"}
+    own = {*options, "help", "version"}
     rest: list[str] = []
     values: dict[str, Any] = {}
     waiting = list(tokens)
@@ -80,7 +81,7 @@ def join_numbers(tokens: Sequence[str], option: str) -> list[str]:
     return joined
 
 
-def _train_help() -> str:
+def _keys_help() -> str:
     from mixlab.training.recipe import recipe_fields, type_name
 
     lines = [f"  --{key.replace('_', '-')} {type_name(hint)}" for key, hint in recipe_fields().items()]
@@ -93,16 +94,16 @@ def _train_help() -> str:
 def run_command(tokens: list[str]) -> int:
     """Parse and run one command; its exit status. Errors are raised."""
     name = tokens[0] if tokens else ""
-    if name == "train" and any(token in ("--help", "-h", "--version") for token in tokens):
+    if name in RECIPE_COMMANDS and any(token in ("--help", "-h", "--version") for token in tokens):
         if "--version" in tokens:
             print(mixlab.__version__)
             return 0
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        print(_train_help())
+        print(_keys_help())
         return 0
     options: dict[str, Any] = {"exit_on_error": False, "print_error": False}
-    if name == "train":
-        tokens, overrides = split_overrides(tokens)
+    if name in RECIPE_COMMANDS:
+        tokens, overrides = split_overrides(tokens, RECIPE_COMMANDS[name])
         command, bound, _ = app.parse_args(tokens, **options)
         status = command(*bound.args, **bound.kwargs, overrides=overrides)
     else:

@@ -184,7 +184,7 @@ def bad_uses(root: Path) -> dict[str, tuple[list[str], int, str]]:
         "one argument too many": ([*train, "more"], 2, "more"),
         "wrong budget": (["train", "good", "--budget", "soon"], 2, "length of time"),
         "budget too small": (["train", "good", "--budget", "1s"], 2, "no time to train"),
-        "budget and steps": ([*train, "--budget", "1m"], 2, "budget"),
+        "budget and steps": ([*train, "--budget", "1m"], 2, "sets the steps itself"),
         "unknown device": ([*train, "--device", "gpu"], 2, "auto, cpu"),
         "no such recipe file": ([*train, "--config", "missing.toml"], 2, "no such recipe file"),
         "unknown tracker": ([*train, "--tracker", "paper"], 2, "tensorboard or wandb"),

@@ -16,6 +16,11 @@ TRAIN_OPTIONS = (
     "recipe", "config", "model", "budget", "run", "resume",
     "device", "tracker", "download", "without_pictures",
 )  # fmt: skip
+FINETUNE_OPTIONS = (
+    "weights", "lr_grid", "lr_share", "recipe", "config", "budget", "run",
+    "device", "tracker", "download", "without_pictures",
+)  # fmt: skip
+RECIPE_COMMANDS = {"train": TRAIN_OPTIONS, "finetune": FINETUNE_OPTIONS}  # take keys of a recipe too
 
 
 def train(
@@ -84,13 +89,117 @@ def train(
             )
         )
         return
+    if model is not None:
+        overrides["model.name"] = model
+    _train_new(
+        data,
+        TRAIN_OPTIONS,
+        recipe=recipe,
+        config=config,
+        overrides=overrides,
+        budget=budget,
+        run=run,
+        device=device,
+        tracker=tracker,
+        download=download,
+        without_pictures=without_pictures,
+    )
+
+
+def finetune(
+    data: str | None = None,
+    /,
+    *,
+    weights: str,
+    lr_grid: str | None = None,
+    lr_share: float = 0.1,
+    recipe: str = "finetune",
+    config: Path | None = None,
+    budget: str | None = None,
+    run: str | None = None,
+    device: str | None = None,
+    tracker: str | None = None,
+    download: Annotated[bool, Parameter(negative="")] = False,
+    without_pictures: Annotated[bool, Parameter(negative="")] = False,
+    overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
+) -> None:
+    """Train weights further on other data and at another image size: `train`, starting from WEIGHTS.
+
+    Any key of the recipe can be set as for `train`, such as --image-size 448 or --epochs 20; all keys stand below.
+    `mixlab train --resume RUN` goes on with a run that was stopped.
+
+    Parameters
+    ----------
+    data
+        As for `train`.
+    weights
+        A run, a weights file of any known format, or a published name (`mixlab models --pretrained`).
+    lr_grid
+        Learning rates with commas, such as 0.003,0.01,0.03: each is tried, and the best on validation is taken.
+    lr_share
+        Share of the steps that each of them is tried for; the paper's protocol is 1.
+    recipe
+        The name of another recipe or a TOML file.
+    config
+        TOML file whose keys replace the recipe's.
+    budget
+        Total time from start to exit, trials included.
+    run
+        Folder of the run, or its name under ./runs.
+    device
+        auto, cpu, cuda or mps.
+    tracker
+        tensorboard or wandb, if installed.
+    download
+        Fetch a torchvision set that is not there yet.
+    without_pictures
+        Leave images of the data set out of the report.
+    """
+    overrides = dict(overrides or {})
+    for key, option in (("init_from", "--weights"), ("lr", "--lr-grid"), ("optimizer.lr", "--lr-grid")):
+        if key in overrides and (option == "--weights" or lr_grid is not None):
+            raise UsageError(f"{option} sets {key}", where=f"--{key}", hint="leave one of the two out")
+    _train_new(
+        data,
+        FINETUNE_OPTIONS,
+        recipe=recipe,
+        config=config,
+        overrides=overrides | {"init_from": weights},
+        lr_grid=lr_grid,
+        lr_share=lr_share,
+        budget=budget,
+        run=run,
+        device=device,
+        tracker=tracker,
+        download=download,
+        without_pictures=without_pictures,
+    )
+
+
+def _train_new(
+    data: str | None,
+    options: tuple[str, ...],
+    *,
+    recipe: str,
+    config: Path | None,
+    overrides: dict[str, Any],
+    lr_grid: str | None = None,
+    lr_share: float = 0.1,
+    budget: str | None,
+    run: str | None,
+    device: str | None,
+    tracker: str | None,
+    download: bool,
+    without_pictures: bool,
+) -> None:
+    """Compose the recipe, train into a new run, print the result. options: the command's own."""
     from mixlab import recipes
+    from mixlab.training.lr_grid import parse_lr_grid
     from mixlab.training.recipe import full_key
 
     for key in overrides:  # before the data is opened, which may take long
-        full_key(key, also=TRAIN_OPTIONS)
-    if model is not None:
-        overrides["model.name"] = model
+        full_key(key, also=options)
+    grid = None if lr_grid is None else parse_lr_grid(lr_grid, lr_share)
     chosen = recipes.compose(
         data,
         recipe=recipe,
@@ -102,6 +211,7 @@ def train(
     result = recipes.train(
         chosen,
         budget=budget,
+        lr_grid=grid,
         run=None if run is None else find_run(run),
         started=mixlab.STARTED,
         device=device or "auto",

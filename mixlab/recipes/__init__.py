@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from mixlab.recipes.pretrain import (
 )
 from mixlab.recipes.small import digits, few_images, small_images, small_images_flat
 from mixlab.training.loop import train as train_recipe
-from mixlab.training.recipe import Recipe, from_toml, full_key, override
+from mixlab.training.lr_grid import LrGrid
+from mixlab.training.recipe import DataConfig, Recipe, from_toml, full_key, override
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
@@ -65,21 +66,41 @@ def describe_recipe(name: str) -> dict[str, Any]:
     }
 
 
-def recipe_for(
-    data: str, *, data_dir: str | None = None, download: bool = False, streaming: bool = False
-) -> Recipe:
+def recipe_for(data: DataConfig, *, download: bool = False) -> Recipe:
     """The recipe that `auto` means for this data set."""
+    if data.source == "digits":
+        return digits()
+    num_images = _num_images(data, download)
+    return small_images() if num_images >= FEW else _for_few(few_images(), num_images)
+
+
+def _num_images(data: DataConfig, download: bool) -> int:
+    """How many images there are to learn from, those for validation included."""
     from mixlab.data.sources import open_source
 
-    if data == "digits":
-        return digits()
-    source = open_source(data, data_dir=data_dir, download=download, streaming=streaming)
+    source = open_source(data.source, data_dir=data.data_dir, download=download, streaming=data.streaming)
     num_images = sum(len(split) for name, split in source.splits.items() if name in ("train", "val", "all"))
-    if num_images >= FEW:
-        return small_images()
-    recipe = few_images()
-    # A small set still gets several steps an epoch.
+    return round(data.train_fraction * num_images)
+
+
+def _for_few(recipe: Recipe, num_images: int) -> Recipe:
+    """The recipe with a batch so small that even these few images make several steps an epoch."""
     return replace(recipe, batch_size=max(min(recipe.batch_size, num_images // 4), 8))
+
+
+def _finetune_for(data: DataConfig, *, download: bool) -> Recipe:
+    """`finetune`; for few images in the authors' lengths for Pets and Flowers, and with a batch that suits them."""
+    recipe, num_images = finetune(), _num_images(data, download)
+    if num_images >= FEW:
+        return recipe
+    recipe = replace(
+        recipe,
+        steps=500,
+        accumulate=1,
+        data=replace(recipe.data, val_fraction=0.1),
+        schedule=replace(recipe.schedule, warmup_steps=100),
+    )
+    return _for_few(recipe, num_images)
 
 
 def compose(
@@ -105,32 +126,48 @@ def compose(
     from_file = from_toml(config) if config is not None else {}
     from_file = {full_key(key, where=str(config)): value for key, value in from_file.items()}
     data = data or overrides.pop("data.source", None) or from_file.get("data.source")
-    if recipe != "auto":
+    given = from_file | overrides
+    where_to_look = ("data.data_dir", "data.streaming", "data.train_fraction")
+    looked_at = {key: given[key] for key in where_to_look if key in given} | {"data.source": data}
+    if recipe == "finetune" and data is not None:
+        chosen = _finetune_for(override(Recipe(), looked_at).data, download=download)
+    elif recipe != "auto":
         chosen = find_recipe(recipe)
     elif "name" in from_file:
         chosen = Recipe()  # the file of a run is a whole recipe: nothing of another one shines through
     elif data is not None:
-        data_dir = overrides.get("data.data_dir", from_file.get("data.data_dir"))
-        streaming = overrides.get("data.streaming", from_file.get("data.streaming", False))
-        is_streamed = override(Recipe(), {"data.streaming": streaming}).data.streaming
-        chosen = recipe_for(data, data_dir=data_dir, download=download, streaming=is_streamed)
+        chosen = recipe_for(override(Recipe(), looked_at).data, download=download)
     else:
         raise UsageError("no data set is named", where="DATA", hint="such as in `mixlab train digits`")
     data = data or chosen.data.source
+    named = chosen
     if from_file:
         chosen = override(chosen, from_file, where=str(config))
     chosen = override(chosen, {"data.source": data} | overrides)
     if chosen.init_from is not None and "model.name" not in overrides | from_file:
         # The model follows from the weights; the recipe's own choice is nothing that the person asked for.
         chosen = replace(chosen, model=replace(chosen.model, name=None))
-    return _with_length(chosen, overrides, has_budget)
+    chosen = _with_length(chosen, overrides, has_budget)
+    return chosen if "schedule.warmup_steps" in given else _with_warmup(chosen, named)
+
+
+def _with_warmup(recipe: Recipe, named: Recipe) -> Recipe:
+    """A run that is not as long as its recipe, or not yet known to be, keeps the share of the warm-up instead."""
+    schedule, steps = named.schedule, named.steps
+    if schedule.warmup_steps is None or steps is None or (recipe.steps or 0) >= steps:
+        return recipe
+    share = schedule.warmup_steps / steps
+    return replace(recipe, schedule=replace(recipe.schedule, warmup_steps=None, warmup_fraction=share))
 
 
 def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) -> Recipe:
-    """A length given by the person puts aside those of the recipe; a budget does so with both."""
+    """A length given by the person puts aside those of the recipe; a budget does so with both, and stands alone."""
     if has_budget:
-        steps = recipe.steps if "steps" in overrides else None
-        return replace(recipe, steps=steps, epochs=recipe.epochs if "epochs" in overrides else None)
+        if overrides.keys() & {"steps", "epochs"}:
+            raise UsageError(
+                "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"
+            )
+        return replace(recipe, steps=None, epochs=None)
     if "steps" in overrides and "epochs" not in overrides:
         return replace(recipe, epochs=None)
     if "epochs" in overrides and "steps" not in overrides:
@@ -151,7 +188,7 @@ def train(
     from mixlab.training.budget import parse_duration
 
     options.setdefault("started", time.monotonic())
-    arguments = ("run", "started", "device", "download", "with_pictures", "tracker", "screen")
+    arguments = ("run", "lr_grid", "started", "device", "download", "with_pictures", "tracker", "screen")
     overrides = {key.replace("__", "."): value for key, value in options.items() if key not in arguments}
     options = {key: value for key, value in options.items() if key in arguments}
     if isinstance(recipe, str):
@@ -169,3 +206,22 @@ def train(
     if isinstance(options.get("run"), str):
         options["run"] = run_path(options["run"])
     return train_recipe(recipe, budget_seconds=None if budget is None else parse_duration(budget), **options)
+
+
+def fine_tune(
+    data: str,
+    weights: str | Path,
+    *,
+    recipe: Recipe | str = "finetune",
+    lr_grid: Sequence[float] = (),
+    lr_share: float = 0.1,
+    budget: str | None = None,
+    **options: Any,
+) -> Any:
+    """`mixlab.finetune`: go on from `weights` on other data; returns what `mixlab finetune --json` prints.
+
+    weights: a run, weights folder, file of any known format, or published name; fitted to `image_size` and the
+    classes. lr_grid: rates tried first, each for `lr_share` of the steps. The rest is as for `train`.
+    """
+    grid = LrGrid(lrs=tuple(lr_grid), share=lr_share) if lr_grid else None
+    return train(recipe, str(data), budget=budget, init_from=str(weights), lr_grid=grid, **options)

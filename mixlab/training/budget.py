@@ -9,6 +9,7 @@ from mixlab.data.loader import TrainingPictures, evaluation_batches, training_ba
 from mixlab.data.order import steps_per_epoch
 from mixlab.errors import UsageError
 from mixlab.evaluation.classify import classify
+from mixlab.training.lr_grid import LrGrid
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import Prepared
 from mixlab.training.step import TrainState, train_step
@@ -35,10 +36,18 @@ class Plan:
     deadline: float
 
 
-def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, started: float) -> Plan:
+def plan_steps(
+    prepared: Prepared,
+    state: TrainState,
+    *,
+    budget_seconds: float,
+    started: float,
+    lr_grid: LrGrid | None = None,
+) -> Plan:
     """Steps that fit between now and the end of the budget, evaluation and report included.
 
-    started: time.monotonic() at which the budget began. UsageError if there is not time for one step.
+    started: time.monotonic() at which the budget began. lr_grid: is tried before.
+    UsageError if there is not time for one step.
     """
     recipe, images, world = prepared.recipe, prepared.train, state.world
     if state.is_spread:
@@ -83,9 +92,10 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     test = prepared.splits.get("test", ())
     reserve = REPORT_SECONDS + len(test) * (seconds_per_image + prepared.seconds_per_read)
     left = end - time.monotonic() - reserve - SPARE_SHARE * budget_seconds
-    steps = int(
-        (left - val_seconds) / (seconds_per_step + val_seconds / per_epoch)
-    )  # one validation at the end
+    num_trials, share = (len(lr_grid.lrs), lr_grid.share) if lr_grid is not None else (0, 0.0)
+    # One validation at the end, and one after each trial.
+    left_to_train = left - (1 + num_trials) * val_seconds
+    steps = int(left_to_train / (seconds_per_step * (1 + num_trials * share) + val_seconds / per_epoch))
     steps = world.from_main(lambda: steps)
     if steps < 1:
         raise UsageError(

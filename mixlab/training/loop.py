@@ -25,6 +25,7 @@ from mixlab.training.budget import plan_steps
 from mixlab.training.course import Training
 from mixlab.training.distributed import World, is_under_torchrun, joined, same_everywhere
 from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
+from mixlab.training.lr_grid import LrGrid, choose_lr
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
 from mixlab.training.recipe import Recipe, from_toml, override
@@ -50,6 +51,7 @@ def train(
     *,
     run: Path | None = None,
     budget_seconds: float | None = None,
+    lr_grid: LrGrid | None = None,
     started: float | None = None,
     device: str = "auto",
     download: bool = False,
@@ -60,6 +62,7 @@ def train(
     """Train `recipe` into the new folder `run`; returns the object that `train --json` prints.
 
     budget_seconds: total time from `started` (a time.monotonic(), by default now) to the end; sets the steps.
+    lr_grid: learning rates to try first, of which the best takes the place of the recipe's.
     """
     started = time.monotonic() if started is None else started
     screen = screen or Screen()
@@ -88,6 +91,12 @@ def train(
         initial = open_initial(recipe)
         source = open_data(recipe, download=download)
         splits = split_source(source, recipe)
+        if lr_grid is not None and "val" not in splits:
+            raise UsageError(
+                "nothing is held out to judge learning rates on",
+                where="--lr-grid",
+                hint="give --val-fraction 0.1",
+            )
         if initial is not None:
             recipe, initial = fit_initial(recipe, initial)
         recipe = world.from_main(lambda: resolve(recipe, splits["train"], world.local_size))
@@ -101,21 +110,33 @@ def train(
         state = _build(prepared, torch_device, initial, screen, world)
         deadline = None
         if budget_seconds is not None:
-            plan = plan_steps(prepared, state, budget_seconds=budget_seconds, started=started)
+            plan = plan_steps(
+                prepared, state, budget_seconds=budget_seconds, started=started, lr_grid=lr_grid
+            )
             recipe, deadline = plan.recipe, plan.deadline
         elif recipe.steps is None:
             per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
             recipe = replace(recipe, steps=max(round((recipe.epochs or 10) * per_epoch), 1))
         prepared = replace(prepared, recipe=recipe)
+        tried = None
+        if lr_grid is not None:
+            del state  # its memory is needed for the trials
+
+            def build(prepared: Prepared) -> TrainState:
+                return _build(prepared, torch_device, initial, Screen(quiet=True), world)
+
+            recipe, tried = choose_lr(prepared, lr_grid, build, screen)
+            prepared = replace(prepared, recipe=recipe)
+            state = build(prepared)
         state.recipe = recipe
-        run = world.from_main(lambda: _create(run, prepared))
+        run = world.from_main(lambda: _create(run, prepared, tried))
         with locked(run) if world.is_main else nullcontext():
             return _run(prepared, state, run, started, deadline, with_pictures, tracker, screen)
 
 
-def _create(run: Path | None, prepared: Prepared) -> Path:
+def _create(run: Path | None, prepared: Prepared, tried: dict[str, Any] | None) -> Path:
     run = run or default_run_path(prepared.recipe)
-    create_run(run, prepared)
+    create_run(run, prepared, tried)
     return run
 
 

@@ -24,8 +24,9 @@ from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
 from mixlab.training.distributed import ALONE, World, classify_shared
 from mixlab.training.fsdp import shard_model
+from mixlab.training.lr_grid import describe_tried
 from mixlab.training.recipe import to_toml
-from mixlab.training.run_folder import add_bad_files, read_bad_files
+from mixlab.training.run_folder import add_bad_files, read_bad_files, read_lr_grid
 from mixlab.training.setup import Prepared, fits_in_memory
 
 NUM_MISTAKES = 32
@@ -94,6 +95,9 @@ def finish(
         "test": None if evaluation is None else evaluation.to_json(),
         "report": str(run / "report.html"),
     }
+    grid = read_lr_grid(run)
+    if grid is not None:
+        result["grid"] = grid
     RunLog(run / "metrics.jsonl").write(
         "end", step=steps, **{k: v for k, v in result.items() if k != "steps"}
     )
@@ -172,6 +176,9 @@ def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None) -> list
         notes.append(
             f"{len(bad)} images could not be read and were left out; bad_files.csv lists them with the reasons."
         )
+    grid = read_lr_grid(run)
+    if grid is not None:
+        notes.append(describe_tried(grid))
     if prepared.val is None:
         notes.append("Nothing was held out for validation: the weights are those after the last step.")
     if evaluation is None:

@@ -28,7 +28,7 @@ class DataConfig:
         Preprocess; mean and std are 0.5 unless the weights that training starts from had others.
     in_memory: keep all pixels in memory; None does so if they take less than a quarter of the machine's.
     val_fraction: share of train held out where there is no val split (at most 5,000 images); 0 for none.
-    train_fraction: share of the train split that is used at all, taken by class before anything is held out from it.
+    train_fraction: share of train that is used at all, by class, before anything is held out from it.
     split_seed: seed of every automatic split. max_bad_share: largest tolerated share of unreadable files.
     num_workers: decoding processes of a streamed set; None takes one a core.
     """

@@ -25,6 +25,7 @@ from mixlab.training.setup import Prepared
 
 BAD_FILES_NAME = "bad_files.csv"
 NONFINITE_NAME = "nonfinite.csv"
+LR_GRID_NAME = "lr_grid.json"  # what learning rates were tried before the run began
 LOCK_NAME = ".lock"
 
 
@@ -65,13 +66,18 @@ def default_run_path(recipe: Recipe) -> Path:
     return path
 
 
-def create_run(run: Path, prepared: Prepared) -> None:
-    """Make the folder with recipe.toml, environment.json, split.csv and bad_files.csv, whole or not at all."""
+def create_run(run: Path, prepared: Prepared, tried: dict[str, Any] | None = None) -> None:
+    """Make the folder with recipe.toml, environment.json, split.csv and bad_files.csv, whole or not at all.
+
+    tried: for lr_grid.json, if learning rates were.
+    """
     with written_whole(
         run
     ) as temporary:  # a folder without its recipe could be neither resumed nor made again
         temporary.mkdir()
         _describe_run(temporary, prepared)
+        if tried is not None:
+            write_atomically(temporary / LR_GRID_NAME, (json.dumps(tried, indent=2) + "\n").encode())
 
 
 def is_of_this_command(run: Path) -> bool:
@@ -94,6 +100,15 @@ def _describe_run(run: Path, prepared: Prepared) -> None:
     write_atomically(run / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
     write_split_csv(prepared.splits, prepared.source.class_names, run / "split.csv")
     write_bad_files(run, prepared.bad_files)
+
+
+def read_lr_grid(run: Path) -> dict[str, Any] | None:
+    """What learning rates were tried before the run (lr_grid.choose_lr), if any were."""
+    path = run / LR_GRID_NAME
+    if not path.is_file():
+        return None
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
 
 
 def write_bad_files(run: Path, bad_files: list[BadFile]) -> None:
