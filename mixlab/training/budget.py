@@ -9,6 +9,7 @@ from mixlab.data.loader import TrainingPictures, evaluation_batches, training_ba
 from mixlab.data.order import steps_per_epoch
 from mixlab.errors import UsageError
 from mixlab.evaluation.classify import classify
+from mixlab.training.curriculum import refine
 from mixlab.training.lr_grid import LrGrid
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import Prepared
@@ -63,8 +64,47 @@ def plan_steps(
     trial = TrainState(
         copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device, world
     )
+    begins, seconds_per_step, val_seconds_mean, seconds_per_image = 0.0, 0.0, 0.0, 0.0
+    num_val = len(prepared.val) if prepared.val is not None else 0
+    phases = (recipe.coarse_share, 1 - recipe.coarse_share) if recipe.coarse_share else (1.0,)
+    for number, share in enumerate(phases):
+        if number:
+            refine(trial)
+        plain = min(max(recipe.optimizer.sam_from - begins, 0.0), share)  # a step with one pass takes half
+        seconds = _step_seconds(prepared, trial, measure_seconds / len(phases), end)
+        seconds_per_step += (share - plain / 2) * seconds
+        seconds_per_image = _evaluation_speed(prepared, trial) / world.size
+        val_seconds_mean += share * num_val * seconds_per_image
+        begins += share
+    per_epoch = steps_per_epoch(len(images), recipe.batch_size)
+    val_seconds = num_val * seconds_per_image  # of the one at the end
+    test = prepared.splits.get("test", ())
+    reserve = REPORT_SECONDS + len(test) * (seconds_per_image + prepared.seconds_per_read)
+    left = end - time.monotonic() - reserve - SPARE_SHARE * budget_seconds
+    num_trials, trial_share = (len(lr_grid.lrs), lr_grid.share) if lr_grid is not None else (0, 0.0)
+    # One validation at the end, and one after each trial.
+    left_to_train = left - (1 + num_trials) * val_seconds
+    seconds_per_step *= 1 + num_trials * trial_share
+    steps = int(left_to_train / (seconds_per_step + val_seconds_mean / per_epoch))
+    steps = world.from_main(lambda: steps)
+    if steps < 1:
+        raise UsageError(
+            f"a budget of {budget_seconds:.0f} s leaves no time to train: reading, evaluation and report need "
+            f"about {budget_seconds - left:.0f} s",
+            where="--budget",
+            hint="give more time, or a smaller model",
+        )
+    return Plan(
+        recipe=replace(recipe, steps=steps, epochs=None, budget_seconds=budget_seconds),
+        deadline=end - reserve - val_seconds + SPARE_SHARE * budget_seconds,
+    )
+
+
+def _step_seconds(prepared: Prepared, trial: TrainState, measure_seconds: float, end: float) -> float:
+    """Seconds that a step takes, reading included, from steps for about `measure_seconds`, not far beyond `end`."""
+    recipe, world = prepared.recipe, trial.world
     pictures = TrainingPictures(
-        images=images,
+        images=prepared.train,
         augment=recipe.augment,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
@@ -84,30 +124,7 @@ def plan_steps(
         if world.largest([enough])[0]:
             break
     warm = min(3, max(len(times) - 3, 0))  # the first steps allocate
-    seconds_per_step = (times[-1] - times[warm]) / (len(times) - 1 - warm)
-    seconds_per_step *= 1 - recipe.optimizer.sam_from / 2  # a plain step takes half of one with two passes
-    seconds_per_image = _evaluation_speed(prepared, trial) / world.size
-    per_epoch = steps_per_epoch(len(images), recipe.batch_size)
-    val_seconds = len(prepared.val) * seconds_per_image if prepared.val is not None else 0.0
-    test = prepared.splits.get("test", ())
-    reserve = REPORT_SECONDS + len(test) * (seconds_per_image + prepared.seconds_per_read)
-    left = end - time.monotonic() - reserve - SPARE_SHARE * budget_seconds
-    num_trials, share = (len(lr_grid.lrs), lr_grid.share) if lr_grid is not None else (0, 0.0)
-    # One validation at the end, and one after each trial.
-    left_to_train = left - (1 + num_trials) * val_seconds
-    steps = int(left_to_train / (seconds_per_step * (1 + num_trials * share) + val_seconds / per_epoch))
-    steps = world.from_main(lambda: steps)
-    if steps < 1:
-        raise UsageError(
-            f"a budget of {budget_seconds:.0f} s leaves no time to train: reading, evaluation and report need "
-            f"about {budget_seconds - left:.0f} s",
-            where="--budget",
-            hint="give more time, or a smaller model",
-        )
-    return Plan(
-        recipe=replace(recipe, steps=steps, epochs=None, budget_seconds=budget_seconds),
-        deadline=end - reserve - val_seconds + SPARE_SHARE * budget_seconds,
-    )
+    return (times[-1] - times[warm]) / (len(times) - 1 - warm)
 
 
 def _evaluation_speed(prepared: Prepared, trial: TrainState) -> float:

@@ -33,6 +33,7 @@ from mixlab.errors import DiskError, TrainingError
 from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.report.run_log import RunLog
 from mixlab.report.screen import Screen
+from mixlab.training.curriculum import is_coarse, num_coarse_steps, refine, settings_now
 from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError, explain_out_of_memory
 from mixlab.training.fsdp import local, save_spread, together, whole
@@ -103,6 +104,10 @@ class Training:
             for batch in batches:
                 if self._should_stop_early():
                     break
+                if is_coarse(self.state.model, recipe) and self.step >= num_coarse_steps(recipe):
+                    self.world.now("changing the patches")
+                    refine(self.state)
+                    self.screen.say(f"patches {recipe.coarse_factor} times as small after step {self.step}")
                 self.world.now(f"computing step {self.step + 1}")
                 result = self._step(batch)
                 self.step += 1
@@ -202,7 +207,7 @@ class Training:
         facts = {"data": self.prepared.source.name, "recipe": self.recipe.name, "seed": self.recipe.seed}
         weights = Weights(
             model=self.state.best_guess,
-            model_settings=self.prepared.model_settings,
+            model_settings=settings_now(self.prepared.model_settings, self.state.model, self.recipe),
             preprocess=self.prepared.preprocess,
             class_names=self.prepared.source.class_names,
             provenance=facts | {"step": self.step, "ema": self.state.ema is not None} | provenance,
@@ -282,6 +287,8 @@ class Training:
         self.world.check_same(checkpoint.step, "newest checkpoint")
         for reason in rejected:
             self.screen.say(f"skipped a damaged checkpoint: {reason}")
+        if is_coarse(self.state.model, self.recipe) and checkpoint.step > num_coarse_steps(self.recipe):
+            refine(self.state)  # into the shapes of the checkpoint, which replaces the values
         tensors = checkpoint.tensors
         if checkpoint.parts is not None:
             tensors = read_shards(checkpoint.parts, self.state.place)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixlab.checkpoint.store import CONFIG_NAME, Weights, load_weights
+from mixlab.checkpoint.store import CONFIG_NAME, Weights, read_json
 from mixlab.data.dataset import Source, Split
 from mixlab.data.order import steps_per_epoch
 from mixlab.data.random import torch_seed
@@ -23,6 +23,7 @@ from mixlab.report.screen import Screen
 from mixlab.training.batch_size import find_batch_size
 from mixlab.training.budget import plan_steps
 from mixlab.training.course import Training
+from mixlab.training.curriculum import check_curriculum, first_settings
 from mixlab.training.distributed import World, is_under_torchrun, joined, same_everywhere
 from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
 from mixlab.training.lr_grid import LrGrid, choose_lr
@@ -101,10 +102,11 @@ def train(
             recipe, initial = fit_initial(recipe, initial)
         recipe = world.from_main(lambda: resolve(recipe, splits["train"], world.local_size))
         check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
+        check_curriculum(recipe)
         set_threads(recipe.threads)
         prepared = _prepare(world, recipe, source, splits, screen)
         if recipe.batch_size == 0:
-            model = _new_model(prepared, initial, screen)
+            model = _new_model(prepared, prepared.model_settings, initial, screen)
             recipe = find_batch_size(prepared, model, torch_device, world, screen)
             prepared = replace(prepared, recipe=recipe)
         state = _build(prepared, torch_device, initial, screen, world)
@@ -186,7 +188,11 @@ def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepa
     """The data and the model of a run as they were before its first step."""
     recipe = _recipe_of(run)
     source = open_data(recipe)
-    known = load_weights(run).class_names if (run / CONFIG_NAME).is_file() else source.class_names
+    known = source.class_names
+    if (
+        run / CONFIG_NAME
+    ).is_file():  # alone: a kill may have come between new weights and what describes them
+        known = tuple(read_json(run / CONFIG_NAME)["class_names"])
     if known != source.class_names:
         raise DataError("the data set has other classes than when this run began", where=source.name)
     set_threads(recipe.threads)
@@ -205,14 +211,17 @@ def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepa
 def _build(
     prepared: Prepared, device: torch.device, initial: Weights | None, screen: Screen, world: World
 ) -> TrainState:
-    model = _new_model(prepared, initial, screen)
+    settings, recipe = prepared.model_settings, prepared.recipe
+    model = _new_model(prepared, first_settings(settings, recipe), initial, screen)
     num_classes = len(prepared.source.class_names)
-    return TrainState(model, prepared.recipe, prepared.train.split.labels, num_classes, device, world)
+    return TrainState(model, recipe, prepared.train.split.labels, num_classes, device, world)
 
 
-def _new_model(prepared: Prepared, initial: Weights | None, screen: Screen) -> nn.Module:
+def _new_model(
+    prepared: Prepared, settings: dict[str, Any], initial: Weights | None, screen: Screen
+) -> nn.Module:
     torch.manual_seed(torch_seed(prepared.recipe.seed, 0, 2**31))  # a shard number that no step uses
-    model = create_model(**prepared.model_settings)
+    model = create_model(**settings)
     if initial is not None:
         screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
     freeze_layers(model, prepared.recipe.freeze)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixlab.checkpoint.store import load_weights
+from mixlab.checkpoint.store import Weights, load_weights
 from mixlab.data.augment import mix
 from mixlab.data.loader import BadFile, Images, TrainingPictures, load_images, training_batches
 from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
@@ -22,6 +22,7 @@ from mixlab.report import figures
 from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
+from mixlab.training.curriculum import describe_curriculum, mean_flops
 from mixlab.training.distributed import ALONE, World, classify_shared
 from mixlab.training.fsdp import shard_model
 from mixlab.training.lr_grid import describe_tried
@@ -105,21 +106,24 @@ def finish(
         usage.ru_utime + usage.ru_stime
         for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     )
+    flops = mean_flops(prepared.model_settings, recipe, steps) if recipe.coarse_share else cost.flops
     num_seen = steps * min(recipe.batch_size, len(prepared.train))
     costs = [
         ("Time in training and validation", format_seconds(seconds)),
         ("Whole command so far", format_seconds(time.monotonic() - started)),
         ("Core-seconds of this sitting", f"{core_seconds:,.0f}"),
-        ("Training compute (3 x forward)", f"{3 * cost.flops * num_seen:.3g} FLOP"),
+        ("Training compute (3 x forward)", f"{3 * flops * num_seen:.3g} FLOP"),
         ("One image, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
         ("Mean training speed", f"{per_second:,.0f} images/s" if per_second else "not measured"),
     ]
     notes = notes + _notes(prepared, run, evaluation)
+    if recipe.coarse_share:
+        notes.append(describe_curriculum(recipe, steps, model))
     pictures = with_pictures
     drawn = _draw(prepared, run, images, evaluation, predictions, pictures)
     report = Report(
         title=run.name,
-        headline=_headline(prepared, weights.provenance, evaluation, cost.num_parameters, seconds),
+        headline=_headline(prepared, weights, evaluation, cost.num_parameters, seconds),
         notes=notes,
         figures=drawn,
         per_class=[] if evaluation is None else evaluation.per_class(),
@@ -196,12 +200,12 @@ def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None) -> list
 
 def _headline(
     prepared: Prepared,
-    provenance: dict[str, Any],
+    weights: Weights,
     evaluation: Evaluation | None,
     num_parameters: int,
     seconds: float,
 ) -> list[tuple[str, str]]:
-    recipe = prepared.recipe
+    recipe, provenance = prepared.recipe, weights.provenance
     cards = []
     if evaluation is not None:
         counts = f"{evaluation.num_correct:,} of {evaluation.num_images:,}"
@@ -214,8 +218,8 @@ def _headline(
         )
     if evaluation is not None:
         cards.append(("Calibration error (ECE)", f"{100 * evaluation.ece:.1f} points"))
-    assert recipe.model.name is not None
-    cards.append(("Model", f"{display_name(recipe.model.name)}, {num_parameters:,} parameters"))
+    name = display_name(weights.model_settings["name"])
+    cards.append(("Model", f"{name}, {num_parameters:,} parameters"))
     size = " x ".join(str(side) for side in recipe.data.image_size or ())
     num_train, num_classes = len(prepared.train), len(prepared.source.class_names)
     cards.append(

@@ -88,6 +88,8 @@ class Recipe:
         paper's Appendix C with the block-diagonal matrices stored whole (all of it trains) or as blocks.
     freeze: this many layers keep their initial weights: 1 the stem, 2 the first block too, and so on; -1 all but
         the head.
+    coarse_share: this share of the steps, the first ones, sees patches `coarse_factor` times as large, which takes
+        less time; then the weights are resampled to the model's own patches (training/curriculum.py).
     budget_seconds: a note of the --budget from which `steps` was set.
     fast: a Mixer in fp32 on a CPU takes mixlab's own passes forward and back, a core for each few images: the same
         gradients within rounding, sooner (docs/results.md); false leaves all to torch.
@@ -120,6 +122,8 @@ class Recipe:
     checkpoint_seconds: float = 15.0
     keep: int = 2
     skip_nonfinite: int = 0
+    coarse_share: float = 0.0
+    coarse_factor: int = 2
     budget_seconds: float | None = None
     init_from: str | None = None
     init_grid: Literal["resample", "dense", "blocks"] = "resample"
@@ -160,8 +164,23 @@ class Recipe:
         for key in ("early_stop", "checkpoint_seconds", "skip_nonfinite", "virtual_shards"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=key)
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise UsageError(f"ema_decay must be in [0, 1), got {self.ema_decay}", where="ema_decay")
+        for key in ("ema_decay", "coarse_share"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise UsageError(f"{key} must be in [0, 1), got {getattr(self, key)}", where=key)
+        if self.coarse_factor < 2:
+            raise UsageError(
+                f"coarse_factor must be at least 2, got {self.coarse_factor}", where="coarse_factor"
+            )
+        if self.coarse_share and self.parallel == "fsdp":
+            raise UsageError(
+                "a model spread over processes cannot change its patches", where="parallel", hint="use ddp"
+            )
+        if self.coarse_share and self.init_from is not None:
+            raise UsageError(
+                "weights to start from would lose what larger patches cannot hold",
+                where="coarse_share",
+                hint="leave it out, or train a run with larger patches and start from its weights",
+            )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")
 

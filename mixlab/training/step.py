@@ -66,6 +66,16 @@ class TrainState:
     ) -> None:
         self.recipe, self.num_classes, self.device, self.world = recipe, num_classes, device, world
         self.is_spread = world.size > 1 and recipe.parallel == "fsdp"
+        self.num_shards = recipe.virtual_shards or world.size  # of each batch
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.class_weights: Tensor | None = None
+        if recipe.loss.class_weights == "balanced":
+            self.class_weights = balanced_class_weights(labels, num_classes).to(device)
+        self.take(model)
+
+    def take(self, model: nn.Module) -> None:
+        """Train `model`, with an optimizer and a moving average that begin with it."""
+        recipe, device, world = self.recipe, self.device, self.world
         self.model = model if self.is_spread else model.to(device)
         self.ema: AveragedModel | None = None
         if recipe.ema_decay:
@@ -75,7 +85,6 @@ class TrainState:
             for spread in (self.model, self.ema.module) if self.ema else (self.model,):
                 shard_model(spread, device)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        self.num_shards = recipe.virtual_shards or world.size  # of each batch
         check_shards(self.model, recipe, world)
         self.shard_sum = ShardSum(self.model, world, self.num_shards) if recipe.virtual_shards else None
         self.ddp: DistributedDataParallel | None = None
@@ -88,10 +97,6 @@ class TrainState:
         wanted = recipe.fast and is_alone and not recipe.compile and recipe.precision == "fp32"
         self.cores = Cores(self.model) if wanted and is_plain(self.model) else None
         self.forward: Any = torch.compile(inner) if recipe.compile else inner
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.class_weights: Tensor | None = None
-        if recipe.loss.class_weights == "balanced":
-            self.class_weights = balanced_class_weights(labels, num_classes).to(device)
 
     @property
     def shards(self) -> range:
