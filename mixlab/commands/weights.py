@@ -20,6 +20,8 @@ def info(
     num_classes: int | None = None,
     batch_size: int = 1,
     patch_size: int | None = None,
+    accumulate: int = 1,
+    checkpoint_blocks: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Parameters, multiply-accumulates and memory of a model, by name or from weights.
 
@@ -29,6 +31,10 @@ def info(
         A name from `mixlab models`, timm/NAME, a run, a weights file of any known format, or a published name.
     image_size
         Side, or HxW, in pixels; by default the model's own.
+    accumulate
+        Parts of a batch, as in the recipe of the training whose memory is wanted.
+    checkpoint_blocks
+        As in that recipe.
     """
     from mixlab.checkpoint.published import PUBLISHED
     from mixlab.device import current_memory_bytes, set_threads
@@ -53,7 +59,9 @@ def info(
             settings["image_size"] = size
         if patch_size is not None:
             settings["patch_size"] = patch_size
-    facts = describe_settings(settings, batch_size=batch_size)
+    facts = describe_settings(
+        settings, batch_size=batch_size, accumulate=accumulate, recompute=checkpoint_blocks
+    )
     facts["process_bytes"] = current_memory_bytes()  # on top of the model's; a training adds its data set
     facts |= {"provenance": provenance} if provenance else {}
     show_facts(facts, Context.screen())

@@ -8,15 +8,27 @@ from mixlab.errors import UsageError
 from mixlab.models.catalog import MODELS, create_model, display_name
 from mixlab.models.cost import measure_cost
 from mixlab.models.mixer import Mixer
+from mixlab.models.recompute import checkpoint_blocks
 
 
-def describe_settings(settings: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
-    """Counts and costs of the model that `create_model(**settings)` makes; no memory is taken for a Mixer."""
+def describe_settings(
+    settings: dict[str, Any], *, batch_size: int, accumulate: int = 1, recompute: bool = False
+) -> dict[str, Any]:
+    """Counts and costs of the model that `create_model(**settings)` makes; no memory is taken for its weights.
+
+    accumulate, recompute: of a training, the recipe's keys `accumulate` and `checkpoint_blocks`.
+    """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}", where="--batch-size")
+    if not 1 <= accumulate <= batch_size:
+        raise UsageError(
+            f"{batch_size} images cannot be computed in {accumulate} parts", where="--accumulate"
+        )
     name = settings["name"]
-    with torch.device("cpu" if name.startswith("timm/") else "meta"):
+    with torch.device("meta"):
         model = create_model(**settings)
+    if recompute:
+        checkpoint_blocks(model)
     facts: dict[str, Any] = {"model": name, "display_name": display_name(name)}
     if isinstance(model, Mixer):
         config = model.config
@@ -36,7 +48,9 @@ def describe_settings(settings: dict[str, Any], *, batch_size: int) -> dict[str,
         if hasattr(model, "patch_embed"):
             facts["num_patches"] = getattr(model.patch_embed, "num_patches", None)
     facts |= {"num_classes": settings["num_classes"], "in_channels": settings.get("in_channels", 3)}
-    cost = measure_cost(model, image_size, in_channels=facts["in_channels"], batch_size=batch_size)
+    cost = measure_cost(
+        model, image_size, in_channels=facts["in_channels"], batch_size=batch_size, accumulate=accumulate
+    )
     return facts | cost.to_json()
 
 
