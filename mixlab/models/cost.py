@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from mixlab.models.cores import images_at_once, number_of_parts
+from mixlab.models.fast import TOGETHER
 from mixlab.models.fast_training import is_plain_kind
 from mixlab.models.memory import Hollow
 from mixlab.models.mixer import Mixer, MixerConfig
+from mixlab.models.pyramid import PyramidConfig
 
 # Measured beside what tensors take (LOG.md): the gaps that an allocator leaves between them, where a core computes
 # its only part of a batch and where it computes several, and those of torch's own passes (1.1 to 1.8, from one run to
@@ -86,24 +88,38 @@ def _images_at_work(config: MixerConfig, num_images: int) -> tuple[int, int, int
     return at_work * -(-num_images // num_parts), at_work, num_parts
 
 
+def _block_floats(config: MixerConfig) -> list[tuple[int, int, int]]:
+    """Of each block, for one image: tokens x channels, channel mixing's hidden units, token mixing's."""
+    rows = []
+    for index in range(config.num_blocks):
+        own, mixed = config, config.hidden_dim * config.token_mlp_dim
+        if isinstance(config, PyramidConfig):
+            own = config.of_stage(config.stage(index))
+            mixed = 0 if config.token_mix == "axial" else own.hidden_dim * own.token_mlp_dim
+        rows.append((own.num_patches * own.hidden_dim, own.num_patches * own.channel_mlp_dim, mixed))
+    return rows
+
+
 def _bytes_of_fast_inference(config: MixerConfig, num_images: int) -> int:
     """What fast.py holds at a time beyond its weights and the images."""
-    images, _, _ = _images_at_work(config, num_images)
-    tokens, width = config.num_patches, config.hidden_dim
-    pixels = config.in_channels * tokens * config.patch_size**2
-    table, hidden = tokens * width, tokens * config.channel_mlp_dim
-    return 4 * images * (pixels + 4 * table + hidden + width * config.token_mlp_dim)
+    if isinstance(config, PyramidConfig):
+        images = min(num_images, TOGETHER)
+    else:
+        images, _, _ = _images_at_work(config, num_images)
+    pixels = config.in_channels * config.num_patches * config.patch_size**2
+    widest = max(4 * table + hidden + mixed for table, hidden, mixed in _block_floats(config))
+    return 4 * images * (pixels + widest)
 
 
 def _bytes_of_fast_training(model: Mixer, num_images: int, weights: int) -> int:
     """The same of fast_training.py and cores.py, without the gradients that are added up."""
     config = model.config
     images, at_work, num_parts = _images_at_work(config, num_images)
-    tokens, width = config.num_patches, config.hidden_dim
-    pixels = config.in_channels * tokens * config.patch_size**2
-    table, hidden, mixed = tokens * width, tokens * config.channel_mlp_dim, width * config.token_mlp_dim
-    block = 4 * table + 2 * mixed + 2 * hidden
-    kept = config.num_blocks * table + block if model.checkpoint_blocks else config.num_blocks * block
-    held = 4 * images * (pixels + kept + 2 * table + 3 * hidden + 2 * table)
+    pixels = config.in_channels * config.num_patches * config.patch_size**2
+    rows = _block_floats(config)
+    kept = [4 * table + 2 * mixed + 2 * hidden for table, hidden, mixed in rows]
+    widest = max(3 * hidden + 2 * table for table, hidden, _ in rows)
+    in_all = sum(table for table, _, _ in rows) + max(kept) if model.checkpoint_blocks else sum(kept)
+    held = 4 * images * (pixels + in_all + 2 * rows[-1][0] + widest)
     gaps = GAPS_MANY if num_parts > at_work else GAPS_FEW
     return int((at_work - 1) * weights + held * gaps + FIRST_STEP_BYTES)
