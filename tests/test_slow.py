@@ -77,12 +77,12 @@ def test_training_among_damaged_files_names_each_and_equals_the_clean_subset(tmp
     }
     source = mixlab_split(images)
     labels = {name: label for name, label, _ in source}
-    bad_run = mixlab.train("few_images", table(tmp_path / "all.csv", source), run=tmp_path / "all", **options)
+    bad_run = mixlab.train("small_data", table(tmp_path / "all.csv", source), run=tmp_path / "all", **options)
     bad = {row.split(",")[0] for row in (tmp_path / "all" / "bad_files.csv").read_text().splitlines()[1:]}
     assert bad_run["num_bad_files"] == len(bad) > 20
     clean = [row for row in source if row[0] not in bad]
     assert len(clean) + len(bad) == len(labels)
-    mixlab.train("few_images", table(tmp_path / "clean.csv", clean), run=tmp_path / "clean", **options)
+    mixlab.train("small_data", table(tmp_path / "clean.csv", clean), run=tmp_path / "clean", **options)
     first, second = (tmp_path / name / "weights.safetensors" for name in ("all", "clean"))
     assert first.read_bytes() == second.read_bytes()
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -18,7 +18,7 @@ from mixlab.recipes.pretrain import (
     pretrain_imagenet1k_sam,
     pretrain_imagenet21k,
 )
-from mixlab.recipes.small import digits, few_images, small_images, small_images_flat
+from mixlab.recipes.small import digits, small_data, small_images, small_images_flat
 from mixlab.training.loop import train as train_recipe
 from mixlab.training.lr_grid import LrGrid
 from mixlab.training.recipe import DataConfig, Recipe, from_toml, full_key, override
@@ -27,7 +27,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
     "small_images": small_images,
     "small_images_flat": small_images_flat,
-    "few_images": few_images,
+    "small_data": small_data,
     "finetune": finetune,
     "pretrain_imagenet1k": pretrain_imagenet1k,
     "pretrain_imagenet1k_sam": pretrain_imagenet1k_sam,
@@ -35,7 +35,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "pretrain_imagenet21k": pretrain_imagenet21k,
 }
 RESULT = re.compile(r"n=\d|not yet measured", re.IGNORECASE)  # in a sentence of a docstring that states one
-FEW = 5_000  # training images below which `auto` takes few_images
+FEW = 5_000  # training images below which `auto` takes small_data
 
 
 def find_recipe(name: str) -> Recipe:
@@ -71,7 +71,7 @@ def recipe_for(data: DataConfig, *, download: bool = False) -> Recipe:
     if data.source == "digits":
         return digits()
     num_images = _num_images(data, download)
-    return small_images() if num_images >= FEW else _for_few(few_images(), num_images)
+    return small_images() if num_images >= FEW else _for_few(small_data(), num_images)
 
 
 def _num_images(data: DataConfig, download: bool) -> int:

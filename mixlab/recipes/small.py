@@ -58,10 +58,10 @@ def small_images_flat() -> Recipe:
     )
 
 
-def few_images() -> Recipe:
+def small_data() -> Recipe:
     """A few hundred pictures a class, your own folder. Not yet measured."""
     return Recipe(
-        name="few_images",
+        name="small_data",
         augment=AugmentConfig(crop="resized", min_area=0.4, flip=True),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1),
         schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),

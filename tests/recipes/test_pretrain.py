@@ -352,7 +352,7 @@ def test_twenty_steps_of_pre_training_on_tiny_pictures(name, pictures, tmp_path)
 
 def test_twenty_steps_of_fine_tuning_at_another_resolution(pictures, tmp_path):
     first = replace(
-        find_recipe("few_images"), data=replace(find_recipe("few_images").data, image_size=(16, 16)), steps=3
+        find_recipe("small_data"), data=replace(find_recipe("small_data").data, image_size=(16, 16)), steps=3
     )
     first = replace(
         first, epochs=None, batch_size=16, model=replace(first.model, name="mixer_micro4", **TINY)

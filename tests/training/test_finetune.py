@@ -41,7 +41,7 @@ def place(tmp_path_factory) -> Path:
         (root / "grey" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (8, 8), (level + i,) * 3).save(root / "grey" / name / f"{i}.png")
-    mixlab.train("few_images", str(root / "grey"), run=root / "start", model__name="mixer_pico4",
+    mixlab.train("small_data", str(root / "grey"), run=root / "start", model__name="mixer_pico4",
                  **SMALL | {"steps": 2})  # fmt: skip
     return root
 
@@ -151,7 +151,7 @@ def test_the_share_of_a_trial_is_within_a_run():
             LrGrid(lrs=(0.1,), share=share)
 
 
-def test_few_images_get_small_batches_and_the_authors_short_length(place):
+def test_small_data_get_small_batches_and_the_authors_short_length(place):
     few = compose(str(place / "data"), recipe="finetune", overrides={"init_from": "x"})
     assert (few.batch_size, few.accumulate, few.steps) == (15, 1, 500)
     assert (few.schedule.warmup_steps, few.data.val_fraction) == (100, 0.1)

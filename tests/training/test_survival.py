@@ -374,7 +374,7 @@ STREAM = {"steps": 20, "epochs": None, "threads": 1, "batch_size": 8, "in_memory
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 def test_any_number_of_workers_changed_in_mid_run_gives_the_same_bits(colours, tmp_path, monkeypatch):
     for workers in (0, 2, 4):
-        mixlab.train("few_images", str(colours), run=tmp_path / f"w{workers}", num_workers=workers, **STREAM)
+        mixlab.train("small_data", str(colours), run=tmp_path / f"w{workers}", num_workers=workers, **STREAM)
     assert same_weights(tmp_path / "w0", tmp_path / "w2")
     assert same_weights(tmp_path / "w0", tmp_path / "w4")
     real = course.train_step
@@ -387,7 +387,7 @@ def test_any_number_of_workers_changed_in_mid_run_gives_the_same_bits(colours, t
     with monkeypatch.context() as patch:
         patch.setattr(course, "train_step", stop)
         with pytest.raises(Interrupted):
-            mixlab.train("few_images", str(colours), run=tmp_path / "cut", num_workers=4, **STREAM)
+            mixlab.train("small_data", str(colours), run=tmp_path / "cut", num_workers=4, **STREAM)
     recipe = tmp_path / "cut" / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("num_workers = 4", "num_workers = 2"))
     loop.resume(tmp_path / "cut", screen=QUIET)
@@ -395,7 +395,7 @@ def test_any_number_of_workers_changed_in_mid_run_gives_the_same_bits(colours, t
 
 
 def test_killed_workers_are_replaced_and_change_nothing(colours, tmp_path, monkeypatch):
-    mixlab.train("few_images", str(colours), run=tmp_path / "calm", num_workers=0, **STREAM)
+    mixlab.train("small_data", str(colours), run=tmp_path / "calm", num_workers=0, **STREAM)
     real, killed = course.train_step, []
 
     def kill_one(state, batch, step):
@@ -406,7 +406,7 @@ def test_killed_workers_are_replaced_and_change_nothing(colours, tmp_path, monke
         return real(state, batch, step)
 
     monkeypatch.setattr(course, "train_step", kill_one)
-    mixlab.train("few_images", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
+    mixlab.train("small_data", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
     assert len(set(killed)) == 2
     assert same_weights(tmp_path / "calm", tmp_path / "run")
 
@@ -421,7 +421,7 @@ def test_workers_that_keep_dying_end_the_training_with_the_reason(colours, tmp_p
 
     monkeypatch.setattr(course, "train_step", kill_all)
     with pytest.raises(DataError, match="died 1 times"):
-        mixlab.train("few_images", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
+        mixlab.train("small_data", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
 
 
 # Memory, clock, storage
@@ -517,7 +517,7 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(tmp
             "data__num_workers": 2,
             "timeout_seconds": 2,
         }
-        mixlab.train("few_images", str(tmp_path / "data"), run=tmp_path / "run", screen=QUIET, **options)
+        mixlab.train("small_data", str(tmp_path / "data"), run=tmp_path / "run", screen=QUIET, **options)
 
     began = time.monotonic()
     assert ranks.wait(ranks.start(job), 40) == [1]

@@ -79,7 +79,7 @@ def assert_equal_weights(a: Path, b: Path) -> None:
 
 def test_a_folder_of_pictures_becomes_a_classifier_with_a_complete_run(colours, tmp_path):
     result = mixlab.train(
-        "few_images", str(colours), run=tmp_path / "run", epochs=25, screen=QUIET, threads=1
+        "small_data", str(colours), run=tmp_path / "run", epochs=25, screen=QUIET, threads=1
     )
     assert set(result) >= {"run", "num_parameters", "epochs", "steps", "seconds", "images_per_second", "test"}
     assert result["test"]["top1"] >= 0.8
@@ -125,7 +125,7 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path):
         "val_fraction": 0,
     }
     mixlab.train(
-        "few_images", str(tmp_path / "data"), run=tmp_path / "run", steps=220, epochs=None, batch_size=16,
+        "small_data", str(tmp_path / "data"), run=tmp_path / "run", steps=220, epochs=None, batch_size=16,
         loss__label_smoothing=0.0, ema_decay=0.0, threads=1, screen=QUIET, **options,
     )  # fmt: skip
     rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
@@ -237,7 +237,7 @@ def test_balanced_class_weights_and_accuracy_for_uneven_classes(tmp_path):
             root / "blue" / f"more{i}.png"
         )
     result = mixlab.train(
-        "few_images",
+        "small_data",
         str(root),
         run=tmp_path / "run",
         epochs=3,
@@ -252,7 +252,7 @@ def test_unreadable_files_are_left_out_listed_and_counted(colours, tmp_path):
     for name in ("blue/000.png", "green/007.png"):
         (colours / name).write_bytes(b"not a picture")
     result = mixlab.train(
-        "few_images", str(colours), run=tmp_path / "run", epochs=1, max_bad_share=0.5, screen=QUIET, threads=1
+        "small_data", str(colours), run=tmp_path / "run", epochs=1, max_bad_share=0.5, screen=QUIET, threads=1
     )
     assert result["num_bad_files"] == 2
     with open(tmp_path / "run" / "bad_files.csv") as file:
@@ -263,7 +263,7 @@ def test_unreadable_files_are_left_out_listed_and_counted(colours, tmp_path):
 
 def test_timm_models_train_under_the_same_recipe(colours, tmp_path):
     result = mixlab.train(
-        "few_images", str(colours), run=tmp_path / "run", steps=3, epochs=None, image_size=32,
+        "small_data", str(colours), run=tmp_path / "run", steps=3, epochs=None, image_size=32,
         model__name="timm/resnet10t", screen=QUIET, threads=1,
     )  # fmt: skip
     assert result["num_parameters"] > 4_000_000
@@ -317,7 +317,7 @@ def test_a_set_of_pixels_with_two_parts_is_split_again_as_it_was(tmp_path):
 def test_a_run_on_a_path_with_dots_can_be_evaluated_from_elsewhere(colours, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    trained = mixlab.train("few_images", "../colours", run="../run", epochs=1, screen=QUIET, threads=1)
+    trained = mixlab.train("small_data", "../colours", run="../run", epochs=1, screen=QUIET, threads=1)
     monkeypatch.chdir(tmp_path / "colours")
     evaluation, bad = evaluate(tmp_path / "run", screen=QUIET)
     assert bad == []
@@ -334,7 +334,7 @@ def test_one_bad_file_in_a_small_test_split_does_not_lose_the_run(colours, tmp_p
     rows[0][0].write_bytes(b"broken")  # a test image: 1 of 15
     rows[1][0].write_bytes(b"broken")  # a validation image
     result = mixlab.train(
-        "few_images", str(tmp_path / "table.csv"), run=tmp_path / "run", epochs=1, screen=QUIET
+        "small_data", str(tmp_path / "table.csv"), run=tmp_path / "run", epochs=1, screen=QUIET
     )
     assert result["num_bad_files"] == 2
     assert result["test"]["num_images"] == 14
@@ -352,13 +352,13 @@ def test_streamed_training_equals_training_from_memory_and_resumes_to_the_same_b
         "batch_size": 16,
     }
     data = str(colours)
-    mixlab.train("few_images", data, run=tmp_path / "memory", in_memory=True, **options)
-    mixlab.train("few_images", data, run=tmp_path / "stream", in_memory=False, num_workers=2, **options)
+    mixlab.train("small_data", data, run=tmp_path / "memory", in_memory=True, **options)
+    mixlab.train("small_data", data, run=tmp_path / "stream", in_memory=False, num_workers=2, **options)
     assert_equal_weights(tmp_path / "memory", tmp_path / "stream")
     with monkeypatch.context() as patch:
         StopAt(patch, 5, signal.SIGTERM)
         with pytest.raises(Interrupted):
-            mixlab.train("few_images", data, run=tmp_path / "cut", in_memory=False, num_workers=2, **options)
+            mixlab.train("small_data", data, run=tmp_path / "cut", in_memory=False, num_workers=2, **options)
     loop.resume(tmp_path / "cut", screen=QUIET)
     assert_equal_weights(tmp_path / "memory", tmp_path / "cut")
 
