@@ -7,6 +7,7 @@ keeps busy slows a step by no more than its share: whoever is free takes the nex
 import builtins
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -83,7 +84,7 @@ class Cores:
         """Add the gradient of `share` times the mean loss of the batch to the parameters' own.
 
         image (B, channels, H, W), target (B, K) -> that product, and the number of correct answers. mean_loss: of
-        logits and targets of some of the images; the same function at every call.
+        logits and targets of some of the images; the same function at every call, not holding this object.
         """
         num_threads = torch.get_num_threads()
         num_parts = number_of_parts(len(image), self._at_once, num_threads)
@@ -159,25 +160,25 @@ class _SharedBatch:
         num_threads: int,
     ) -> None:
         self.num_threads = num_threads
-        self.image, self.target = torch.empty_like(image), torch.empty_like(target)
-        self.kept = torch.empty(len(keep), len(image))
-        self.numbers = torch.zeros(3, dtype=torch.float64)  # images, parts, share of this batch
-        self.drops = [kept is not None for kept in keep]
-        parameters = list(cores._model.parameters())
-        gradient: Callable[..., Tensor] = cores.gradient
-        size = 2 + sum(p.numel() for p in cores._parameters)
+        self.drops = drops = [kept is not None for kept in keep]
+        self.image, self.target = shared_image, shared_target = (
+            torch.empty_like(image),
+            torch.empty_like(target),
+        )
+        self.kept = shared_kept = torch.empty(len(keep), len(image))
+        self.numbers = numbers = torch.zeros(3, dtype=torch.float64)  # images, parts, share of this batch
+        # Weak, and without self: else they would keep each other, and so the processes, alive.
+        weak = weakref.WeakMethod(cores.gradient)
 
         def compute(part: int) -> Tensor:
-            num_images, num_parts = int(self.numbers[0]), int(self.numbers[1])
-            kept = [
-                self.kept[i, :num_images, None, None] > 0 if drops else None
-                for i, drops in enumerate(self.drops)
-            ]
-            parts = list(_cut(self.image[:num_images], self.target[:num_images], kept, num_parts))[part]
-            share = float(self.numbers[2]) * len(parts[0]) / num_images
-            return gradient(*parts, mean_loss, share)
+            num_images, num_parts = int(numbers[0]), int(numbers[1])
+            kept = [shared_kept[i, :num_images, None, None] > 0 if on else None for i, on in enumerate(drops)]
+            parts = list(_cut(shared_image[:num_images], shared_target[:num_images], kept, num_parts))[part]
+            gradient: Any = weak()
+            return gradient(*parts, mean_loss, float(numbers[2]) * len(parts[0]) / num_images)
 
-        inputs = [self.image, self.target, self.kept, self.numbers, *parameters]
+        inputs = [self.image, self.target, self.kept, self.numbers, *cores._model.parameters()]
+        size = 2 + sum(p.numel() for p in cores._parameters)
         self.processes = Processes(compute, size, MAX_PARTS, inputs, num_threads - 1)
 
     def fits(self, image: Tensor, target: Tensor, keep: list[Tensor | None], num_threads: int) -> bool:

@@ -76,6 +76,7 @@ class TrainState:
     def take(self, model: nn.Module) -> None:
         """Train `model`, with an optimizer and a moving average that begin with it."""
         recipe, device, world = self.recipe, self.device, self.world
+        self.cores: Cores | None = None  # ends the processes of another model
         self.model = model if self.is_spread else model.to(device)
         self.ema: AveragedModel | None = None
         if recipe.ema_decay:
@@ -95,7 +96,8 @@ class TrainState:
         inner = self.ddp or self.model
         is_alone = inner is self.model and not self.is_spread
         wanted = recipe.fast and is_alone and not recipe.compile and recipe.precision == "fp32"
-        self.cores = Cores(self.model) if wanted and is_plain(self.model) else None
+        if wanted and is_plain(self.model):
+            self.cores = Cores(self.model)
         self.forward: Any = torch.compile(inner) if recipe.compile else inner
 
     @property
@@ -241,8 +243,10 @@ def _backward(
     # DDP takes the mean over the ranks where the sum of their shares is wanted.
     scale = state.world.size if state.ddp is not None or state.is_spread else 1
 
+    class_weights = state.class_weights  # so that the function below does not keep the state alive
+
     def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, state.class_weights)
+        return loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, class_weights)
 
     for part in range(num_parts):
         images, targets = (all_.tensor_split(num_parts)[part] for all_ in (image, target))

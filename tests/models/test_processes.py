@@ -109,6 +109,15 @@ def test_a_process_that_is_killed_while_it_computes_is_an_error_too():
     assert cores._batch is None
 
 
+def test_processes_end_with_what_they_compute_for():
+    cores = cores_of(model(), apart=True)
+    cores.backward(*batch(16), mean_loss)
+    (child,) = cores._batch.processes._children
+    assert os.path.isdir(f"/proc/{child}")
+    del cores
+    assert not os.path.isdir(f"/proc/{child}")
+
+
 def test_an_error_in_one_of_the_processes_is_an_error_here(capfd):
     own = os.getpid()
 
