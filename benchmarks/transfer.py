@@ -5,9 +5,10 @@
 
 Each cell is target x fraction of its training images x seed x start. Both starts have the same model, image size,
 images, augmentation, batch and number of steps; the pretrained one trains by the recipe `finetune`, the other by
-`small_images`. The seed also draws the fraction and what is held out, so that the two starts of a seed have the same
-images. A grid of rates is tried on validation before each training (`mixlab finetune --lr-grid`). digits has a
-validation split of its own, which stays whole. The test split is read once in each cell, after training.
+`small_images`, or `small_images_flat` for a flat Mixer. The seed also draws the fraction and what is held out, so
+that the two starts of a seed have the same images. A grid of rates is tried on validation before each training (`mixlab
+finetune --lr-grid`). digits has a validation split of its own, which stays whole. The test split is read once in each
+cell, after training.
 
 Every cell is a row of the CSV file; a second call measures only what is missing in it. A table comes at the end.
 """
@@ -26,11 +27,12 @@ from mixlab.checkpoint.store import Weights
 from mixlab.data.augment import AugmentConfig
 from mixlab.data.sources import read_split_csv
 from mixlab.models.catalog import ModelConfig
+from mixlab.models.pyramid import PyramidMixer
 from mixlab.report.screen import Screen
 from mixlab.training.lr_grid import LrGrid, parse_lr_grid
 from mixlab.training.recipe import Recipe, from_toml
 
-RECIPE_OF = {"weights": "finetune", "scratch": "small_images"}
+STARTS = ("weights", "scratch")
 FLIPS = {"fashionmnist": True}  # a mirrored digit is none
 COLUMNS = (
     "target", "fraction", "seed", "start", "steps", "num_train", "lr", "num_correct", "num_images", "top1",
@@ -69,8 +71,10 @@ def recipe_of(
         "threads": threads,
     }
     if cell["start"] == "weights":
-        same["init_from"] = name
-    recipe = recipes.compose(cell["target"], recipe=RECIPE_OF[cell["start"]], overrides=same)
+        kind, same["init_from"] = "finetune", name
+    else:
+        kind = "small_images" if isinstance(weights.model, PyramidMixer) else "small_images_flat"
+    recipe = recipes.compose(cell["target"], recipe=kind, overrides=same)
     padding, flip = max(min(preprocess.image_size) // 8, 1), FLIPS.get(cell["target"], False)
     recipe = replace(recipe, augment=AugmentConfig(crop="pad", crop_padding=padding, flip=flip))
     if cell["start"] == "weights":
@@ -161,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in range(options.seeds)
         for target in options.targets
         for fraction in options.fractions
-        for start in RECIPE_OF
+        for start in STARTS
     ]
     done = {tuple(row[key] for key in CELL) for row in read_rows(options.csv)}
     for cell in cells:

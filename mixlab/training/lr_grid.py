@@ -9,6 +9,7 @@ from mixlab.data.loader import TrainingPictures, training_batches
 from mixlab.errors import TrainingError, UsageError
 from mixlab.evaluation.metrics import summarize
 from mixlab.report.screen import Screen
+from mixlab.training.curriculum import num_coarse_steps, refine
 from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError, explain_out_of_memory
 from mixlab.training.recipe import Recipe
@@ -18,7 +19,7 @@ from mixlab.training.step import TrainState, train_step
 
 @dataclass(frozen=True, kw_only=True)
 class LrGrid:
-    """lrs: the rates to try. share: of the run's steps that each is tried for, in (0, 1].
+    """lrs: the rates to try; muon's own follow in proportion. share: of the run's steps for each, in (0, 1].
 
     The paper, after ViT, tries each for all steps (a share of 1); a tenth is our shorter way.
     """
@@ -87,7 +88,14 @@ def choose_lr(
         f"training with lr {best:g}" + (", at the end of the grid: a wider one may be better" * is_edge)
     )
     tried = {"share": grid.share, "steps": steps, "lr": best, "tried": rows}
-    return replace(recipe, optimizer=replace(recipe.optimizer, lr=best)), tried
+    return _with_lr(recipe, best), tried
+
+
+def _with_lr(recipe: Recipe, lr: float) -> Recipe:
+    """The recipe at another rate; muon's own moves in proportion."""
+    optimizer = recipe.optimizer
+    changed = replace(optimizer, lr=lr, muon_lr=optimizer.muon_lr * lr / optimizer.lr)
+    return replace(recipe, optimizer=changed if optimizer.name == "muon" else replace(optimizer, lr=lr))
 
 
 def describe_tried(tried: dict[str, Any]) -> str:
@@ -107,7 +115,7 @@ def _for_trial(recipe: Recipe, lr: float, steps: int) -> Recipe:
     if schedule.warmup_steps is not None:
         assert recipe.steps is not None
         schedule = replace(schedule, warmup_steps=round(schedule.warmup_steps * steps / recipe.steps))
-    return replace(recipe, optimizer=replace(recipe.optimizer, lr=lr), schedule=schedule, steps=steps)
+    return replace(_with_lr(recipe, lr), schedule=schedule, steps=steps)
 
 
 def _try(prepared: Prepared, state: TrainState, screen: Screen) -> dict[str, Any]:
@@ -131,10 +139,13 @@ def _try(prepared: Prepared, state: TrainState, screen: Screen) -> dict[str, Any
         on_bad=lambda file: None,
         timeout_seconds=recipe.timeout_seconds,
     )
+    change = num_coarse_steps(recipe) if recipe.coarse_share else None
     state.model.train()
     try:
         with screen.progress(f"trying lr {recipe.optimizer.lr:g}", recipe.steps) as bar:
             for step, batch in enumerate(batches):
+                if step == change:
+                    refine(state)
                 state.world.now(f"trying lr {recipe.optimizer.lr:g}, step {step + 1}")
                 train_step(state, batch, step)
                 bar.update(step + 1)

@@ -32,7 +32,7 @@ def test_cells_become_rows_once_and_differ_in_their_start_only(weights, tmp_path
     rows = transfer.read_rows(tmp_path / "t.csv")
     assert [(row["start"], row["recipe"]) for row in rows] == [
         ("weights", "finetune"),
-        ("scratch", "small_images"),
+        ("scratch", "small_images_flat"),
     ]
     assert [row["num_train"] for row in rows] == ["109", "109"]
     assert all(float(row["lr"]) in (0.01, 0.03) for row in rows)
@@ -71,7 +71,7 @@ def test_a_grey_target_meets_colour_weights_in_both_starts(weights):
         opened, preprocess=replace(opened.preprocess, channels=3, mean=(0.4,) * 3, std=(0.2,) * 3)
     )
     cell = dict(zip(transfer.CELL, ("digits", 1.0, 0, "scratch", 5), strict=True))
-    for start in transfer.RECIPE_OF:
+    for start in transfer.STARTS:
         recipe = transfer.recipe_of(cell | {"start": start}, colour, "w", batch_size=8)
         assert (recipe.data.channels, recipe.data.mean, recipe.data.image_size) == (3, (0.4,) * 3, (12, 12))
         assert (recipe.steps, recipe.batch_size, recipe.augment.flip) == (5, 8, False)

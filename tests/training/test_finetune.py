@@ -86,6 +86,23 @@ def test_the_best_rate_of_a_grid_trains_to_the_bits_of_a_training_with_it_alone(
     assert (recipe.optimizer.lr, recipe.steps) == (grid["lr"], 8)
 
 
+@pytest.mark.parametrize("coarse_share", [0.0, 0.5])
+def test_a_trial_of_all_steps_finds_what_the_training_finds(coarse_share, tmp_path):
+    result = mixlab.train("digits", "digits", run=tmp_path / "run", steps=6, threads=1, screen=QUIET,
+                          lr_grid=LrGrid(lrs=(0.003,), share=1.0), coarse_share=coarse_share)  # fmt: skip
+    rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "validation"]
+    (tried,) = result["grid"]["tried"]
+    assert (tried["top1"], tried["loss"]) == (rows[-1]["top1"], rows[-1]["loss"])
+
+
+def test_muons_own_rate_moves_with_the_rate(place, tmp_path):
+    result = mixlab.train("small_images_flat", str(place / "data"), run=tmp_path / "run", epochs=None,
+                          lr_grid=LrGrid(lrs=(0.006,)), **SMALL)  # fmt: skip
+    recipe = from_toml(tmp_path / "run" / "recipe.toml")
+    assert result["grid"]["lr"] == recipe["optimizer.lr"] == 0.006
+    assert recipe["optimizer.muon_lr"] == pytest.approx(0.04)  # 0.02 at the recipe's 0.003
+
+
 def test_what_was_tried_stands_in_the_run_its_log_and_its_report_and_nothing_else_of_it(place, tmp_path):
     result = tune(place, tmp_path / "run", lr_grid=(0.003, 0.03))
     assert json.loads((tmp_path / "run" / "lr_grid.json").read_text()) == result["grid"]
