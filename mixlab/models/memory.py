@@ -68,6 +68,7 @@ class Hollow:
 
     def train(self, num_images: int, accumulate: int = 1) -> int:
         """The same for a forward and a backward pass, gradients included, of a batch cut into `accumulate` parts."""
+        num_images = max(num_images, 2)  # batch normalisation trains on no single one
         self.model.train()
         with self.mode:
             image = torch.empty(num_images, *self._shape, device="cpu")

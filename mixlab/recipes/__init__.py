@@ -163,7 +163,7 @@ def _with_warmup(recipe: Recipe, named: Recipe) -> Recipe:
 def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) -> Recipe:
     """A length given by the person puts aside those of the recipe; a budget does so with both, and stands alone."""
     if has_budget:
-        if overrides.keys() & {"steps", "epochs"}:
+        if any(overrides.get(key) is not None for key in ("steps", "epochs")):
             raise UsageError(
                 "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"
             )
