@@ -7,8 +7,8 @@ Each cell is target x fraction of its training images x seed x start. Both start
 images, augmentation, batch and number of steps; the pretrained one trains by the recipe `finetune`, the other by
 `small_images`, or `small_images_flat` for a flat Mixer. The seed also draws the fraction and what is held out, so
 that the two starts of a seed have the same images. A grid of rates is tried on validation before each training
-(`mixlab finetune --lr-grid`). digits has a validation split of its own, which stays whole. The test split is read once in each
-cell, after training.
+(`mixlab finetune --lr-grid`). digits has a validation split of its own, which stays whole. The test split is read
+once in each cell, after training.
 
 Every cell is a row of the CSV file; a second call measures only what is missing in it. A table comes at the end.
 """
