@@ -78,9 +78,9 @@ class Cores:
     ) -> tuple[Tensor, Tensor]:
         """Add the gradient of `share` times the mean loss of the batch to the parameters' own.
 
-        image (B, channels, H, W), target (B, K) -> that product, and the number of correct answers. mean_loss: of
-        logits and targets of some of the images. Parts are added in their order, so the bits depend on the number
-        of threads alone.
+        image (B, channels, H, W), target (B, K or more) -> that product, and the number of correct answers by the
+        first K. mean_loss: of logits and targets of some of the images. Parts are added in their order, so the bits
+        depend on the number of threads alone.
         """
         num_threads = 1 if self._together else torch.get_num_threads()
         num_parts = number_of_parts(len(image), self._at_once, num_threads)
@@ -101,7 +101,7 @@ class Cores:
                 logits = self._model(images, list(kept))
                 loss = share * len(images) / len(image) * mean_loss(logits, targets)
                 gradients = torch.autograd.grad(loss, self._parameters)
-            correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+            correct = (logits.argmax(dim=1) == targets[:, : logits.shape[1]].argmax(dim=1)).sum()
             return loss.detach(), correct, gradients
 
         results = map(compute, parts) if num_threads == 1 else pool_of_cores(num_threads).map(compute, parts)

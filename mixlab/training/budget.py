@@ -52,7 +52,13 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
     trial_recipe = replace(recipe, steps=1_000_000, compile=False, optimizer=optimizer)
     num_classes = len(prepared.source.class_names)
     trial = TrainState(
-        copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device, world
+        copy.deepcopy(state.model),
+        trial_recipe,
+        images.split.labels,
+        num_classes,
+        state.device,
+        world,
+        state.teaching,
     )
     pictures = TrainingPictures(
         images=images,
@@ -61,6 +67,7 @@ def plan_steps(prepared: Prepared, state: TrainState, *, budget_seconds: float, 
         seed=recipe.seed,
         num_shards=trial.num_shards,
         shards=trial.shards,
+        views=recipe.distill.num_views,
     )
     times = [time.monotonic()]
     workers = recipe.data.num_workers or 0

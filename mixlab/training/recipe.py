@@ -12,6 +12,7 @@ from mixlab.data.augment import AugmentConfig
 from mixlab.data.preprocess import Fit
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
+from mixlab.training.distill import DistillConfig
 from mixlab.training.losses import LossConfig
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.schedule import ScheduleConfig
@@ -104,6 +105,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     epochs: float | None = None
     steps: int | None = None
     batch_size: int = 128
@@ -160,6 +162,12 @@ class Recipe:
         for key in ("early_stop", "checkpoint_seconds", "skip_nonfinite", "virtual_shards"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=key)
+        if self.distill.is_on and self.loss.name != "softmax":
+            raise UsageError(
+                f"a teacher's probabilities are of one class an image, the {self.loss.name} loss is not",
+                where="distill.teacher",
+                hint="--loss.name softmax",
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise UsageError(f"ema_decay must be in [0, 1), got {self.ema_decay}", where="ema_decay")
         if not 0 <= self.seed < 2**63:
