@@ -153,14 +153,13 @@ def _inception_boxes(draws: np.ndarray, heights: Any, widths: Any, min_area: flo
 
 
 def mix(
-    image: Tensor, label: Tensor, num_classes: int, config: AugmentConfig, *, seed: int, step: int, shard: int
+    image: Tensor, target: Tensor, config: AugmentConfig, *, seed: int, step: int, shard: int
 ) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with its own roll by one.
 
-    image float (B, channels, H, W), label int64 (B,) -> the mixed images and targets float (B, K), rows summing
-    to 1. One lambda per batch, at least 1/2 and the partner the next image, as the authors' code has them.
+    image float (B, channels, H, W), target float (B, ...), whatever belongs to each image -> both mixed. One lambda
+    per batch, at least 1/2 and the partner the next image, as the authors' code has them.
     """
-    target = F.one_hot(label, num_classes).to(image.dtype)
     if not config.mixup_alpha and not config.cutmix_alpha:
         return image, target
     use_cutmix = config.cutmix_alpha > 0

@@ -28,6 +28,7 @@ class Batch:
 
     shard_sizes: how many of the images belong to each shard of a training step that this process takes, if the step
     is shared out. step_size: images of the whole step, those of other processes and unreadable ones included.
+    view: number of the epoch whose draws a training step's images have.
     """
 
     image: Tensor
@@ -35,6 +36,7 @@ class Batch:
     index: np.ndarray
     shard_sizes: tuple[int, ...] = ()
     step_size: int = 0
+    view: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,15 @@ class Pictures:
     bad: list[BadFile]
     shard_sizes: tuple[int, ...] = ()
     step_size: int = 0
+    view: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
     """The picture batches of training, one item a step. An item depends only on its step: any worker may make it.
 
-    num_shards: equal parts of each step's images, of which `shards` are wanted here.
+    num_shards: equal parts of each step's images, of which `shards` are wanted here. views: epochs whose draws the
+    images have in turn, for who must know all of them; 0 draws anew in every epoch.
     """
 
     images: Images
@@ -209,6 +213,7 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
 
     num_shards: int = 1
     shards: range = range(1)
+    views: int = 0
 
     def __getitem__(self, step: int) -> "Pictures":
         split = self.images.split
@@ -219,15 +224,23 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
         parts = np.array_split(whole, self.num_shards)
         index = np.concatenate([parts[shard] for shard in self.shards])
         bad: list[BadFile] = []
+        view = epoch % self.views if self.views else epoch
+        pixels, good = self.drawn(view, index, bad)
+        if self.num_shards == 1:
+            return Pictures(pixels, good, bad, view=view)
+        sizes = tuple(int(np.isin(parts[shard], good).sum()) for shard in self.shards)
+        return Pictures(pixels, good, bad, sizes, len(whole), view)
+
+    def drawn(self, view: int, index: np.ndarray, bad: list[BadFile]) -> tuple[Tensor, np.ndarray]:
+        """uint8 (n, channels, H, W): the pictures at `index` with the draws of epoch `view`, and the numbers of them.
+
+        Those that cannot be read any more are left out, and added to `bad`.
+        """
         if self.images.pixels is not None and not self.augment.cuts_boxes:
             pixels, good = self.images.pictures(index), index
         else:
-            pixels, good = self._cut(epoch, index, bad)
-        pixels = augment(pixels, self.augment, seed=self.seed, epoch=epoch, index=good)
-        if self.num_shards == 1:
-            return Pictures(pixels, good, bad)
-        sizes = tuple(int(np.isin(parts[shard], good).sum()) for shard in self.shards)
-        return Pictures(pixels, good, bad, sizes, len(whole))
+            pixels, good = self._cut(view, index, bad)
+        return augment(pixels, self.augment, seed=self.seed, epoch=view, index=good), good
 
     def _cut(self, epoch: int, index: np.ndarray, bad: list[BadFile]) -> tuple[Tensor, np.ndarray]:
         """Decode (or take from memory), cut and scale each picture; leave out those that fail."""
@@ -294,4 +307,4 @@ def training_batches(
         for file in item.bad:
             on_bad(file)
         label = labels[torch.from_numpy(item.index)]
-        yield Batch(normalize(item.pixels), label, item.index, item.shard_sizes, item.step_size)
+        yield Batch(normalize(item.pixels), label, item.index, item.shard_sizes, item.step_size, item.view)

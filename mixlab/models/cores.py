@@ -83,8 +83,9 @@ class Cores:
     ) -> tuple[Tensor, Tensor]:
         """Add the gradient of `share` times the mean loss of the batch to the parameters' own.
 
-        image (B, channels, H, W), target (B, K) -> that product, and the number of correct answers. mean_loss: of
-        logits and targets of some of the images; the same function at every call, not holding this object.
+        image (B, channels, H, W), target (B, K or more) -> that product, and the number of correct answers by the
+        first K. mean_loss: of logits and targets of some of the images; the same function at every call, not holding
+        this object.
         """
         num_threads = torch.get_num_threads()
         num_parts = number_of_parts(len(image), self._at_once, num_threads)
@@ -122,7 +123,7 @@ class Cores:
             logits = self._model(image, keep)
             loss = share * mean_loss(logits, target)
             gradients = torch.autograd.grad(loss, self._parameters)
-        correct = (logits.argmax(dim=1) == target.argmax(dim=1)).sum()
+        correct = (logits.argmax(dim=1) == target[:, : logits.shape[1]].argmax(dim=1)).sum()
         return torch.cat([torch.stack([loss.detach(), correct]), *(g.flatten() for g in gradients)])
 
     def close(self) -> None:

@@ -62,7 +62,13 @@ def plan_steps(
     trial_recipe = replace(recipe, steps=1_000_000, compile=False, optimizer=optimizer)
     num_classes = len(prepared.source.class_names)
     trial = TrainState(
-        copy.deepcopy(state.model), trial_recipe, images.split.labels, num_classes, state.device, world
+        copy.deepcopy(state.model),
+        trial_recipe,
+        images.split.labels,
+        num_classes,
+        state.device,
+        world,
+        state.teaching,
     )
     begins, seconds_per_step, val_seconds_mean, seconds_per_image = 0.0, 0.0, 0.0, 0.0
     num_val = len(prepared.val) if prepared.val is not None else 0
@@ -110,6 +116,7 @@ def _step_seconds(prepared: Prepared, trial: TrainState, measure_seconds: float,
         seed=recipe.seed,
         num_shards=trial.num_shards,
         shards=trial.shards,
+        views=recipe.distill.num_views,
     )
     times = [time.monotonic()]
     workers = recipe.data.num_workers or 0

@@ -68,7 +68,7 @@ class Training:
         self.seconds = 0.0  # spent in training and validation, over all sittings
         self.best: dict[str, Any] = {"top1": -1.0, "loss": float("inf"), "step": 0}
         self.epochs_without_gain = 0
-        self.notes: list[str] = []
+        self.notes = [] if state.teaching is None else [state.teaching.describe()]
         self.bad_files = {file.path for file in self.world.from_main(lambda: read_bad_files(run))}
         self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
         self._new_bad: list[BadFile] = []  # of them those that this process has met and not told the others
@@ -87,6 +87,7 @@ class Training:
             seed=recipe.seed,
             num_shards=self.state.num_shards,
             shards=self.state.shards,
+            views=recipe.distill.num_views,
         )
         batches = training_batches(
             pictures,
@@ -205,6 +206,8 @@ class Training:
 
     def _save_weights(self, provenance: dict[str, Any]) -> None:
         facts = {"data": self.prepared.source.name, "recipe": self.recipe.name, "seed": self.recipe.seed}
+        if self.state.teaching is not None:
+            facts |= {"teacher": self.recipe.distill.teacher, "labels_only": False}
         weights = Weights(
             model=self.state.best_guess,
             model_settings=settings_now(self.prepared.model_settings, self.state.model, self.recipe),

@@ -26,10 +26,15 @@ def open_initial(recipe: Recipe) -> Weights | None:
     return open_weights(recipe.init_from, image_size=recipe.data.image_size, resampled=False)
 
 
-def with_absolute_init(recipe: Recipe) -> Recipe:
-    """The same recipe with a path that holds from any folder; published names stay as they are."""
-    path = None if recipe.init_from is None else existing_path(os.path.expanduser(recipe.init_from))
-    return recipe if path is None else replace(recipe, init_from=os.path.abspath(path))
+def with_absolute_weights(recipe: Recipe) -> Recipe:
+    """The same recipe with paths of weights that hold from any folder; published names stay as they are."""
+    distill = replace(recipe.distill, teacher=_absolute(recipe.distill.teacher))
+    return replace(recipe, init_from=_absolute(recipe.init_from), distill=distill)
+
+
+def _absolute(name: str | None) -> str | None:
+    path = None if name is None else existing_path(os.path.expanduser(name))
+    return name if path is None else os.path.abspath(path)
 
 
 def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:

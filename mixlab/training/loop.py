@@ -24,8 +24,9 @@ from mixlab.training.batch_size import find_batch_size
 from mixlab.training.budget import plan_steps
 from mixlab.training.course import Training
 from mixlab.training.curriculum import check_curriculum, first_settings
+from mixlab.training.distill import Teaching
 from mixlab.training.distributed import World, is_under_torchrun, joined, same_everywhere
-from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_init
+from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_weights
 from mixlab.training.lr_grid import LrGrid, choose_lr
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
@@ -44,6 +45,7 @@ from mixlab.training.setup import (
 )
 from mixlab.training.signals import Interrupted, catch_signals
 from mixlab.training.step import TrainState
+from mixlab.training.teacher import ask_teacher, keep_answers, open_teacher, read_answers
 from mixlab.training.tracking import check_tracker
 
 
@@ -88,7 +90,7 @@ def train(
         torch_device = world.device(device)
         autocast(torch_device, recipe.precision)  # raises if this device does not have it
         check_tracker(tracker)
-        recipe = with_absolute_init(with_absolute_paths(recipe))
+        recipe = with_absolute_weights(with_absolute_paths(recipe))
         initial = open_initial(recipe)
         source = open_data(recipe, download=download)
         splits = split_source(source, recipe)
@@ -103,13 +105,18 @@ def train(
         recipe = world.from_main(lambda: resolve(recipe, splits["train"], world.local_size))
         check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
         check_curriculum(recipe)
+        teacher = open_teacher(recipe, source.class_names, world.local_size * len(splits["train"]))
         set_threads(recipe.threads)
         prepared = _prepare(world, recipe, source, splits, screen)
         if recipe.batch_size == 0:
             model = _new_model(prepared, prepared.model_settings, initial, screen)
             recipe = find_batch_size(prepared, model, torch_device, world, screen)
             prepared = replace(prepared, recipe=recipe)
-        state = _build(prepared, torch_device, initial, screen, world)
+        teaching = None
+        if teacher is not None:
+            end = None if budget_seconds is None else started + budget_seconds
+            teaching = ask_teacher(teacher, prepared, torch_device, world, screen, end)
+        state = _build(prepared, torch_device, initial, screen, world, teaching)
         deadline = None
         if budget_seconds is not None:
             plan = plan_steps(
@@ -125,20 +132,24 @@ def train(
             del state  # its memory is needed for the trials
 
             def build(prepared: Prepared) -> TrainState:
-                return _build(prepared, torch_device, initial, Screen(quiet=True), world)
+                return _build(prepared, torch_device, initial, Screen(quiet=True), world, teaching)
 
             recipe, tried = choose_lr(prepared, lr_grid, build, screen)
             prepared = replace(prepared, recipe=recipe)
             state = build(prepared)
         state.recipe = recipe
-        run = world.from_main(lambda: _create(run, prepared, tried))
+        run = world.from_main(lambda: _create(run, prepared, tried, teaching))
         with locked(run) if world.is_main else nullcontext():
             return _run(prepared, state, run, started, deadline, with_pictures, tracker, screen)
 
 
-def _create(run: Path | None, prepared: Prepared, tried: dict[str, Any] | None) -> Path:
+def _create(
+    run: Path | None, prepared: Prepared, tried: dict[str, Any] | None, teaching: Teaching | None
+) -> Path:
     run = run or default_run_path(prepared.recipe)
     create_run(run, prepared, tried)
+    if teaching is not None:
+        keep_answers(run, teaching)
     return run
 
 
@@ -205,16 +216,40 @@ def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepa
         initial = open_initial(recipe)
         if initial is not None:
             recipe, initial = fit_initial(recipe, initial)
-    return prepared, _build(prepared, world.device(device), initial, screen, world)
+    torch_device = world.device(device)
+    teaching = _reopen_teaching(world, run, prepared, torch_device, screen)
+    return prepared, _build(prepared, torch_device, initial, screen, world, teaching)
+
+
+def _reopen_teaching(
+    world: World, run: Path, prepared: Prepared, device: torch.device, screen: Screen
+) -> Teaching | None:
+    """The teacher's answers as they were kept in the run; only where they are not whole it is asked again."""
+    if not prepared.recipe.distill.is_on:
+        return None
+    kept = read_answers(run, prepared)
+    if not world.largest([kept is None])[0]:
+        return kept
+    num_images = world.local_size * len(prepared.train)
+    teacher = open_teacher(prepared.recipe, prepared.source.class_names, num_images)
+    assert teacher is not None
+    teaching = ask_teacher(teacher, prepared, device, world, screen)
+    world.from_main(lambda: keep_answers(run, teaching))
+    return teaching
 
 
 def _build(
-    prepared: Prepared, device: torch.device, initial: Weights | None, screen: Screen, world: World
+    prepared: Prepared,
+    device: torch.device,
+    initial: Weights | None,
+    screen: Screen,
+    world: World,
+    teaching: Teaching | None,
 ) -> TrainState:
     settings, recipe = prepared.model_settings, prepared.recipe
     model = _new_model(prepared, first_settings(settings, recipe), initial, screen)
-    num_classes = len(prepared.source.class_names)
-    return TrainState(model, recipe, prepared.train.split.labels, num_classes, device, world)
+    num_classes, labels = len(prepared.source.class_names), prepared.train.split.labels
+    return TrainState(model, recipe, labels, num_classes, device, world, teaching)
 
 
 def _new_model(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mixlab.checkpoint.store import Weights, load_weights
 from mixlab.data.augment import mix
@@ -225,6 +226,8 @@ def _headline(
     cards.append(
         ("Data", f"{prepared.source.name}: {num_train:,} training images, {num_classes} classes, {size} px")
     )
+    if "teacher" in provenance:
+        cards.append(("Labels only", f"no: {recipe.distill.weight:.0%} of the loss follows a teacher"))
     cards.append(("Training time", format_seconds(seconds)))
     return cards
 
@@ -283,9 +286,8 @@ def _training_sample(prepared: Prepared) -> tuple[list[np.ndarray], list[str]]:
     )
     batches = training_batches(pictures, first_step=0, num_steps=1, num_workers=0, on_bad=lambda file: None)
     batch = next(iter(batches))
-    image, target = mix(
-        batch.image, batch.label, len(names), recipe.augment, seed=recipe.seed, step=0, shard=0
-    )
+    target = F.one_hot(batch.label, len(names)).float()
+    image, target = mix(batch.image, target, recipe.augment, seed=recipe.seed, step=0, shard=0)
     seen = prepared.preprocess.denormalize(image[:NUM_SAMPLES]).numpy()
     captions = []
     for row in target[:NUM_SAMPLES]:

@@ -12,6 +12,7 @@ from mixlab.data.augment import AugmentConfig
 from mixlab.data.preprocess import Fit
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
+from mixlab.training.distill import DistillConfig
 from mixlab.training.losses import LossConfig
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.schedule import ScheduleConfig
@@ -106,6 +107,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     epochs: float | None = None
     steps: int | None = None
     batch_size: int = 128
@@ -180,6 +182,12 @@ class Recipe:
                 "weights to start from would lose what larger patches cannot hold",
                 where="coarse_share",
                 hint="leave it out, or train a run with larger patches and start from its weights",
+            )
+        if self.distill.is_on and self.loss.name != "softmax":
+            raise UsageError(
+                f"a teacher's probabilities are of one class an image, the {self.loss.name} loss is not",
+                where="distill.teacher",
+                hint="--loss.name softmax",
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")

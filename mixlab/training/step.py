@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -20,11 +21,12 @@ from mixlab.device import autocast
 from mixlab.errors import DataError, UsageError, WeightsError
 from mixlab.models.cores import Cores
 from mixlab.models.fast_training import is_plain
+from mixlab.training.distill import Teaching, taught_loss
 from mixlab.training.distributed import ALONE, World
 from mixlab.training.failures import NonFiniteError
 from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
 from mixlab.training.gradients import ShardSum
-from mixlab.training.losses import balanced_class_weights, loss_per_batch
+from mixlab.training.losses import balanced_class_weights
 from mixlab.training.optimizer import build_optimizer
 from mixlab.training.recipe import Recipe
 from mixlab.training.sam import check_sam, sam_radius, sharp_backward
@@ -63,8 +65,10 @@ class TrainState:
         num_classes: int,
         device: torch.device,
         world: World = ALONE,
+        teaching: Teaching | None = None,
     ) -> None:
         self.recipe, self.num_classes, self.device, self.world = recipe, num_classes, device, world
+        self.teaching = teaching
         self.is_spread = world.size > 1 and recipe.parallel == "fsdp"
         self.num_shards = recipe.virtual_shards or world.size  # of each batch
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -196,10 +200,10 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     # A row for each shard of the batch: a sum over ranks with zeros elsewhere is exact, in any order.
     rows = torch.zeros(state.num_shards, 3, dtype=torch.float64)
     sizes = batch.shard_sizes or (len(batch.image),)
-    parts = zip(batch.image.split(sizes), batch.label.split(sizes), strict=True)
+    parts = zip(batch.image.split(sizes), _targets(state, batch).split(sizes), strict=True)
     radius, share_of = sam_radius(recipe, step, factor), batch.step_size or len(batch.image)
-    for shard, (image, label) in zip(state.shards, parts, strict=True):
-        backward = partial(_backward, state, image, label, step, shard, share_of=share_of)
+    for shard, (image, target) in zip(state.shards, parts, strict=True):
+        backward = partial(_backward, state, image, target, step, shard, share_of=share_of)
         rows[shard] = sharp_backward(state.model, backward, radius, recipe.optimizer.gsam_alpha)
         if state.shard_sum is not None:
             state.shard_sum.add()
@@ -219,23 +223,31 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     )
 
 
+def _targets(state: TrainState, batch: Batch) -> Tensor:
+    """(B, K): 1 for an image's label; with a teacher (B, 2 K), its probabilities beside that."""
+    label = batch.label.to(state.device, non_blocking=True)
+    target = F.one_hot(label, state.num_classes).to(batch.image.dtype)
+    if state.teaching is None:
+        return target
+    taught = state.teaching.probabilities(batch.view, batch.index)
+    return torch.cat([target, taught.to(target)], dim=1)
+
+
 def _backward(
-    state: TrainState, image: Tensor, label: Tensor, step: int, shard: int, share_of: int
+    state: TrainState, image: Tensor, target: Tensor, step: int, shard: int, share_of: int
 ) -> Tensor:
     """Add the gradient of one shard; its part of the batch's loss, its correct answers, its images.
 
-    share_of: number of images in the whole batch.
+    target: its rows of `_targets`. share_of: number of images in the whole batch.
     """
     recipe, device = state.recipe, state.device
     num_images = len(image)
     if not num_images:  # every picture of it went bad
         if state.shard_sum is not None:
             return torch.zeros(3, dtype=torch.float64)
-        image, label = _blank(image, label)  # the others wait for a gradient
-    image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
-    image, target = mix(
-        image, label, state.num_classes, recipe.augment, seed=recipe.seed, step=step, shard=shard
-    )
+        image, target = _blank(image, target)  # the others wait for a gradient
+    image = image.to(device, non_blocking=True)
+    image, target = mix(image, target, recipe.augment, seed=recipe.seed, step=step, shard=shard)
     loss_sum = torch.zeros((), dtype=torch.float64 if image.dtype == torch.float64 else None, device=device)
     num_correct = torch.zeros((), dtype=torch.int64, device=device)
     # The weights of a spread model are gathered in every part, so all ranks must have as many.
@@ -246,7 +258,8 @@ def _backward(
     class_weights = state.class_weights  # so that the function below does not keep the state alive
 
     def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return loss_per_batch(logits, targets.to(logits.dtype), recipe.loss, class_weights)
+        targets = targets.to(logits.dtype)
+        return taught_loss(logits, targets, recipe.loss, recipe.distill, class_weights)
 
     for part in range(num_parts):
         images, targets = (all_.tensor_split(num_parts)[part] for all_ in (image, target))
@@ -269,7 +282,7 @@ def _backward(
             state.scaler.scale(loss * scale if scale > 1 else loss).backward()
         loss_sum += loss.detach()
         if share:
-            num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+            num_correct += (logits.argmax(dim=1) == targets[:, : logits.shape[1]].argmax(dim=1)).sum()
     facts = torch.stack([loss_sum, num_correct.to(loss_sum.dtype)]).double().cpu().tolist()
     return torch.tensor([*facts, num_images], dtype=torch.float64)
 

@@ -283,6 +283,7 @@ def test_mixup_draws_as_the_authors_do(monkeypatch):
     config = find_recipe("pretrain_imagenet1k").augment
     image, label = torch.randn(5, 3, 4, 4), torch.tensor([2, 0, 1, 1, 2])
     one_hot = np.eye(3)[label.numpy()]
+    given = torch.from_numpy(one_hot).float()
     asked = []
 
     def beta(alpha, seed):
@@ -291,14 +292,12 @@ def test_mixup_draws_as_the_authors_do(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(augment, "_beta", beta)
-        mixed, target = mix(image, label, 3, config, seed=0, step=0, shard=0)
+        mixed, target = mix(image, given, config, seed=0, step=0, shard=0)
     assert asked == [0.5]
     theirs = 0.7 * image.numpy() + (1 - 0.7) * np.roll(image.numpy(), 1, axis=0)
     assert mixed.numpy() == pytest.approx(theirs, abs=1e-6)
     assert target.numpy() == pytest.approx(0.7 * one_hot + (1 - 0.7) * np.roll(one_hot, 1, axis=0), abs=1e-6)
-    shares = [
-        float(mix(image, label, 3, config, seed=0, step=step, shard=0)[1][1, 0]) for step in range(3000)
-    ]
+    shares = [float(mix(image, given, config, seed=0, step=step, shard=0)[1][1, 0]) for step in range(3000)]
     # The mean of max(a, 1 - a) for Beta(1/2, 1/2) is 1/2 + 1/pi.
     assert np.mean(shares) == pytest.approx(0.5 + 1 / math.pi, abs=0.01)
 

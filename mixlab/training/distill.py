@@ -1,0 +1,102 @@
+"""Distillation: a loss that follows a teacher's answers beside the labels (Hinton et al. 2015, arXiv 1503.02531).
+
+"Consistent teaching" (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv
+2106.05237): the teacher answers for the very picture that the student sees, crop and flip included. So that it need
+answer only once, there are a few fixed views of each picture: epoch e shows it with the draws of epoch e % views.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixlab.errors import UsageError
+from mixlab.report.screen import format_seconds
+from mixlab.training.losses import LossConfig, loss_per_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Whether, and how, training follows a teacher.
+
+    teacher: the weights in this run, folder or file, or of this published name, that know the data's classes and take
+        images of the run's size and channels; their mean and std may be others.
+    weight: share of the loss that is the teacher's; 0 is as without one.
+    temperature: both sides' logits are divided by it in the teacher's part of the loss.
+    views: different crops, flips and so on of each picture, on which the teacher is asked before the first step.
+    """
+
+    teacher: str | None = None
+    weight: float = 0.5
+    temperature: float = 1.0
+    views: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight <= 1.0:
+            raise UsageError(f"weight must be in [0, 1], got {self.weight}", where="distill.weight")
+        for key in ("temperature", "views"):
+            if not getattr(self, key) > 0:
+                raise UsageError(f"{key} must be above 0, got {getattr(self, key)}", where=f"distill.{key}")
+        for key in ("weight", "temperature", "views"):
+            if self.teacher is None and getattr(self, key) != getattr(type(self), key):
+                raise UsageError(
+                    f"{key} says how a teacher is followed, and none is named",
+                    where=f"distill.{key}",
+                    hint="--teacher RUN",
+                )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a teacher to follow."""
+        return self.teacher is not None and self.weight > 0
+
+    @property
+    def num_views(self) -> int:
+        """Different views of each picture; 0 without a teacher: as many as there are epochs."""
+        return self.views if self.is_on else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """A teacher's answers. logits float32 (views, N, K), in the CPU's memory; seconds: what they took."""
+
+    config: DistillConfig
+    logits: Tensor
+    seconds: float
+
+    def probabilities(self, view: int, index: np.ndarray) -> Tensor:
+        """float32 (B, K): what it says of the pictures at `index` in this view, at the recipe's temperature."""
+        return F.softmax(self.logits[view, torch.from_numpy(index)] / self.config.temperature, dim=1)
+
+    def describe(self) -> str:
+        """A sentence for the report."""
+        views, num_images, _ = self.logits.shape
+        return (
+            f"Not from labels only: {self.config.weight:.0%} of the loss follows the answers of "
+            f"{self.config.teacher} for {views} views of {num_images:,} pictures, which took "
+            f"{format_seconds(self.seconds)} before the first step, beside the training time."
+        )
+
+
+def taught_loss(
+    logits: Tensor,
+    target: Tensor,
+    loss: LossConfig,
+    distill: DistillConfig,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Mean loss of a batch: (1 - w) * the usual one + w * T^2 * cross-entropy with the teacher, both sides at T.
+
+    logits (B, K). target (B, K) without a teacher, and then all of the loss is the usual one; else (B, 2 K), the
+    teacher's probabilities at T last. T^2 keeps the size of its gradient (Hinton et al., Section 2). Cross-entropy
+    has the gradient of the divergence, which is less by a constant. weights: as in `loss_per_batch`.
+    """
+    num_classes = logits.shape[1]
+    usual = loss_per_batch(logits, target[:, :num_classes], loss, weights)
+    if target.shape[1] == num_classes:
+        return usual
+    log_probs = F.log_softmax(logits / distill.temperature, dim=1)
+    taught = -(target[:, num_classes:] * log_probs).sum(dim=1).mean()
+    return (1 - distill.weight) * usual + distill.weight * distill.temperature**2 * taught

@@ -1,0 +1,158 @@
+"""A teacher asked, once, about every view of every training picture; its answers kept beside the run."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.readers import open_tensors
+from mixlab.checkpoint.store import Weights
+from mixlab.data.imagenet import numbers_by_name
+from mixlab.data.loader import TrainingPictures
+from mixlab.device import memory_bytes
+from mixlab.errors import UsageError, WeightsError
+from mixlab.files import written_whole
+from mixlab.models.fast import fast
+from mixlab.report.screen import Screen, format_seconds
+from mixlab.training.distill import Teaching
+from mixlab.training.distributed import World
+from mixlab.training.recipe import Recipe
+from mixlab.training.setup import MEMORY_SHARE, Prepared
+
+ANSWERS_NAME = "teacher.npz"
+BATCH_SIZE = (
+    256  # images asked about at a time, shared out whole: the last bits then depend on no number of ranks
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Weights that suit a recipe. columns int64 (K,): where their logits have the data's classes."""
+
+    weights: Weights
+    columns: torch.Tensor
+
+
+def open_teacher(recipe: Recipe, class_names: tuple[str, ...], num_images: int) -> Teacher | None:
+    """The teacher of a resolved recipe, if it has one. UsageError if it cannot answer for these images.
+
+    num_images: of which answers are kept on this machine.
+    """
+    if not recipe.distill.is_on:
+        return None
+    name, data = str(recipe.distill.teacher), recipe.data
+    if not data.in_memory:
+        raise UsageError(
+            "a teacher answers for images that are kept in memory, and these are not",
+            where="data.in_memory",
+            hint="--in-memory true, with smaller images (--image-size) if they do not fit; a stream cannot be taught",
+        )
+    num_bytes = 4 * recipe.distill.views * num_images * len(class_names)
+    if num_bytes > MEMORY_SHARE * memory_bytes():
+        raise UsageError(
+            f"the answers for {recipe.distill.views} views would take {num_bytes / 2**30:.1f} GiB of memory",
+            where="distill.views",
+            hint="take fewer views",
+        )
+    weights = open_weights(name, image_size=data.image_size, resampled=False)
+    own = weights.preprocess
+    if own.permutation is not None:
+        raise UsageError(
+            "this teacher takes permuted pictures, and training's are not",
+            where=name,
+            hint="take the weights from before `mixlab permute`",
+        )
+    assert data.image_size is not None
+    its_size, our_size = ("x".join(map(str, size)) for size in (own.image_size, data.image_size))
+    for key, its, ours in (
+        ("channels", own.channels, data.channels),
+        ("image-size", its_size, our_size),
+    ):
+        if its != ours:
+            raise UsageError(
+                f"the {key.replace('-', ' ')} of the teacher is {its}, of the training {ours}",
+                where=name,
+                hint=f"train with --{key} {its}, or take another teacher",
+            )
+    number = numbers_by_name(weights.class_names)
+    unknown = [word for word in class_names if word not in number]
+    if unknown:
+        raise UsageError(
+            f"the teacher does not know {len(unknown)} of the {len(class_names)} classes: {_some(unknown)}",
+            where=name,
+            hint=f"it knows {_some(weights.class_names)}",
+        )
+    return Teacher(weights=weights, columns=torch.tensor([number[word] for word in class_names]))
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+@torch.no_grad()
+def ask_teacher(
+    teacher: Teacher,
+    prepared: Prepared,
+    device: torch.device,
+    world: World,
+    screen: Screen,
+    end: float | None = None,
+) -> Teaching:
+    """The teacher's answers for every view of every training picture; each rank asks for its share of them.
+
+    end: of a budget, on the monotonic clock. UsageError after the first view if all of them would take longer.
+    """
+    recipe, num_images, began = prepared.recipe, len(prepared.train), time.monotonic()
+    pictures = TrainingPictures(
+        images=prepared.train, augment=recipe.augment, batch_size=BATCH_SIZE, seed=recipe.seed
+    )
+    normalize = teacher.weights.preprocess.normalize
+    quick = fast(teacher.weights.model.to(device).eval())
+    views = recipe.distill.views
+    logits = torch.zeros(views, num_images, len(teacher.columns))
+    screen.say(
+        f"asking {recipe.distill.teacher} about {views} views of {num_images:,} pictures; its answers take "
+        f"{logits.nbytes / 2**20:,.1f} MiB"
+    )
+    with screen.progress("asking the teacher", views * num_images) as bar:
+        for view in range(views):
+            world.now(f"asking the teacher about view {view} of {views}")
+            for start in range(world.rank * BATCH_SIZE, num_images, world.size * BATCH_SIZE):
+                index = np.arange(start, min(start + BATCH_SIZE, num_images))
+                pixels, _ = pictures.drawn(view, index, [])
+                answers = quick(normalize(pixels).to(device)).float().cpu()
+                logits[view, index[0] : index[-1] + 1] = answers[:, teacher.columns]
+                bar.update(view * num_images + start + len(index))
+            world.sum_(logits[view])  # the others' rows are zeros here: exact
+            needed = (time.monotonic() - began) / (view + 1) * views
+            if world.largest([end is not None and began + needed > end])[0]:
+                raise UsageError(
+                    f"the teacher needs {format_seconds(needed)} for its answers, more than the budget has left",
+                    where="distill.views",
+                    hint="give more time, fewer views or a smaller teacher",
+                )
+    if not bool(torch.isfinite(logits).all()):
+        raise WeightsError("some of the teacher's answers are not finite", where=str(recipe.distill.teacher))
+    return Teaching(config=recipe.distill, logits=logits, seconds=time.monotonic() - began)
+
+
+def keep_answers(run: Path, teaching: Teaching) -> None:
+    """Write the answers into the run, so that a resumed one need not ask again. DiskError if that fails."""
+    with written_whole(run / ANSWERS_NAME) as temporary, temporary.open("wb") as file:
+        np.savez(file, logits=teaching.logits.numpy(), seconds=np.array([teaching.seconds]))
+
+
+def read_answers(run: Path, prepared: Prepared) -> Teaching | None:
+    """The answers kept in the run; None if there are none, they are damaged, or they are of other pictures."""
+    try:
+        with open_tensors(run / ANSWERS_NAME) as file:
+            logits, seconds = file.read("logits"), file.read("seconds")
+    except WeightsError:
+        return None
+    wanted = (prepared.recipe.distill.views, len(prepared.train), len(prepared.source.class_names))
+    if logits.shape != wanted:
+        return None
+    return Teaching(config=prepared.recipe.distill, logits=logits, seconds=float(seconds[0]))
