@@ -121,5 +121,5 @@ def _bytes_of_fast_training(model: Mixer, num_images: int, weights: int) -> int:
     widest = max(3 * hidden + 2 * table for table, hidden, _ in rows)
     in_all = sum(table for table, _, _ in rows) + max(kept) if model.checkpoint_blocks else sum(kept)
     held = 4 * images * (pixels + in_all + 2 * rows[-1][0] + widest)
-    gaps = GAPS_MANY if num_parts > at_work else GAPS_FEW
+    gaps = GAPS_MANY if num_parts > at_work or model.checkpoint_blocks else GAPS_FEW
     return int((at_work - 1) * weights + held * gaps + FIRST_STEP_BYTES)

@@ -50,11 +50,14 @@ class Hollow:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._shape = (in_channels, *image_size)
         hollow: dict[int, Any] = {}
+        learns = any(p.requires_grad for p in model.parameters())  # else, as for inference, all might
         with self.mode:
             for tensor in (*model.parameters(), *model.buffers()):
                 empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
                 is_parameter = isinstance(tensor, nn.Parameter)
-                hollow[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                hollow[id(tensor)] = (
+                    nn.Parameter(empty, tensor.requires_grad or not learns) if is_parameter else empty
+                )
         self.model = copy.deepcopy(model, hollow)
 
     def infer(self, num_images: int) -> int:
