@@ -227,7 +227,7 @@ def save_at_once(monkeypatch) -> None:
 
 def spoil(monkeypatch, steps: set[int], kind: str) -> None:
     """Make the loss, or only the gradient, of some steps NaN."""
-    real, counter = step_module.loss_per_batch, iter(range(10**6))
+    real, counter = step_module.taught_loss, iter(range(10**6))
 
     def spoilt(logits, *arguments):
         loss = real(logits, *arguments)
@@ -237,7 +237,7 @@ def spoil(monkeypatch, steps: set[int], kind: str) -> None:
             return loss * float("nan")
         return loss + torch.sqrt(logits.sum() * 0.0)  # 0, and its gradient is 0 times infinity
 
-    monkeypatch.setattr(step_module, "loss_per_batch", spoilt)
+    monkeypatch.setattr(step_module, "taught_loss", spoilt)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
