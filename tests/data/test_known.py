@@ -154,6 +154,13 @@ def test_torchvisions_own_files_come_before_debians(tmp_path, monkeypatch):
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(struct.pack(">II", 0x803, 4) + b"1234"), "no whole IDX"),
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(struct.pack(">II", 0x801, 3) + b"123"), "4 images and 3"),
     ],
+    ids=[
+        "cut",
+        "no pixels",
+        "no header",
+        "too few labels",
+        "fewer labels than images",
+    ],  # packed bytes hold the time
 )
 def test_a_damaged_packed_file_is_named(file, content, message, tmp_path):
     write_packed(tmp_path / "fashion-mnist")
