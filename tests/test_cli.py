@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,15 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-MIXLAB = [sys.executable, "-m", "mixlab"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def mixlab(*arguments, cwd, **options) -> subprocess.CompletedProcess:
-    command = [*MIXLAB, *(str(argument) for argument in arguments)]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, check=False, **options
-    )
+from tests.forked import ENVIRONMENT, MIXLAB, mixlab
 
 
 def answer(result: subprocess.CompletedProcess) -> dict:
@@ -252,11 +242,6 @@ def test_a_run_that_exists_and_weights_of_another_model_are_refused(place):
 
 def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path):
     """A limit on file size stands in for the disk: writing past it fails as a full disk does."""
-
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
     result = mixlab(
         "train",
         "digits",
@@ -267,7 +252,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path):
         "--threads",
         "1",
         cwd=tmp_path,
-        preexec_fn=small_files,
+        max_file_bytes=200_000,
     )
     assert result.returncode == 1
     assert "could not write" in result.stderr

@@ -1,9 +1,7 @@
 """The commands about weights, as a person types them, against real files and a server on this machine."""
 
 import json
-import os
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,15 +19,7 @@ from mixlab.checkpoint.store import Weights
 from mixlab.data.decode import decode
 from mixlab.data.preprocess import Preprocess
 from mixlab.models.catalog import create_model, settings_of
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", "MIXLAB_OFFLINE": "0"}
-
-
-def mixlab(*arguments, cwd, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "mixlab", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT | environment,
-    )  # fmt: skip
+from tests.forked import mixlab
 
 
 def answer(result: subprocess.CompletedProcess, status: int = 0) -> dict:

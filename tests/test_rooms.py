@@ -89,3 +89,11 @@ for arguments in (["--help"], ["trian"], ["predict", "--help"]):
             pass
 """
     assert not modules_after(code) & {"torch", "timm", "torchvision"}
+
+
+def test_training_waits_for_no_import_that_most_trainings_do_without():
+    loaded = modules_after(
+        "import mixlab.recipes\nfrom mixlab.data.sources import open_source\nopen_source('digits')"
+    )
+    assert not loaded & {"sklearn", "scipy.stats", "pandas", "timm", "torchvision", "torch._dynamo"}
+    assert not loaded & {"torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"}

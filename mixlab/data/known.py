@@ -1,6 +1,7 @@
 """Data sets that libraries bring: scikit-learn's digits, the sets that torchvision downloads, and one of Debian's."""
 
 import gzip
+import importlib.util
 import struct
 import warnings
 import zlib
@@ -71,14 +72,29 @@ _PACKED_PARTS = {"train": "train", "test": "t10k"}
 
 def open_digits() -> Source:
     """Scikit-learn's 1,797 handwritten digits of 8 x 8, split once and for all 60/20/20."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
-    everything = _split_of_pixels(pixels, digits.target)
+    table = _digits_table()
+    pixels = np.round(table[:, :-1].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)[..., None]
+    everything = _split_of_pixels(pixels, table[:, -1])
     parts = stratified_split(everything.labels, (0.6, 0.2, 0.2), seed=0)
     splits = {name: everything.take(part) for name, part in zip(("train", "val", "test"), parts, strict=True)}
     return Source(name="digits", class_names=tuple("0123456789"), splits=splits)
+
+
+def _digits_table() -> np.ndarray:
+    """(1797, 65): 64 pixels from 0 to 16 and the label, from the file that scikit-learn brings along.
+
+    Importing scikit-learn itself, with SciPy's statistics and pandas behind it, takes longer than a short training.
+    """
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.exists():
+        return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits  # wherever another version keeps it
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])
 
 
 def _split_of_pixels(pixels: np.ndarray, labels: Any, part: str = "") -> Split:

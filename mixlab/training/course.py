@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mixlab.checkpoint.sharded import read_shards
 from mixlab.checkpoint.store import (
     CONFIG_NAME,
     Checkpoint,
@@ -294,6 +293,8 @@ class Training:
             refine(self.state)  # into the shapes of the checkpoint, which replaces the values
         tensors = checkpoint.tensors
         if checkpoint.parts is not None:
+            from mixlab.checkpoint.sharded import read_shards  # slow to import: see fsdp.py
+
             tensors = read_shards(checkpoint.parts, self.state.place)
         self.state.load(tensors, checkpoint.state["scaler"])
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]

@@ -1,4 +1,7 @@
-"""A model spread over the ranks (FSDP2), for models that do not fit on one device."""
+"""A model spread over the ranks (FSDP2), for models that do not fit on one device.
+
+What torch needs for it takes a second or two to import: only those who spread a model wait for that.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -9,13 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixlab.checkpoint.sharded import write_shards
 from mixlab.checkpoint.store import Checkpoint, save_checkpoint
 from mixlab.errors import DiskError, UsageError
 from mixlab.training.recipe import Recipe
@@ -43,6 +41,9 @@ def check_shardable(model: nn.Module, recipe: Recipe) -> None:
 
 def shard_model(model: nn.Module, device: torch.device) -> None:
     """Spread a model in place: each member of its lists of blocks by itself, then what is left."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for child in model.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
@@ -54,26 +55,37 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
     """All weights, whole, in the CPU's memory of rank 0 (elsewhere nothing); all ranks call it together."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
     return weights
 
 
+def is_spread(value: Any) -> bool:
+    """Whether it is a tensor of which each rank has a part (a DTensor, told by what only that has)."""
+    return isinstance(value, Tensor) and hasattr(value, "device_mesh")
+
+
 def placed_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """`tensor`, the same on all ranks, spread as `like` is, if that is spread and of the same shape."""
-    if isinstance(like, DTensor) and not isinstance(tensor, DTensor) and tensor.shape == like.shape:
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return tensor
+    if like is None or not is_spread(like) or is_spread(tensor) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def plain(value: Any) -> Any:
     """A tensor that is the same on all ranks, out of its spread form."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_spread(value) else value
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(value: Any) -> Tensor:
     """This rank's part of a tensor, all of it if it is not spread."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    part: Tensor = value.to_local() if is_spread(value) else value
+    return part
 
 
 def together(job: Callable[[], object] | None, group: dist.ProcessGroup) -> None:
@@ -94,6 +106,8 @@ def together(job: Callable[[], object] | None, group: dist.ProcessGroup) -> None
 
 def save_spread(folder: Path, checkpoint: Checkpoint, *, keep: int, group: dist.ProcessGroup) -> None:
     """`save_checkpoint` by all ranks of `group` together, each writing its parts. DiskError on all if one fails."""
+    from mixlab.checkpoint.sharded import write_shards
+
     tensors = {
         f"{file}.{name}": tensor
         for file, values in checkpoint.tensors.items()

@@ -2,11 +2,14 @@ import gzip
 import json
 import socket
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
+from mixlab.data import known
 from mixlab.data.known import TORCHVISION_NAMES
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError
@@ -24,6 +27,15 @@ def test_digits_are_pixels_split_once(tmp_path, monkeypatch):
     pixels = source.splits["train"].pixels
     assert (pixels.dtype, pixels.shape[1:], pixels.max()) == (np.uint8, (8, 8, 1), 255)
     assert open_source("Digits").splits["test"].names == source.splits["test"].names
+
+
+def test_digits_are_those_that_scikit_learn_gives(monkeypatch):
+    table = known._digits_table()
+    digits = load_digits()
+    np.testing.assert_array_equal(table[:, :-1], digits.data)
+    np.testing.assert_array_equal(table[:, -1], digits.target)
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # as if another version kept the file elsewhere
+    np.testing.assert_array_equal(known._digits_table(), table)
 
 
 def write_mnist(root):

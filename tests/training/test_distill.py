@@ -1,5 +1,6 @@
 """Distillation: the loss on paper, answers for the very pictures that the student sees, and the same bits again."""
 
+import filecmp
 import json
 import re
 import shutil
@@ -87,9 +88,8 @@ def train(data: Path, run: Path, **options) -> dict:
     return mixlab.train("small_data", str(data), run=run, **(OPTIONS | options))
 
 
-def assert_same_weights(first: Path, second: Path) -> None:
-    name = "weights.safetensors"
-    assert (first / name).read_bytes() == (second / name).read_bytes()
+def has_same_weights(first: Path, second: Path) -> bool:
+    return filecmp.cmp(first / "weights.safetensors", second / "weights.safetensors", shallow=False)
 
 
 # The loss
@@ -276,7 +276,7 @@ def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(
         answers.write_bytes(content)
     loop.resume(tmp_path / "cut", screen=QUIET, with_pictures=False)
     assert np.array_equal(np.load(answers)["logits"], before)
-    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert has_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_another_number_of_ranks_gives_the_same_bits(colours, taught, tmp_path, monkeypatch):
@@ -306,11 +306,10 @@ def test_no_weight_is_no_teacher_to_the_bit(colours, taught, tmp_path):
     train(colours, tmp_path / "without")
     train(colours, tmp_path / "zero", distill__teacher=str(taught), distill__weight=0.0, distill__views=1)
     train(colours, tmp_path / "taught", distill__teacher=str(taught))
-    assert_same_weights(tmp_path / "without", tmp_path / "zero")
+    assert has_same_weights(tmp_path / "without", tmp_path / "zero")
     assert not (tmp_path / "zero" / "teacher.npz").exists()
     assert "teacher" not in load_weights(tmp_path / "zero").provenance
-    with pytest.raises(AssertionError):
-        assert_same_weights(tmp_path / "without", tmp_path / "taught")
+    assert not has_same_weights(tmp_path / "without", tmp_path / "taught")
 
 
 def test_the_run_says_that_it_did_not_learn_from_labels_only(colours, taught, tmp_path):

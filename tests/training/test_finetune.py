@@ -1,8 +1,6 @@
 """`mixlab finetune`: the recipe fitted to what there is, and learning rates tried before the training begins."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from mixlab.report.screen import Screen
 from mixlab.training import budget, loop, lr_grid
 from mixlab.training.lr_grid import LrGrid, describe_tried, parse_lr_grid
 from mixlab.training.recipe import Recipe, from_toml, override
+from tests import forked
 
 QUIET = Screen(quiet=True)
 SMALL = {"steps": 8, "batch_size": 8, "threads": 1, "screen": QUIET}
@@ -227,12 +226,20 @@ def test_a_budget_leaves_time_for_the_trials(place, tmp_path, monkeypatch):
 
 
 def test_the_command_takes_weights_a_grid_and_any_key_of_the_recipe(place, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "mixlab", "finetune", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-
-    done = run(place / "data", "--weights", place / "start", "--lr-grid", "0.003,0.01", "--image-size", "16",
-               "--steps", "3", "--threads", "1", "--run", "run", "--json")  # fmt: skip
+    options = (
+        "--lr-grid",
+        "0.003,0.01",
+        "--image-size",
+        "16",
+        "--steps",
+        "3",
+        "--threads",
+        "1",
+        "--run",
+        "run",
+    )
+    weights = ("--weights", place / "start")
+    done = forked.mixlab("finetune", place / "data", *weights, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     values = json.loads(line)
