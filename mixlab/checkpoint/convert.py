@@ -1,5 +1,6 @@
 """Weights from any known format to any other, with what changes on the way measured and written down."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,12 @@ TIMM_NAMES = {
 
 
 def convert(
-    weights: Weights, destination: Path, *, format: str | None = None, accept_gelu_change: bool = False
+    weights: Weights,
+    destination: Path,
+    *,
+    format: str | None = None,
+    accept_gelu_change: bool = False,
+    half: bool = False,
 ) -> dict[str, Any]:
     """Write `weights` to `destination`, read them back and compare; what `mixlab convert --json` prints.
 
@@ -42,6 +48,7 @@ def convert(
     another GELU or epsilon than these weights, UsageError unless `accept_gelu_change`; the change of the logits
     is then measured, returned and stored. Beside a file that holds tensors only, FILE.json keeps the rest, and
     `open_weights` reads it: nothing is lost on the way there and back.
+    half: a mixlab folder in float16, half the size; what that changes in the logits is measured and returned.
     """
     format = format or ("official" if destination.suffix == ".npz" else OURS.name)
     if format not in FORMATS:
@@ -53,6 +60,9 @@ def convert(
     for path in (destination, sidecar_path(destination)):
         if path.exists():
             raise UsageError("it exists already", where=str(path), hint="choose another name")
+    before = weights.model
+    if half:
+        weights = _rounded(weights, format)
     model = weights.model
     result: dict[str, Any] = {"format": format, "destination": str(destination), "change": None}
     record: dict[str, Any] = {"converted_from": weights.provenance}
@@ -61,10 +71,13 @@ def convert(
         assert isinstance(model, Mixer)
         result["change"] = record["change"] = _numerics_change(model, format, accept_gelu_change)
         record |= {"gelu": model.config.gelu, "layer_norm_eps": model.config.layer_norm_eps}
+    elif half and isinstance(model, Mixer):
+        compared = _compare(_logits(before, model.config), _logits(model, model.config))
+        result["change"] = {"numerics": "float32 -> float16 weights"} | compared
     with written_whole(destination) as temporary:
         # Read back before it gets its name: what went wrong is never seen under it.
         if format == OURS.name:
-            save_weights(temporary, weights)
+            save_weights(temporary, weights, half=half)
         elif format in ("timm", "mixlab-timm"):
             _write_timm_folder(temporary, weights, format, record)
         else:
@@ -73,6 +86,20 @@ def convert(
     if format not in (OURS.name, "timm", "mixlab-timm"):
         write_sidecar(destination, weights, record)
     return result
+
+
+def _rounded(weights: Weights, format: str) -> Weights:
+    """The same with every weight what it is in float16. UsageError where it would not be written as such."""
+    if format != OURS.name:
+        raise UsageError(f"{format} has 32-bit weights", where="--half", hint="leave --format out")
+    model = copy.deepcopy(weights.model)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
+                if not bool(torch.isfinite(tensor).all()):
+                    raise WeightsError(f"{name} has values beyond float16's 65,504", where="--half")
+    return replace(weights, model=model)
 
 
 def _check_plain(weights: Weights, format: str) -> None:

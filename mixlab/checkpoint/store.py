@@ -57,9 +57,16 @@ class Weights:
     provenance: dict[str, Any]
 
 
-def save_weights(folder: Path, weights: Weights, tensors: dict[str, Tensor] | None = None) -> None:
-    """Write weights.safetensors and config.json into `folder`; `tensors` replaces the model's own state."""
+def save_weights(
+    folder: Path, weights: Weights, tensors: dict[str, Tensor] | None = None, *, half: bool = False
+) -> None:
+    """Write weights.safetensors and config.json into `folder`; `tensors` replaces the model's own state.
+
+    half: as float16, in half the space; they are read as float32 again.
+    """
     tensors = weights.model.state_dict() if tensors is None else tensors
+    if half:
+        tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
     config = {
         "format": "mixlab",
         "format_version": FORMAT_VERSION,
@@ -303,10 +310,11 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, *, with_digest: bool =
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, in the order of the names."""
+    """SHA-256 over names, types, shapes and values, in the order of the names; of float16 as it is read, float32."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensor.float() if tensor.dtype == torch.float16 else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -104,6 +104,7 @@ def convert(
     gelu: str | None = None,
     layer_norm_eps: float | None = None,
     accept_gelu_change: Annotated[bool, Parameter(negative="")] = False,
+    half: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Turn weights of one format into another; the source is recognised by its keys and shapes.
 
@@ -127,6 +128,8 @@ def convert(
     accept_gelu_change
         Write weights for code that runs another GELU or epsilon than they were trained with; the difference is
         measured, printed and stored.
+    half
+        A mixlab folder with 16-bit weights, half the size; the difference is measured and printed.
     """
     from mixlab.checkpoint.convert import convert as convert_weights
     from mixlab.report.tables import show_conversion
@@ -134,7 +137,9 @@ def convert(
     if gelu not in (None, "tanh", "erf"):
         raise UsageError(f"gelu must be tanh or erf, got {gelu!r}", where="--gelu")
     weights = open_named(source, image_size=parse_size(image_size), gelu=gelu, layer_norm_eps=layer_norm_eps)
-    result = convert_weights(weights, destination, format=format, accept_gelu_change=accept_gelu_change)
+    result = convert_weights(
+        weights, destination, format=format, accept_gelu_change=accept_gelu_change, half=half
+    )
     settings = {key: value for key, value in weights.model_settings.items() if value is not None}
     result |= {"source": weights.provenance, "model": settings}
     show_conversion(result, Context.screen())

@@ -291,3 +291,43 @@ def test_timms_squash_crops_and_older_folders_of_ours_do_not(tmp_path):
 def test_a_destination_without_a_name_is_refused():
     with pytest.raises(UsageError, match="needs a name"):
         convert(random_weights(), Path(""))
+
+
+@pytest.mark.parametrize("name", ["mixer_nano4", "mixer_pyramid_micro2"])
+def test_half_the_size_keeps_every_weight_rounded_and_says_what_that_changes(name, tmp_path):
+    size = {"image_size": (16, 16), "num_blocks": None} if "pyramid" in name else {}
+    weights = random_weights(name=name, **size)
+    result = convert(weights, tmp_path / "half", half=True)
+    convert(weights, tmp_path / "whole")
+    sizes = [(tmp_path / folder / "weights.safetensors").stat().st_size for folder in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    again = open_weights(tmp_path / "half").model
+    for before, after in zip(weights.model.parameters(), again.parameters(), strict=True):
+        assert after.dtype == torch.float32
+        assert torch.equal(before.half().float(), after)
+    images = torch.rand(16, 3, *weights.preprocess.image_size)
+    change = result["change"]
+    assert 0 < change["max_difference"] < 0.01 * change["largest_logit"]
+    with torch.inference_mode():
+        difference = (again(images) - weights.model(images)).abs().max()
+    assert 0 < difference < 10 * change["max_difference"]
+
+
+def test_half_is_for_our_own_format_and_for_weights_that_fit_into_it(tmp_path):
+    weights = random_weights()
+    with pytest.raises(UsageError, match="32-bit"):
+        convert(weights, tmp_path / "mixer.npz", half=True)
+    next(weights.model.parameters()).data[0] = 1e6
+    with pytest.raises(WeightsError, match="65,504"):
+        convert(weights, tmp_path / "half", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_in_half_weights_is_found(tmp_path):
+    convert(random_weights(), tmp_path / "half", half=True)
+    path = tmp_path / "half" / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="damaged"):
+        open_weights(tmp_path / "half")

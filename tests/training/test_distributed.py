@@ -222,9 +222,9 @@ def test_weights_that_cannot_be_written_do_not_mix_the_checkpoints_of_two_steps(
 
 def test_a_full_disk_under_one_rank_of_a_spread_save_is_survived_by_all(tmp_path, capfd):
     def patch():
-        from mixlab.training import fsdp
+        from mixlab.checkpoint import sharded
 
-        real = fsdp.write_shards
+        real = sharded.write_shards
 
         def full(folder, tensors, group):
             if not (tmp_path / "full").exists() and torch.distributed.get_rank() == 1:
@@ -232,7 +232,7 @@ def test_a_full_disk_under_one_rank_of_a_spread_save_is_survived_by_all(tmp_path
                 folder = Path("/proc/no such place")
             real(folder, tensors, group)
 
-        fsdp.write_shards = full
+        sharded.write_shards = full
 
     options = {"parallel": "fsdp", "checkpoint_seconds": 0.0}
     assert train(tmp_path / "run", 2, patch=patch, **options) == [0, 0], capfd.readouterr().err

@@ -77,6 +77,7 @@ def assert_equal_weights(a: Path, b: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.figures
 def test_a_folder_of_pictures_becomes_a_classifier_with_a_complete_run(colours, tmp_path):
     result = mixlab.train(
         "small_data", str(colours), run=tmp_path / "run", epochs=25, screen=QUIET, threads=1
@@ -288,6 +289,7 @@ def test_a_run_folder_that_exists_is_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.figures
 def test_without_pictures_a_report_holds_none_of_the_data(tmp_path):
     digits(tmp_path / "run", steps=3, epochs=None, threads=1, with_pictures=False)
     names = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
