@@ -17,6 +17,10 @@ from torch.autograd.function import once_differentiable
 from mixlab.models.layers import Gelu, gelu_gate, gelu_slope
 from mixlab.models.pyramid import Merging, shift_groups
 
+BY_MKL = (
+    torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+)  # measured (LOG.md)
+
 
 def patch_rows(image_BCHW: Tensor, side: int) -> Tensor:
     """The patches as rows (S x B, in_channels x side x side): the first patch of every image, then the second..."""
@@ -26,15 +30,23 @@ def patch_rows(image_BCHW: Tensor, side: int) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (rows, in) times the transpose of weight (out, in), plus bias (out,): (rows, out), by oneDNN.
+    """x (rows, in) times the transpose of weight (out, in), plus bias (out,): (rows, out).
 
-    Both may be transposed views. It is what torch's compiler calls; there is no public name for it.
+    Both may be transposed views, and weight may be packed by oneDNN. Its operation is what torch's compiler calls; there
+    is no public name for it.
     """
+    if BY_MKL and not weight.is_mkldnn:
+        return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def product_and(kind: str, x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None) -> Tensor:
     """`product`, and `other` (rows, out) added to it or multiplied by it (kind add, mul) in the same pass."""
+    if BY_MKL and not weight.is_mkldnn:
+        if kind == "mul":
+            return product(x, weight, bias).mul_(other)
+        result = torch.addmm(other, x, weight.t())
+        return result if bias is None else result.add_(bias)
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, kind)
 
 
