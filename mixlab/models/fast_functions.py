@@ -32,8 +32,8 @@ def patch_rows(image_BCHW: Tensor, side: int) -> Tensor:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (rows, in) times the transpose of weight (out, in), plus bias (out,): (rows, out).
 
-    Both may be transposed views, and weight may be packed by oneDNN. Its operation is what torch's compiler calls; there
-    is no public name for it.
+    Both may be transposed views, and weight may be packed by oneDNN. Its operation is what torch's compiler calls;
+    there is no public name for it.
     """
     if BY_MKL and not weight.is_mkldnn:
         return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())

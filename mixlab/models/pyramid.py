@@ -138,8 +138,9 @@ class Merging(nn.Module):
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         height, width = self.grid
-        x = x_BSC.reshape(len(x_BSC), height // 2, 2, width // 2, 2, -1).transpose(2, 3)
-        return self.linear(self.norm(x.reshape(len(x_BSC), height * width // 4, -1)))
+        # Not by len(), which an export would write down as the number of images.
+        x = x_BSC.unflatten(1, (height // 2, 2, width // 2, 2)).transpose(2, 3)
+        return self.linear(self.norm(x.flatten(3).flatten(1, 2)))
 
 
 class PyramidBlock(MixerBlock):

@@ -56,7 +56,11 @@ def to_openvino(model: nn.Module, example: Tensor) -> Any:
     import openvino
 
     with _quiet():
-        return openvino.convert_model(model.eval(), example_input=example, input=[(-1, *example.shape[1:])])
+        batch = {_first_argument(model): {0: torch.export.Dim("batch")}}
+        exported = torch.export.export(model.eval(), (example,), dynamic_shapes=batch)
+        converted = openvino.convert_model(exported)
+        converted.reshape([-1, *example.shape[1:]])
+    return converted
 
 
 def _has(module: str) -> bool:
