@@ -1,6 +1,6 @@
 """Transfer: pretrained weights against a start from scratch on a few sets, at equal steps.
 
-    python benchmarks/transfer.py WEIGHTS [--targets digits fashionmnist] [--fractions 0.1 1.0] [--seeds 3]
+    python -m benchmarks.transfer WEIGHTS [--targets digits fashionmnist] [--fractions 0.1 1.0] [--seeds 3]
         [--steps 500] [--lr-grid 0.003,0.01,0.03] [--scratch-lr-grid ...] [--csv FILE] [--runs DIR]
 
 Each cell is target x fraction of its training images x seed x start. Both starts have the same model, image size,
@@ -14,13 +14,13 @@ Every cell is a row of the CSV file; a second call measures only what is missing
 """
 
 import argparse
-import csv
 import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import measure_missing, read_rows
 from mixlab import recipes
 from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
@@ -103,14 +103,6 @@ def measure(
     }
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows measured so far."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def table(rows: list[dict[str, str]]) -> str:
     """Mean accuracy of each start over the seeds that both have, and by how much the weights are better."""
     lines = [
@@ -167,20 +159,14 @@ def main(arguments: list[str] | None = None) -> None:
         for fraction in options.fractions
         for start in STARTS
     ]
-    done = {tuple(row[key] for key in CELL) for row in read_rows(options.csv)}
-    for cell in cells:
-        if tuple(str(cell[key]) for key in CELL) in done:
-            continue
+
+    def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
         screen.say(", ".join(f"{key} {value}" for key, value in cell.items()))
         settings = {key: getattr(options, key) for key in ("batch_size", "data_dir", "threads")}
         recipe = recipe_of(cell, weights, name, **settings)
-        row = measure(cell, recipe, grids[cell["start"]], options.runs, screen)
-        is_new = not options.csv.exists()
-        with options.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        return measure(cell, recipe, grids[cell["start"]], options.runs, screen)
+
+    measure_missing(cells, measure_cell, options.csv, COLUMNS)
     print(table(read_rows(options.csv)))
 
 

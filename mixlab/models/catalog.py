@@ -34,6 +34,8 @@ MODELS = {
     "mixer_pyramid_s4": (224, "photos, not trained yet"),
 }
 PYRAMID = "pyramid_"  # begins the size in the name of a pyramid
+# Names that leave the size open, in a recipe: a budget chooses it (training/model_size.py), else it is this one.
+FAMILIES = {"mixer_pyramid": "mixer_pyramid_mini"}
 
 CUSTOM = "custom"  # the size in the name of a Mixer whose dimensions are all given
 DIMENSIONS = ("num_blocks", "hidden_dim", "token_mlp_dim", "channel_mlp_dim")
@@ -44,7 +46,7 @@ class ModelConfig:
     """Which model; what is None follows from the name or from the data.
 
     name: a name from `mixlab models`, `mixer_SIZE` with any patch side (in a recipe also without, then the one that
-        suits the pictures), or `timm/NAME`.
+        suits the pictures; or `mixer_pyramid`, then also the size that suits the --budget), or `timm/NAME`.
     patch_size, hidden_dim, token_mlp_dim, channel_mlp_dim, num_blocks: replace the named size's value.
     stochastic_depth: drop probability of the last block's branches (timm models: their drop_path_rate).
     head_bias, branch_init_scale: initial values of a Mixer, see `MixerConfig`.

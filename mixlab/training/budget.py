@@ -77,7 +77,7 @@ def plan_steps(
         if number:
             refine(trial)
         plain = min(max(recipe.optimizer.sam_from - begins, 0.0), share)  # a step with one pass takes half
-        seconds = _step_seconds(prepared, trial, measure_seconds / len(phases), end)
+        seconds = step_seconds(prepared, trial, measure_seconds / len(phases), end)
         seconds_per_step += (share - plain / 2) * seconds
         seconds_per_image = _evaluation_speed(prepared, trial) / world.size
         val_seconds_mean += share * num_val * seconds_per_image
@@ -106,7 +106,7 @@ def plan_steps(
     )
 
 
-def _step_seconds(prepared: Prepared, trial: TrainState, measure_seconds: float, end: float) -> float:
+def step_seconds(prepared: Prepared, trial: TrainState, measure_seconds: float, end: float) -> float:
     """Seconds that a step takes, reading included, from steps for about `measure_seconds`, not far beyond `end`."""
     recipe, world = prepared.recipe, trial.world
     pictures = TrainingPictures(

@@ -28,6 +28,7 @@ from mixlab.training.distill import Teaching
 from mixlab.training.distributed import World, is_under_torchrun, joined, same_everywhere
 from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_weights
 from mixlab.training.lr_grid import LrGrid, choose_lr
+from mixlab.training.model_size import choose_size, is_size_open
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
 from mixlab.training.recipe import Recipe, from_toml, override
@@ -102,6 +103,7 @@ def train(
             )
         if initial is not None:
             recipe, initial = fit_initial(recipe, initial)
+        may_choose = budget_seconds is not None and is_size_open(recipe)
         recipe = world.from_main(lambda: resolve(recipe, splits["train"], world.local_size))
         check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
         check_curriculum(recipe)
@@ -112,10 +114,17 @@ def train(
             model = _new_model(prepared, prepared.model_settings, initial, screen)
             recipe = find_batch_size(prepared, model, torch_device, world, screen)
             prepared = replace(prepared, recipe=recipe)
+        end = None if budget_seconds is None else started + budget_seconds
         teaching = None
         if teacher is not None:
-            end = None if budget_seconds is None else started + budget_seconds
             teaching = ask_teacher(teacher, prepared, torch_device, world, screen, end)
+
+        def build(prepared: Prepared) -> TrainState:
+            return _build(prepared, torch_device, initial, Screen(quiet=True), world, teaching)
+
+        if end is not None and may_choose:
+            prepared = choose_size(prepared, build, end=end, world=world, screen=screen)
+            recipe = prepared.recipe
         state = _build(prepared, torch_device, initial, screen, world, teaching)
         deadline = None
         if budget_seconds is not None:
@@ -130,10 +139,6 @@ def train(
         tried = None
         if lr_grid is not None:
             del state  # its memory is needed for the trials
-
-            def build(prepared: Prepared) -> TrainState:
-                return _build(prepared, torch_device, initial, Screen(quiet=True), world, teaching)
-
             recipe, tried = choose_lr(prepared, lr_grid, build, screen)
             prepared = replace(prepared, recipe=recipe)
             state = build(prepared)

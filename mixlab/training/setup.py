@@ -17,7 +17,7 @@ from mixlab.data.sources import open_source, read_split_csv
 from mixlab.data.splits import hold_out, stratified_split
 from mixlab.device import memory_bytes, num_cores
 from mixlab.errors import DataError, ImageError, UsageError
-from mixlab.models.catalog import MODELS, PYRAMID, ModelConfig, create_model, name_with_patch
+from mixlab.models.catalog import FAMILIES, MODELS, PYRAMID, ModelConfig, create_model, name_with_patch
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import DataConfig, Recipe
@@ -156,6 +156,8 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
         size = "pico" if max(data.image_size) <= 16 else "micro"
         model = replace(model, name=f"mixer_{size}")
     assert model.name is not None
+    model = replace(model, name=FAMILIES.get(model.name, model.name))
+    assert model.name is not None
     model = replace(model, name=name_with_patch(model.name, data.image_size, model.patch_size))
     if train.encoded is not None and train.encoded.window:
         data = replace(data, in_memory=False, num_workers=0)  # each worker would read the whole stream
@@ -204,7 +206,7 @@ def _usual_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[i
         return (MODELS[model_name][0], MODELS[model_name][0])
     if sizes and len(set(sizes)) == 1 and max(sizes[0]) <= PHOTO_SIDE:
         # Sides with a common divisor, so that there are patches to cut them into: 30 becomes 32, 28 stays.
-        unit = 8 if PYRAMID in (model_name or "") else 4 if min(sizes[0]) > 16 else 2
+        unit = 8 if PYRAMID.rstrip("_") in (model_name or "") else 4 if min(sizes[0]) > 16 else 2
         height, width = (max(unit, round(side / unit) * unit) for side in sizes[0])
         return height, width
     if model_name is not None and model_name.startswith("timm/"):

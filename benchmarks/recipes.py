@@ -1,0 +1,225 @@
+"""Recipes against each other on CIFAR-10, as a person types them: whole commands of `mixlab train`, timed.
+
+    python -m benchmarks.recipes DATA GROUP [GROUP ...] [--seeds N] [--minutes M] [--csv docs/recipes.csv]
+
+DATA: the folder with train/CLASS/* and test/CLASS/*. Groups, see GROUPS: what is chosen on (`val`: a tenth of train
+is held out, and the test split is not even in sight) or reported (`test`: trained on all of train, test read once).
+A cell is group x name x seed; every cell is a row of the CSV file, and a second call measures only what is missing
+in it. Nothing else may run meanwhile. --minutes: begin no cell that would end later. A table comes at the end.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import measure_missing, read_rows
+from mixlab.data.sources import read_split_csv
+from mixlab.report.run_log import read_run_log
+from mixlab.training.budget import parse_duration
+
+COLUMNS = (
+    "group", "name", "seed", "split", "num_correct", "num_images", "accuracy", "steps", "epochs", "images_per_second",
+    "seconds", "num_parameters", "options", "machine", "commit",
+)  # fmt: skip
+CELL = COLUMNS[:3]
+
+
+# As many multiplications as Mixer-Pyramid-Mini/2, 24.8 million for 32 x 32 pixels, in a flat Mixer: 24.7 million.
+EQUAL_FLAT = {
+    "model.name": "mixer_micro4", "model.num_blocks": 5, "model.hidden_dim": 128, "model.channel_mlp_dim": 232,
+}  # fmt: skip
+MINI = {"model.name": "mixer_pyramid_mini"}
+# DeiT's augmentation (Touvron et al. 2021, Table 9), with AdamW.
+DEIT = {
+    "recipe": "small_images_flat", "augment.crop": "pad", "augment.policy": "randaugment",
+    "augment.policy_magnitude": 9, "augment.mixup_alpha": 0.8, "augment.cutmix_alpha": 1.0,
+    "augment.erase_prob": 0.25, "model.stochastic_depth": 0.1, "optimizer.name": "adamw",
+    "optimizer.weight_decay": 0.05,
+}  # fmt: skip
+# benchmarks/equal_models.py
+TIMM = {"mixer": {"model.name": "timm/equal_mixer"}, "vit": {"model.name": "timm/equal_vit"}}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trainings that are compared: name -> options of `mixlab train`, on top of `base`.
+
+    follows: the name whose number of steps (of the same seed) the others take instead of the budget.
+    """
+
+    budget: str
+    split: str
+    seeds: int
+    names: dict[str, dict[str, Any]]
+    base: dict[str, Any] = field(default_factory=dict)
+    follows: str = ""
+
+
+GROUPS = {
+    "flat-10m": Group("10m", "test", 3, {"small_images_flat": {"recipe": "small_images_flat"}}),
+    "pyramid-10m": Group("10m", "test", 3, {"small_images": {"recipe": "small_images"}}),
+    "flat-30m": Group("30m", "test", 2, {"small_images_flat": {"recipe": "small_images_flat"}}),
+    "pyramid-30m": Group("30m", "test", 2, {"small_images": {"recipe": "small_images"}}),
+    "equal-macs": Group(
+        "10m", "test", 3, {"pyramid": MINI, "flat": EQUAL_FLAT}, {"recipe": "small_images"}, "pyramid"
+    ),
+    "deit-rates": Group(
+        "10m",
+        "val",
+        1,
+        {f"{name} {lr:g}": TIMM[name] | {"optimizer.lr": lr} for name in TIMM for lr in (5e-4, 1e-3, 2e-3)},
+        DEIT,
+    ),
+    "sizes": Group(
+        "3m",
+        "val",
+        2,
+        {"chosen": {}, "micro": {"model.name": "mixer_pyramid_micro"}, "mini": MINI},
+        {"recipe": "small_images"},
+    ),
+    "ingredients": Group(
+        "5m",
+        "val",
+        3,
+        {
+            "as it is": {},
+            "AdamW 2e-3": {"optimizer.name": "adamw", "optimizer.lr": 2e-3},
+            "crop 4": {"augment.crop_padding": 4},
+            "CutMix": {"augment.cutmix_alpha": 1.0},
+            "mixup 0.2": {"augment.mixup_alpha": 0.2},
+            "EMA 0.99": {"ema_decay": 0.99},
+            "RandAugment 1, 5": {
+                "augment.policy": "randaugment",
+                "augment.policy_layers": 1,
+                "augment.policy_magnitude": 5,
+            },
+            "coarse patches first": {"coarse_share": 0.4},
+            "SAM in the last fifth": {"optimizer.sam_rho": 0.05, "optimizer.sam_from": 0.8},
+        },
+        {"recipe": "small_images", "model.name": "mixer_pyramid_micro"},
+    ),
+}
+
+
+def options_of(group: str, name: str, seed: int) -> dict[str, Any]:
+    """Options of the command for one cell, without its length."""
+    chosen = GROUPS[group]
+    options = chosen.base | chosen.names[name] | {"seed": seed}
+    return options if chosen.split == "val" else options | {"data.val_fraction": 0}
+
+
+def measure(cell: dict[str, Any], data: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
+    """Train one cell as a command of its own; its row. rows: those measured so far."""
+    group = GROUPS[cell["group"]]
+    options = options_of(**cell)
+    length = {"budget": group.budget}
+    if group.follows not in ("", cell["name"]):
+        wanted = {**cell, "name": group.follows}
+        leader = next(row for row in rows if all(row[key] == str(wanted[key]) for key in CELL))
+        length = {"steps": leader["steps"]}
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "test") if group.split == "test" else ("train",):
+            (Path(folder) / "data").mkdir(exist_ok=True)
+            (Path(folder) / "data" / split).symlink_to((data / split).absolute())
+        arguments = [f"--{key}={value}" for key, value in (options | length).items()]
+        run = Path(folder) / "run"
+        program = "benchmarks.equal_models" if "timm/" in options.get("model.name", "") else "mixlab"
+        command = [sys.executable, "-m", program, "train", f"{folder}/data"]
+        began = time.monotonic()
+        done = subprocess.run(
+            [*command, *arguments, "--json", f"--run={run}"], stdout=subprocess.PIPE, text=True, check=True
+        )
+        seconds = time.monotonic() - began
+        result = json.loads(done.stdout)
+        if group.split == "test":
+            num_images, num_correct = result["test"]["num_images"], result["test"]["num_correct"]
+        else:
+            num_images = len(read_split_csv(run / "split.csv")["val"])
+            tops = [
+                row["top1"] for row in read_run_log(run / "metrics.jsonl") if row["event"] == "validation"
+            ]
+            num_correct = round(max(tops) * num_images)
+        environment = json.loads((run / "environment.json").read_text())
+    return cell | {
+        "split": group.split,
+        "num_correct": num_correct,
+        "num_images": num_images,
+        "accuracy": round(num_correct / num_images, 5),
+        "steps": result["steps"],
+        "epochs": round(result["epochs"], 3),
+        "images_per_second": round(result["images_per_second"]),
+        "seconds": round(seconds, 1),
+        "num_parameters": result["num_parameters"],
+        "options": " ".join(arguments),
+        "machine": "{cores} cores, {cpu} ({cpu_capability})".format(**environment),
+        "commit": environment["commit"],
+    }
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Mean accuracy of each name over its seeds, spread, epochs, and the mean difference from the group's first."""
+    titles = ("group", "recipe", "split", "accuracy", "than the first", "epochs", "s at most", "machine")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    tops = {tuple(row[key] for key in CELL): 100 * float(row["accuracy"]) for row in rows}
+    first: dict[str, str] = {}
+    for group, name in dict.fromkeys((row["group"], row["name"]) for row in rows):
+        first.setdefault(group, name)
+        mine = [row for row in rows if (row["group"], row["name"]) == (group, name)]
+        values = [tops[group, name, row["seed"]] for row in mine]
+        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        pairs = [
+            (tops[group, name, row["seed"]], tops.get((group, first[group], row["seed"]))) for row in mine
+        ]
+        gains = [top - other for top, other in pairs if other is not None]
+        cells = (
+            group,
+            name,
+            mine[0]["split"],
+            f"{statistics.mean(values):.2f}{spread} % (n={len(values)})",
+            f"{statistics.mean(gains):+.2f} (n={len(gains)})" if gains and name != first[group] else "",
+            f"{statistics.mean(float(row['epochs']) for row in mine):.1f}",
+            f"{max(float(row['seconds']) for row in mine):.0f}",
+            ", ".join(dict.fromkeys(row["machine"] for row in mine)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("groups", nargs="+", choices=GROUPS)
+    parser.add_argument("--seeds", type=int, help="instead of the group's own number")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--csv", type=Path, default=Path("docs/recipes.csv"))
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * options.minutes
+    cells = [
+        dict(zip(CELL, (group, name, seed), strict=True))
+        for group in options.groups
+        for seed in range(options.seeds or GROUPS[group].seeds)
+        for name in GROUPS[group].names
+    ]
+
+    def are_in_time() -> Iterator[dict[str, Any]]:
+        for cell in cells:
+            if time.monotonic() + parse_duration(GROUPS[cell["group"]].budget) < end:
+                yield cell
+
+    def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
+        return measure(cell, options.data, read_rows(options.csv))
+
+    measure_missing(are_in_time(), measure_cell, options.csv, COLUMNS)
+    print(table(read_rows(options.csv)))
+
+
+if __name__ == "__main__":
+    main()

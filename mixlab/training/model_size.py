@@ -1,0 +1,102 @@
+"""`--budget` chooses the size of a pyramid: by what each size reached on CIFAR-10, and this machine's speed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from mixlab.data.order import steps_per_epoch
+from mixlab.errors import UsageError
+from mixlab.models.catalog import DIMENSIONS, FAMILIES, display_name, name_with_patch
+from mixlab.report.screen import Screen
+from mixlab.training.budget import step_seconds
+from mixlab.training.distributed import World
+from mixlab.training.recipe import Recipe
+from mixlab.training.setup import Prepared
+from mixlab.training.step import TrainState
+
+MEASURE_SHARE = 0.004  # of the budget, for each size measured
+USABLE_SHARE = 0.95  # of what is left of the budget: the rest goes into evaluation and report
+HOPELESS = 1.1  # times the least error so far: larger models than one that bad are not measured
+IMAGES = 45_000  # that an epoch of the runs below had
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A size, patches `coarse` times as large as usual, and how its error falls with the length of a run.
+
+    scale, power: of the line scale * epochs ** -power through whole runs' shares of wrong answers on validation.
+    """
+
+    model: str
+    coarse: int
+    scale: float
+    power: float
+
+    def error(self, num_images: float) -> float:
+        """The share of wrong answers on CIFAR-10 to expect from a run that sees so many images."""
+        return self.scale * (num_images / IMAGES) ** -self.power
+
+
+# From the smallest to the largest. Fitted to runs of `small_images` on CIFAR-10 (45,000 images, validation accuracy,
+# one seed each; LOG.md, 2026-11-26). Which rung is best matters here, not how hard the person's own pictures are.
+RUNGS = (
+    Rung(model="mixer_pyramid_micro", coarse=2, scale=0.378, power=0.252),
+    Rung(model="mixer_pyramid_micro", coarse=1, scale=0.370, power=0.317),
+    Rung(model="mixer_pyramid_mini", coarse=1, scale=0.397, power=0.448),
+)
+
+
+def is_size_open(recipe: Recipe) -> bool:
+    """Whether a recipe, before it is resolved, leaves the size of its model to a budget."""
+    model = recipe.model
+    given = (model.patch_size, model.stage_blocks, *(getattr(model, name) for name in DIMENSIONS))
+    return model.name in FAMILIES and all(value is None for value in given) and recipe.coarse_share == 0
+
+
+def choose_size(
+    prepared: Prepared,
+    build: Callable[[Prepared], TrainState],
+    *,
+    end: float,
+    world: World,
+    screen: Screen,
+) -> Prepared:
+    """`prepared` with the rung whose error should be the least at the end of the budget.
+
+    build: makes the state that begins a training. end: of the budget, on the monotonic clock. Sizes are measured
+    from the smallest on, until one would do clearly worse than the best so far.
+    """
+    began = time.monotonic()
+    best: tuple[float, float, Prepared] | None = None
+    for rung in RUNGS:
+        recipe = _on_rung(prepared.recipe, rung)
+        candidate = replace(prepared, recipe=recipe)
+        try:
+            state = build(candidate)
+        except UsageError:  # such patches do not divide these pictures
+            continue
+        seconds = step_seconds(candidate, state, MEASURE_SHARE * (end - began), end)
+        steps = USABLE_SHARE * (end - time.monotonic()) / seconds
+        # What rank 0 found, on all ranks.
+        error = world.from_main(partial(rung.error, steps * recipe.batch_size))
+        epochs = steps / steps_per_epoch(len(prepared.train), recipe.batch_size)
+        if best is not None and error > HOPELESS * best[0]:
+            break
+        if best is None or error < best[0]:
+            best = (error, epochs, candidate)
+    if best is None:
+        return prepared
+    _, epochs, chosen = best
+    assert chosen.recipe.model.name is not None
+    screen.say(
+        f"{display_name(chosen.recipe.model.name)} suits this budget: time for about {epochs:.1f} epochs"
+    )
+    return chosen
+
+
+def _on_rung(recipe: Recipe, rung: Rung) -> Recipe:
+    assert recipe.data.image_size is not None
+    name = name_with_patch(rung.model, recipe.data.image_size)
+    patch_size = rung.coarse * int(name.removeprefix(rung.model))
+    return replace(recipe, model=replace(recipe.model, name=f"{rung.model}{patch_size}"))

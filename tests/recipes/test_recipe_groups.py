@@ -1,0 +1,101 @@
+"""benchmarks/recipes.py: every cell is a recipe, finished cells stay, and what is chosen on sees no test split."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import recipes as groups
+from benchmarks.cells import read_rows
+from benchmarks.equal_models import equal_mixer, equal_vit
+from mixlab.models.catalog import create_model
+from mixlab.models.describe import describe_settings
+from mixlab.recipes import compose
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 10)):
+        for number, name in enumerate(("blue", "green", "red")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 150, (16, 16, 3))
+                pixels[..., number] += 60
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02}.png")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g, group in groups.GROUPS.items() for n in group.names]
+)
+def test_every_cell_is_a_recipe(group, name):
+    options = groups.options_of(group, name, seed=3)
+    kind = options.pop("recipe")
+    recipe = compose("somewhere", recipe=kind, overrides=options, has_budget=True)
+    assert recipe.seed == 3
+    assert (recipe.data.val_fraction == 0) == (groups.GROUPS[group].split == "test")
+
+
+def test_the_models_compared_at_equal_cost_cost_the_same():
+    equal_mixer(img_size=32), equal_vit(img_size=32)  # known to timm
+    flat = {key.removeprefix("model."): value for key, value in groups.EQUAL_FLAT.items()}
+    wanted = describe_settings({"name": "mixer_pyramid_mini2", "num_classes": 10}, batch_size=1)["macs"]
+    size = {"num_classes": 10, "image_size": (32, 32)}
+    for settings in (flat, *({"name": f"timm/{name}"} for name in ("equal_mixer", "equal_vit"))):
+        assert describe_settings(settings | size, batch_size=1)["macs"] == pytest.approx(wanted, rel=0.03)
+    ours, theirs = create_model(**flat, **size), equal_mixer(img_size=32, num_classes=10)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.slow  # two whole commands
+def test_cells_become_rows_once_and_followers_take_the_steps_of_the_first(data, tmp_path, monkeypatch):
+    tiny = {"recipe": "small_images_flat", "model.name": "mixer_pico4", "batch_size": 16, "threads": 1}
+    names = {"first": {}, "other": {"augment.cutmix_alpha": 1.0}}
+    monkeypatch.setattr(groups, "GROUPS", {"g": groups.Group("30s", "test", 1, names, tiny, "first")})
+    file = tmp_path / "rows.csv"
+    arguments = [str(data), "g", "--csv", str(file)]
+    groups.main(arguments)
+    first, other = read_rows(file)
+    assert (first["name"], other["name"]) == ("first", "other")
+    assert first["epochs"] == other["epochs"]
+    assert float(first["epochs"]) > 0
+    assert [int(row["num_images"]) for row in (first, other)] == [30, 30]
+    assert "--budget=30s" in first["options"]
+    assert "--augment.cutmix_alpha=1.0" in other["options"]
+
+    def refuse(*arguments, **options):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(groups, "measure", refuse)
+    groups.main(arguments)
+    text = groups.table(read_rows(file))
+    assert f"{100 * float(first['accuracy']):.2f} % (n=1)" in text
+
+
+def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path, monkeypatch):
+    tiny = {"recipe": "small_images_flat", "model.name": "mixer_pico4", "batch_size": 16}
+    monkeypatch.setattr(groups, "GROUPS", {"g": groups.Group("9s", "val", 1, {"a": {}}, tiny)})
+    seen = {}
+
+    def train(command, **options):
+        place, run = Path(command[4]), Path(command[-1].removeprefix("--run="))
+        seen["splits"] = [path.name for path in place.iterdir()]
+        run.mkdir()
+        (run / "split.csv").write_text("path,label,split\n" + "".join(f"{i},a,val\n" for i in range(8)))
+        rows = [{"event": "validation", "top1": top} for top in (0.25, 0.75, 0.5)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        environment = {"commit": "abc", "cores": 2, "cpu": "x", "cpu_capability": "y"}
+        (run / "environment.json").write_text(json.dumps(environment))
+        result = {"epochs": 1.0, "images_per_second": 10.0, "num_parameters": 5}
+        return subprocess.CompletedProcess(command, 0, json.dumps(result))
+
+    monkeypatch.setattr(groups.subprocess, "run", train)
+    groups.main([str(data), "g", "--csv", str(tmp_path / "rows.csv")])
+    (row,) = read_rows(tmp_path / "rows.csv")
+    assert seen["splits"] == ["train"]
+    assert (row["num_correct"], row["num_images"]) == ("6", "8")

@@ -1,0 +1,89 @@
+"""The size that a budget has time for: from a table of runs, and the machine's speed."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mixlab
+from mixlab.checkpoint.store import load_weights
+from mixlab.recipes import compose, find_recipe
+from mixlab.report.screen import Screen
+from mixlab.training import loop, model_size
+from mixlab.training.budget import Plan
+from mixlab.training.model_size import RUNGS, is_size_open
+from mixlab.training.recipe import from_toml, override
+
+QUIET = Screen(quiet=True)
+NAMES = ("mixer_pyramid_micro4", "mixer_pyramid_micro2", "mixer_pyramid_mini2")
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 150, (32, 32, 3))
+            pixels[..., number] += 60
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i:02}.png")
+    return tmp_path / "data"
+
+
+def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> tuple[str, list[str]]:
+    """The name of the model that was trained for two steps, and those whose speed was measured.
+
+    seconds_per_image: of the first rung; each further one takes twice as long.
+    """
+    measured = []
+
+    def step_seconds(prepared, state, seconds, end):
+        measured.append(prepared.recipe.model.name)
+        assert state.model.config.patch_size == int(measured[-1][-1])
+        rung = 2 if "mini" in measured[-1] else 0 if measured[-1].endswith("4") else 1
+        return prepared.recipe.batch_size * seconds_per_image * 2**rung
+
+    def plan_steps(prepared, state, **options):
+        return Plan(recipe=replace(prepared.recipe, steps=2), deadline=time.monotonic() + 60)
+
+    monkeypatch.setattr(model_size, "step_seconds", step_seconds)
+    monkeypatch.setattr(loop, "plan_steps", plan_steps)
+    run = pictures.parent / "run"
+    mixlab.train("small_images", str(pictures), run=run, screen=QUIET, threads=1, batch_size=8, **options)
+    name = from_toml(run / "recipe.toml")["model.name"]
+    assert load_weights(run).model_settings["name"] == name
+    return name, measured
+
+
+@pytest.mark.parametrize("epochs", [0.2, 3.0, 1000.0])
+def test_the_rung_with_the_least_error_is_trained(epochs, pictures, monkeypatch):
+    seconds = 600 * model_size.USABLE_SHARE / (epochs * model_size.IMAGES)
+    errors = [rung.error(epochs * model_size.IMAGES / 2**n) for n, rung in enumerate(RUNGS)]
+    name, measured = train(pictures, monkeypatch, seconds, budget="10m")
+    best = int(np.argmin(errors))
+    assert name == NAMES[best]
+    hopeless = [n for n in range(len(RUNGS)) if errors[n] > model_size.HOPELESS * min(errors[: n + 1])]
+    assert measured == list(NAMES[: min(hopeless, default=len(NAMES)) + 1])
+
+
+def test_a_short_budget_takes_the_smallest_and_a_long_one_the_largest():
+    for epochs, best in ((0.2, 0), (1000.0, len(RUNGS) - 1)):
+        errors = [rung.error(epochs * model_size.IMAGES / 2**n) for n, rung in enumerate(RUNGS)]
+        assert int(np.argmin(errors)) == best
+
+
+def test_without_a_budget_or_with_a_size_of_ones_own_nothing_is_chosen(pictures, monkeypatch):
+    assert train(pictures, monkeypatch, 1.0, steps=2) == ("mixer_pyramid_mini2", [])
+    for given in ({"model.patch_size": 4}, {"model.hidden_dim": 8}, {"model.name": "mixer_pyramid_nano"}):
+        assert not is_size_open(override(find_recipe("small_images"), given))
+    assert is_size_open(compose("cifar10", recipe="small_images", has_budget=True))
+
+
+def test_patches_that_do_not_divide_the_pictures_are_left_out(pictures, monkeypatch):
+    # 12 pixels: patches of 1 leave 12, 6 and 3 tokens a side; of 2 would leave 6, 3 and one and a half.
+    name, measured = train(pictures, monkeypatch, 1e-9, budget="10m", data__image_size=(12, 12))
+    assert measured[0] == "mixer_pyramid_micro1"
+    assert name == "mixer_pyramid_mini1"
