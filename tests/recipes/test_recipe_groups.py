@@ -91,7 +91,7 @@ def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path, monkeypat
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         environment = {"commit": "abc", "cores": 2, "cpu": "x", "cpu_capability": "y"}
         (run / "environment.json").write_text(json.dumps(environment))
-        result = {"epochs": 1.0, "images_per_second": 10.0, "num_parameters": 5}
+        result = {"steps": 7, "epochs": 1.0, "images_per_second": 10.0, "num_parameters": 5}
         return subprocess.CompletedProcess(command, 0, json.dumps(result))
 
     monkeypatch.setattr(groups.subprocess, "run", train)
