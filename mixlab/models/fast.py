@@ -1,10 +1,10 @@
 """A copy of a Mixer for inference on a CPU: the same logits within rounding (1e-4), several times sooner.
 
 Four things make it so. oneDNN computes a linear layer with its bias, GELU or residual sum in one pass, over packed
-weights where they are the wider matrix. The tokens stand as in fast_training.py, so that nothing is transposed.
-LayerNorm's scale and shift before channel mixing are folded into the kernel that follows. And each core takes images
-of its own, a few at a time, so that activations stay in its cache and no thread waits for another; only a single
-image is computed by all cores together.
+weights where they are the wider matrix (without AVX-512, MKL does it sooner in two). The tokens stand as in
+fast_training.py, so that nothing is transposed. LayerNorm's scale and shift before channel mixing are folded into the
+kernel that follows. And each core takes images of its own, a few at a time, so that activations stay in its cache and
+no thread waits for another; only a single image is computed by all cores together.
 
 Axes as in mixer.py: B batch, S tokens, C hidden_dim.
 """
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlab.models.cores import images_at_once, number_of_parts, pool_of_cores
-from mixlab.models.fast_functions import patch_rows, product, product_and
+from mixlab.models.fast_functions import BY_MKL, patch_rows, product, product_and, product_then_gelu
 from mixlab.models.fast_training import FastTraining, is_plain
-from mixlab.models.layers import Mlp
+from mixlab.models.layers import Gelu, Mlp
 from mixlab.models.mixer import Mixer, MixerBlock
 from mixlab.models.pyramid import PyramidMixer
 
@@ -49,18 +49,20 @@ class FastPyramid(nn.Module):
 
 
 class _Linear:
-    """y = x W^T + b over packed weights, with what follows it: x (rows, in) -> (rows, out)."""
+    """y = x W^T + b over weights packed for oneDNN, with what follows it: x (rows, in) -> (rows, out)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         assert bias is not None
         self._bias = bias.detach().clone()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+        self._weight = weight.detach().contiguous()
+        if not BY_MKL:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         return product(x, self._weight, self._bias)
 
-    def with_gelu(self, x: Tensor, kind: str) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "gelu", [], kind)
+    def with_gelu(self, x: Tensor, form: Gelu) -> Tensor:
+        return product_then_gelu(x, self._weight, self._bias, form)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         return product_and("add", x, self._weight, other, self._bias)
@@ -118,14 +120,13 @@ class FastMixer(nn.Module):
     def _logits(self, image_BCHW: Tensor) -> Tensor:
         config, num_images = self.config, len(image_BCHW)
         tokens, width, eps = config.num_patches, config.hidden_dim, config.layer_norm_eps
-        kind = "tanh" if config.gelu == "tanh" else "none"  # torch's names: "none" is the exact one
         x = self._stem(patch_rows(image_BCHW, config.patch_size))
         normed = torch.ones(tokens + 1, num_images * width)
         for (scale, shift), token1, token2, channel1, channel2 in self._blocks:
             normed[:tokens] = F.layer_norm(x, (width,), scale, shift, eps).view(tokens, -1)
-            h = torch.ops.mkldnn._linear_pointwise(token1, normed.t(), None, "gelu", [], kind)
+            h = product_then_gelu(token1, normed.t(), None, config.gelu)
             x = product_and("add", token2, h.t(), x.view(tokens, -1)).view(-1, width)
-            h = channel1.with_gelu(F.layer_norm(x, (width,), eps=eps), kind)
+            h = channel1.with_gelu(F.layer_norm(x, (width,), eps=eps), config.gelu)
             x = channel2.plus(h, x)
         x = F.layer_norm(x, (width,), eps=eps)
         return self._head(x.view(tokens, num_images, width).mean(dim=0))

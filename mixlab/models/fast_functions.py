@@ -50,6 +50,15 @@ def product_and(kind: str, x: Tensor, weight: Tensor, other: Tensor, bias: Tenso
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, kind)
 
 
+def product_then_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, form: Gelu) -> Tensor:
+    """The GELU of `product`, in the same pass."""
+    if BY_MKL and not weight.is_mkldnn:
+        h = product(x, weight, bias)
+        return h.mul_(gelu_gate(h)) if form == "tanh" else F.gelu(h)
+    kind = "tanh" if form == "tanh" else "none"  # torch's names: "none" is the exact one
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], kind)
+
+
 def _through_gelu(
     h: Tensor, kept: Tensor, form: Gelu, x: Tensor, weight: Tensor, grid: tuple[int, int] | None = None
 ) -> Tensor:
