@@ -58,12 +58,10 @@ def plan_steps(
     end = started + budget_seconds
     measure_seconds = max(MEASURE_SHARE * budget_seconds, 0.5)
     # A copy learns, so that what is trained later starts from the same weights whatever was measured.
-    optimizer = replace(recipe.optimizer, sam_from=0.0)  # its dearest steps
-    trial_recipe = replace(recipe, steps=1_000_000, compile=False, optimizer=optimizer)
     num_classes = len(prepared.source.class_names)
     trial = TrainState(
         copy.deepcopy(state.model),
-        trial_recipe,
+        for_measuring(recipe),
         images.split.labels,
         num_classes,
         state.device,
@@ -104,6 +102,12 @@ def plan_steps(
         recipe=replace(recipe, steps=steps, epochs=None, budget_seconds=budget_seconds),
         deadline=end - reserve - val_seconds + SPARE_SHARE * budget_seconds,
     )
+
+
+def for_measuring(recipe: Recipe) -> Recipe:
+    """The recipe of a trial: without an end, and of SAM's the dearest steps."""
+    optimizer = replace(recipe.optimizer, sam_from=0.0)
+    return replace(recipe, steps=1_000_000, compile=False, optimizer=optimizer)
 
 
 def step_seconds(prepared: Prepared, trial: TrainState, measure_seconds: float, end: float) -> float:

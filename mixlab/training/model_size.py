@@ -9,7 +9,7 @@ from mixlab.data.order import steps_per_epoch
 from mixlab.errors import UsageError
 from mixlab.models.catalog import DIMENSIONS, FAMILIES, display_name, name_with_patch
 from mixlab.report.screen import Screen
-from mixlab.training.budget import step_seconds
+from mixlab.training.budget import for_measuring, step_seconds
 from mixlab.training.distributed import World
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import Prepared
@@ -73,7 +73,7 @@ def choose_size(
         recipe = _on_rung(prepared.recipe, rung)
         candidate = replace(prepared, recipe=recipe)
         try:
-            state = build(candidate)
+            state = build(replace(candidate, recipe=for_measuring(recipe)))
         except UsageError:  # such patches do not divide these pictures
             continue
         seconds = step_seconds(candidate, state, MEASURE_SHARE * (end - began), end)

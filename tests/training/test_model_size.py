@@ -33,6 +33,10 @@ def pictures(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+def two_steps(prepared, state, **options):
+    return Plan(recipe=replace(prepared.recipe, steps=2), deadline=time.monotonic() + 60)
+
+
 def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> tuple[str, list[str]]:
     """The name of the model that was trained for two steps, and those whose speed was measured.
 
@@ -46,11 +50,8 @@ def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> t
         rung = 2 if "mini" in measured[-1] else 0 if measured[-1].endswith("4") else 1
         return prepared.recipe.batch_size * seconds_per_image * 2**rung
 
-    def plan_steps(prepared, state, **options):
-        return Plan(recipe=replace(prepared.recipe, steps=2), deadline=time.monotonic() + 60)
-
     monkeypatch.setattr(model_size, "step_seconds", step_seconds)
-    monkeypatch.setattr(loop, "plan_steps", plan_steps)
+    monkeypatch.setattr(loop, "plan_steps", two_steps)
     run = pictures.parent / "run"
     mixlab.train("small_images", str(pictures), run=run, screen=QUIET, threads=1, batch_size=8, **options)
     name = from_toml(run / "recipe.toml")["model.name"]
@@ -80,6 +81,19 @@ def test_without_a_budget_or_with_a_size_of_ones_own_nothing_is_chosen(pictures,
     for given in ({"model.patch_size": 4}, {"model.hidden_dim": 8}, {"model.name": "mixer_pyramid_nano"}):
         assert not is_size_open(override(find_recipe("small_images"), given))
     assert is_size_open(compose("cifar10", recipe="small_images", has_budget=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_speed_is_measured_on_steps_of_the_real_thing(threads, pictures, monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "plan_steps", two_steps)
+    screen = Screen(quiet=True)
+    said = []
+    monkeypatch.setattr(screen, "say", said.append)
+    options = {"batch_size": 32, "threads": threads, "screen": screen, "run": tmp_path / "run"}
+    mixlab.train("small_images", str(pictures), budget="1h", **options)
+    # So few pictures go by in a second that an hour is long enough for the largest.
+    assert from_toml(tmp_path / "run" / "recipe.toml")["model.name"] == "mixer_pyramid_mini2"
+    assert any(text.startswith("Mixer-Pyramid-Mini/2 suits this budget") for text in said)
 
 
 def test_patches_that_do_not_divide_the_pictures_are_left_out(pictures, monkeypatch):
