@@ -15,7 +15,7 @@ from mixlab.training.recipe import Recipe
 from mixlab.training.setup import Prepared
 from mixlab.training.step import TrainState
 
-MEASURE_SHARE = 0.004  # of the budget, for each size measured
+MEASURE_SHARE, MEASURE_SECONDS = 0.004, 5.0  # of the budget, and at most, for each size measured
 USABLE_SHARE = 0.95  # of what is left of the budget: the rest goes into evaluation and report
 HOPELESS = 1.1  # times the least error so far: larger models than one that bad are not measured
 IMAGES = 45_000  # that an epoch of the runs below had
@@ -76,7 +76,7 @@ def choose_size(
             state = build(replace(candidate, recipe=for_measuring(recipe)))
         except UsageError:  # such patches do not divide these pictures
             continue
-        seconds = step_seconds(candidate, state, MEASURE_SHARE * (end - began), end)
+        seconds = step_seconds(candidate, state, min(MEASURE_SHARE * (end - began), MEASURE_SECONDS), end)
         steps = USABLE_SHARE * (end - time.monotonic()) / seconds
         # What rank 0 found, on all ranks.
         error = world.from_main(partial(rung.error, steps * recipe.batch_size))

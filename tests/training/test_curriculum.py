@@ -298,7 +298,7 @@ def test_a_budget_counts_each_phase_at_its_own_speed(tmp_path, monkeypatch):
     def plan(*arguments, **options):
         raise PlannedError(budget.plan_steps(*arguments, **options).recipe.steps)
 
-    monkeypatch.setattr(budget, "_step_seconds", seconds)
+    monkeypatch.setattr(budget, "step_seconds", seconds)
     monkeypatch.setattr(budget, "_evaluation_speed", lambda prepared, trial: 0.0)
     monkeypatch.setattr(loop, "plan_steps", plan)
 

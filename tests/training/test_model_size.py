@@ -10,6 +10,7 @@ from PIL import Image
 
 import mixlab
 from mixlab.checkpoint.store import load_weights
+from mixlab.models.catalog import display_name
 from mixlab.recipes import compose, find_recipe
 from mixlab.report.screen import Screen
 from mixlab.training import loop, model_size
@@ -90,10 +91,10 @@ def test_speed_is_measured_on_steps_of_the_real_thing(threads, pictures, monkeyp
     said = []
     monkeypatch.setattr(screen, "say", said.append)
     options = {"batch_size": 32, "threads": threads, "screen": screen, "run": tmp_path / "run"}
-    mixlab.train("small_images", str(pictures), budget="1h", **options)
-    # So few pictures go by in a second that an hour is long enough for the largest.
-    assert from_toml(tmp_path / "run" / "recipe.toml")["model.name"] == "mixer_pyramid_mini2"
-    assert any(text.startswith("Mixer-Pyramid-Mini/2 suits this budget") for text in said)
+    mixlab.train("small_images", str(pictures), budget="2m", **options)
+    name = from_toml(tmp_path / "run" / "recipe.toml")["model.name"]
+    assert name in NAMES  # which one depends on the machine
+    assert any(text.startswith(f"{display_name(name)} suits this budget") for text in said)
 
 
 def test_patches_that_do_not_divide_the_pictures_are_left_out(pictures, monkeypatch):
