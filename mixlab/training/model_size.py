@@ -77,7 +77,8 @@ def choose_size(
         except UsageError:  # such patches do not divide these pictures
             continue
         seconds = step_seconds(candidate, state, min(MEASURE_SHARE * (end - began), MEASURE_SECONDS), end)
-        steps = USABLE_SHARE * (end - time.monotonic()) / seconds
+        # At least one, where the budget is over already: `plan_steps` says so.
+        steps = max(USABLE_SHARE * (end - time.monotonic()) / seconds, 1.0)
         # What rank 0 found, on all ranks.
         error = world.from_main(partial(rung.error, steps * recipe.batch_size))
         epochs = steps / steps_per_epoch(len(prepared.train), recipe.batch_size)

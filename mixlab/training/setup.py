@@ -145,6 +145,8 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
     num_processes: of this training on this machine; they share its cores.
     """
     data, model = recipe.data, recipe.model
+    if model.name in FAMILIES:
+        model = replace(model, name=FAMILIES[model.name])
     sizes, channels = _look_at(train)
     if data.image_size is None:
         data = replace(data, image_size=_usual_size(sizes, model.name))
@@ -155,8 +157,6 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
     if model.name is None:
         size = "pico" if max(data.image_size) <= 16 else "micro"
         model = replace(model, name=f"mixer_{size}")
-    assert model.name is not None
-    model = replace(model, name=FAMILIES.get(model.name, model.name))
     assert model.name is not None
     model = replace(model, name=name_with_patch(model.name, data.image_size, model.patch_size))
     if train.encoded is not None and train.encoded.window:
@@ -206,7 +206,7 @@ def _usual_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[i
         return (MODELS[model_name][0], MODELS[model_name][0])
     if sizes and len(set(sizes)) == 1 and max(sizes[0]) <= PHOTO_SIDE:
         # Sides with a common divisor, so that there are patches to cut them into: 30 becomes 32, 28 stays.
-        unit = 8 if PYRAMID.rstrip("_") in (model_name or "") else 4 if min(sizes[0]) > 16 else 2
+        unit = 8 if PYRAMID in (model_name or "") else 4 if min(sizes[0]) > 16 else 2
         height, width = (max(unit, round(side / unit) * unit) for side in sizes[0])
         return height, width
     if model_name is not None and model_name.startswith("timm/"):

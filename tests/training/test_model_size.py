@@ -10,6 +10,7 @@ from PIL import Image
 
 import mixlab
 from mixlab.checkpoint.store import load_weights
+from mixlab.errors import UsageError
 from mixlab.models.catalog import display_name
 from mixlab.recipes import compose, find_recipe
 from mixlab.report.screen import Screen
@@ -95,6 +96,14 @@ def test_speed_is_measured_on_steps_of_the_real_thing(threads, pictures, monkeyp
     name = from_toml(tmp_path / "run" / "recipe.toml")["model.name"]
     assert name in NAMES  # which one depends on the machine
     assert any(text.startswith(f"{display_name(name)} suits this budget") for text in said)
+
+
+def test_a_budget_that_is_over_before_the_first_step_is_said(pictures, tmp_path):
+    with pytest.raises(UsageError, match="leaves no time to train"):
+        mixlab.train(
+            "small_images", str(pictures), budget="0.1s", threads=1, screen=QUIET, run=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_patches_that_do_not_divide_the_pictures_are_left_out(pictures, monkeypatch):
