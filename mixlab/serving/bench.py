@@ -18,7 +18,6 @@ from torch import Tensor
 from mixlab.device import keep_memory, peak_memory_bytes
 from mixlab.errors import MixlabError, UsageError
 from mixlab.models.cost import measure_cost
-from mixlab.models.fast_functions import product
 from mixlab.models.fast_training import has_fast_passes
 from mixlab.serving.backends import BACKENDS, TRAINING_BACKENDS, build_model, inference, training
 
@@ -111,7 +110,7 @@ def gemm_flops(threads: int, repeats: int = 5) -> float:
     products: list[Callable[[], Any]] = [lambda: torch.mm(a, b)]
     if has_fast_passes():
         packed = torch.ops.mkldnn._reorder_linear_weight(b, GEMM_SIDE)
-        products.append(lambda: product(a, packed))
+        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
     best = float("inf")
     for multiply in products * repeats:
         began = time.perf_counter()
