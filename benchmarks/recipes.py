@@ -44,8 +44,8 @@ DEIT = {
     "augment.erase_prob": 0.25, "model.stochastic_depth": 0.1, "optimizer.name": "adamw",
     "optimizer.weight_decay": 0.05,
 }  # fmt: skip
-# benchmarks/equal_models.py
-TIMM = {"mixer": {"model.name": "timm/equal_mixer"}, "vit": {"model.name": "timm/equal_vit"}}
+# mixlab/models/baselines.py: as many multiplications as Mixer-Pyramid-Mini/2
+TIMM = {"mixer": {"model.name": "timm/baseline_mixer_mini"}, "vit": {"model.name": "timm/baseline_vit_mini"}}
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,7 @@ def measure(cell: dict[str, Any], data: Path, rows: list[dict[str, str]]) -> dic
             (Path(folder) / "data" / split).symlink_to((data / split).absolute())
         arguments = [f"--{key}={value}" for key, value in (options | length).items()]
         run = Path(folder) / "run"
-        program = "benchmarks.equal_models" if "timm/" in options.get("model.name", "") else "mixlab"
-        command = [sys.executable, "-m", program, "train", f"{folder}/data"]
+        command = [sys.executable, "-m", "mixlab", "train", f"{folder}/data"]
         began = time.monotonic()
         done = subprocess.run(
             [*command, *arguments, "--json", f"--run={run}"], stdout=subprocess.PIPE, text=True, check=True

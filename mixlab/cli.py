@@ -29,6 +29,7 @@ COMMANDS = {
     "shard": "using",
     "runs": "learning",
     "recipes": "learning",
+    "study": "studying",
     "bench": "measuring",
     "doctor": "using",
 }

@@ -21,8 +21,9 @@ LEVELS = {
     "training": 4,
     "serving": 4,
     "recipes": 5,
-    "commands": 6,
-    "cli": 7,
+    "studies": 6,
+    "commands": 7,
+    "cli": 8,
 }
 
 

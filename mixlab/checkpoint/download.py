@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mixlab
-from mixlab.checkpoint.published import OFFICIAL_URL, PUBLISHED, Published
+from mixlab.checkpoint.published import OFFICIAL_URL, PUBLISHED, SHIPPED, Published
 from mixlab.errors import DiskError, WeightsError
 from mixlab.files import sha256, write_atomically
 
@@ -42,13 +42,15 @@ def cache_folder() -> Path:
 
 
 def _cache_path(published: Published) -> Path:
+    if published.is_shipped:
+        return SHIPPED / published.name.replace(":", "-")
     # By folder and name: the same file names stand in several folders of the server.
     return cache_folder().joinpath(*published.url.removeprefix(OFFICIAL_URL + "/").split("/"))
 
 
 def _cached(published: Published) -> bool:
     path = _cache_path(published)
-    return (path / "model.safetensors").is_file() if published.is_hub else path.is_file()
+    return (path / "model.safetensors").is_file() if published.is_hub else path.exists()
 
 
 def is_offline() -> bool:
@@ -57,12 +59,15 @@ def is_offline() -> bool:
 
 
 def fetch_published(published: Published, *, progress: Progress | None = None, pause: float = 1.0) -> Path:
-    """The file (for timm's, the folder) on this machine; downloaded if it is not there yet, verified if it is.
+    """The file (for timm's and shipped ones, the folder) on this machine; downloaded if it is not there yet.
 
-    progress: called with (bytes done, bytes in all). pause: seconds before the second try, doubled for each more.
-    $MIXLAB_MIRROR replaces the server. WeightsError says what went wrong and what to do, DiskError a full disk.
+    A file is verified, also one that was there. progress: called with (bytes done, bytes in all). pause: seconds
+    before the second try, doubled for each more. $MIXLAB_MIRROR replaces the server. WeightsError says what went
+    wrong and what to do, DiskError a full disk.
     """
     path = _cache_path(published)
+    if published.is_shipped:
+        return path
     if published.is_hub:
         return _fetch_hub(published, path)
     if not path.exists():

@@ -107,6 +107,8 @@ def _open_path(path: Path, image_size: tuple[int, int] | None) -> Weights:
 def _open_published(published: Published, progress: Any) -> Weights:
     path = fetch_published(published, progress=progress)
     weights = _open_path(path, None)  # all of them have a square grid
+    if published.is_shipped:  # its own config.json says all the rest
+        return replace(weights, provenance={"source": published.name} | weights.provenance)
     preprocess = replace(
         weights.preprocess,
         mean=published.mean,

@@ -1,13 +1,17 @@
-"""The released Mixer weights, as a table: what there is, where, and what is known of it."""
+"""The released Mixer weights, as a table: what there is, where, and what is known of it. Two are in the package."""
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mixlab.errors import UsageError
 from mixlab.models.layers import Gelu
 
 OFFICIAL_URL = "https://storage.googleapis.com/mixer_models"
+SHIPPED = (
+    Path(__file__).parent / "shipped"
+)  # a weights folder, with its model card, for each entry without an address
 NOT_VERIFIED = "not downloaded or run by mixlab's authors: facts are the publishers'"
 
 
@@ -15,8 +19,9 @@ NOT_VERIFIED = "not downloaded or run by mixlab's authors: facts are the publish
 class Published:
     """One released file (or timm folder) of Mixer weights.
 
-    name: MODEL:TAG, or timm/NAME. url: of the file; for timm's, the name of the Hub repository. size_mib: of the
-    file, two digits for the official ones. top1: on ImageNet, per cent, as its source reports it, or None.
+    name: MODEL:TAG, or timm/NAME. url: of the file; for timm's, the name of the Hub repository; empty for a folder of
+    SHIPPED. size_mib: of the file, two digits for the official ones. top1: on `data`, per cent, as its source
+    reports it, or None.
     """
 
     name: str
@@ -27,6 +32,7 @@ class Published:
     gelu: Gelu
     provenance: str
     top1: float | None = None
+    data: str = "ImageNet"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     crop_fraction: float = 0.875
@@ -42,6 +48,10 @@ class Published:
     @property
     def is_hub(self) -> bool:
         return self.name.startswith("timm/")
+
+    @property
+    def is_shipped(self) -> bool:
+        return not self.url
 
 
 def _official(

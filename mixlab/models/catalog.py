@@ -253,6 +253,8 @@ def _create_timm(
 
     assert config.name is not None
     timm_name = config.name.removeprefix("timm/")
+    if timm_name.startswith("baseline_"):
+        import mixlab.models.baselines  # noqa: F401  registers them
     if not timm.is_model(timm_name.split(".")[0]):
         known = timm.list_models()
         raise UsageError(

@@ -1,4 +1,4 @@
-"""report.html: one run on one page that needs no other file, no network and no script."""
+"""report.html, of a run or of a study: one page that needs no other file and no network."""
 
 import base64
 import struct
@@ -32,8 +32,33 @@ class Report:
     figures_before_table: int = 2  # How many figures stand above the per-class table.
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyPage:
+    """What the page of a study says, as plain data."""
+
+    title: str
+    question: str
+    paper: str  # Where it stands there, and what was done.
+    settings: list[tuple[str, str]]
+    findings: list[dict[str, str]]  # statement, paper, here, verdict, limits.
+    tables: list[tuple[str, list[str], list[list[str]]]]  # Title, columns, rows.
+    figures: list[tuple[str, str, Path]]  # As in `Report`.
+    notes: list[str]
+
+
 def write_report(report: Report, path: Path) -> None:
     """Write the page as one HTML file. Raises DiskError, or MixlabError if a figure cannot be read."""
+    figures = [_embed(*figure) for figure in report.figures]
+    split = report.figures_before_table
+    _write(path, "report.html", report=report, figures_above=figures[:split], figures_below=figures[split:])
+
+
+def write_study_page(page: StudyPage, path: Path) -> None:
+    """As `write_report`."""
+    _write(path, "study.html", page=page, figures=[_embed(*figure) for figure in page.figures])
+
+
+def _write(path: Path, template: str, **values: Any) -> None:
     environment = Environment(
         loader=PackageLoader("mixlab.report"),
         autoescape=True,  # Class names and file names come from anywhere.
@@ -43,11 +68,7 @@ def write_report(report: Report, path: Path) -> None:
     )
     environment.filters["percent"] = _percent
     environment.filters["plain"] = _plain
-    figures = [_embed(*figure) for figure in report.figures]
-    split = report.figures_before_table
-    html = environment.get_template("report.html").render(
-        report=report, figures_above=figures[:split], figures_below=figures[split:]
-    )
+    html = environment.get_template(template).render(**values)
     # A file name may hold bytes that are no text; they become question marks rather than an error.
     write_atomically(path, html.encode("utf-8", errors="replace"))
 

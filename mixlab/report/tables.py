@@ -48,14 +48,14 @@ def show_recipes(rows: list[dict[str, Any]], screen: Screen) -> None:
 
 def show_published(rows: list[dict[str, Any]], screen: Screen) -> None:
     """`mixlab models --pretrained`."""
-    table = Table("name", "MiB", "classes", "input", "GELU", "ImageNet top-1", "here", "what it is")
+    table = Table("name", "MiB", "classes", "input", "GELU", "top-1", "here", "what it is")
     for row in rows:
-        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} %"
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} % {row['data']}"
         numbers = [f"{row['size_mib']:.1f}", str(row["num_classes"]), escape(row["input_range"])]
         here = "yes" if row["cached"] else ""
         table.add_row(row["name"], *numbers, row["gelu"], top1, here, escape(row["provenance"]))
     screen.show(table)
-    screen.say("the addresses of the files are in --json; accuracies are their publishers'")
+    screen.say("the addresses of the files are in --json; ImageNet accuracies are their publishers'")
 
 
 def show_conversion(result: dict[str, Any], screen: Screen) -> None:
@@ -78,6 +78,22 @@ def show_conversion(result: dict[str, Any], screen: Screen) -> None:
                 f"{compared['same_top1']} have the same top-1"
             )
     screen.say(f"written to {result['destination']} as {result['format']}; read back {result['read_back']}")
+
+
+def show_studies(rows: list[dict[str, Any]], screen: Screen) -> None:
+    """`mixlab study`."""
+    table = Table("study", "of", "question", show_lines=True)
+    for row in rows:
+        table.add_row(row["name"], row["subject"], escape(row["question"]))
+    screen.show(table)
+    screen.say("`mixlab study NAME` asks one; --smoke tries all of it in a minute")
+
+
+def show_study(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab study NAME`."""
+    for finding in result["findings"]:
+        screen.say(f"{finding['statement']} {finding['verdict'].capitalize()}: {finding['here']}")
+    screen.say(f"report: {result['report']}")
 
 
 def show_permutation(result: dict[str, Any], screen: Screen) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +289,8 @@ def _training_sample(prepared: Prepared) -> tuple[list[np.ndarray], list[str]]:
     batch = next(iter(batches))
     target = F.one_hot(batch.label, len(names)).float()
     image, target = mix(batch.image, target, recipe.augment, seed=recipe.seed, step=0, shard=0)
-    seen = prepared.preprocess.denormalize(image[:NUM_SAMPLES]).numpy()
+    # Permuted pixels stay where they are: this is what the model saw.
+    seen = replace(prepared.preprocess, permutation=None).denormalize(image[:NUM_SAMPLES]).numpy()
     captions = []
     for row in target[:NUM_SAMPLES]:
         top = row.topk(2)

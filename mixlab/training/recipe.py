@@ -32,6 +32,8 @@ class DataConfig:
     train_fraction: share of train that is used at all, by class, before anything is held out from it.
     split_seed: seed of every automatic split. max_bad_share: largest tolerated share of unreadable files.
     num_workers: decoding processes of a streamed set; None takes one a core.
+    permutation: move the pixels of every picture in one and the same way after augmentation (data/permutation.py;
+        paper, section 3.4), which the weights remember; of patches of permutation_patch_size (None: the model's).
     """
 
     source: str = "digits"
@@ -50,6 +52,9 @@ class DataConfig:
     max_bad_share: float = 0.05
     num_workers: int | None = None
     streaming: bool = False
+    permutation: Literal["none", "patches_and_pixels", "per_patch", "global"] = "none"
+    permutation_patch_size: int | None = None
+    permutation_seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.val_fraction < 1.0:
@@ -59,7 +64,7 @@ class DataConfig:
         for key in ("crop_fraction", "train_fraction"):
             if not 0.0 < getattr(self, key) <= 1.0:
                 raise UsageError(f"{key} must be in (0, 1], got {getattr(self, key)}", where=f"data.{key}")
-        for key in ("split_seed", "num_workers", "max_bad_share"):
+        for key in ("split_seed", "num_workers", "max_bad_share", "permutation_seed"):
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise UsageError(f"{key} cannot be negative, got {value}", where=f"data.{key}")
@@ -188,6 +193,12 @@ class Recipe:
                 f"a teacher's probabilities are of one class an image, the {self.loss.name} loss is not",
                 where="distill.teacher",
                 hint="--loss.name softmax",
+            )
+        if self.data.permutation != "none" and self.augment.cutmix_alpha:
+            raise UsageError(
+                "CutMix would paste rectangles of pictures whose pixels are permuted",
+                where="data.permutation",
+                hint="leave augment.cutmix_alpha out; mixup can stay",
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")

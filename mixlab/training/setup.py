@@ -12,12 +12,21 @@ import torch
 from mixlab.data.dataset import Source, Split
 from mixlab.data.decode import describe
 from mixlab.data.loader import BadFile, Images, check_bad_share, load_images
+from mixlab.data.permutation import PixelPermutation
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.sources import open_source, read_split_csv
 from mixlab.data.splits import hold_out, stratified_split
 from mixlab.device import memory_bytes, num_cores
 from mixlab.errors import DataError, ImageError, UsageError
-from mixlab.models.catalog import FAMILIES, MODELS, PYRAMID, ModelConfig, create_model, name_with_patch
+from mixlab.models.catalog import (
+    FAMILIES,
+    MODELS,
+    PYRAMID,
+    ModelConfig,
+    create_model,
+    name_with_patch,
+    parse_mixer_name,
+)
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import DataConfig, Recipe
@@ -159,6 +168,8 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
         model = replace(model, name=f"mixer_{size}")
     assert model.name is not None
     model = replace(model, name=name_with_patch(model.name, data.image_size, model.patch_size))
+    if data.permutation != "none" and data.permutation_patch_size is None:
+        data = replace(data, permutation_patch_size=_patch_side(model, data.permutation))
     if train.encoded is not None and train.encoded.window:
         data = replace(data, in_memory=False, num_workers=0)  # each worker would read the whole stream
     if data.in_memory is None:
@@ -169,6 +180,22 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
         data = replace(data, num_workers=cores)
     threads = recipe.threads or (1 if recipe.virtual_shards else cores)
     return replace(recipe, data=data, model=model, threads=threads)
+
+
+def _patch_side(model: ModelConfig, permutation: str) -> int:
+    """The side of the model's patches, which a permutation of patches takes."""
+    assert model.name is not None
+    if permutation == "global":
+        return 1  # it has none
+    if model.patch_size is not None:
+        return model.patch_size
+    if model.name.startswith("timm/"):
+        raise UsageError(
+            f"whose patches shall be permuted is not clear for {model.name}",
+            where="data.permutation_patch_size",
+            hint="give the side of the patches in pixels",
+        )
+    return parse_mixer_name(model.name)[1]
 
 
 def for_this_machine(recipe: Recipe, num_train: int, num_processes: int) -> Recipe:
@@ -228,9 +255,16 @@ def build_preprocess(data: DataConfig) -> Preprocess:
                 where=f"data.{key}",
                 hint="give one for each",
             )
+    permutation = None
+    if data.permutation != "none":
+        permutation = PixelPermutation(
+            kind=data.permutation, patch_size=data.permutation_patch_size or 1, seed=data.permutation_seed
+        )
+        permutation.index(data.image_size)  # raises if the patches do not divide such pictures
     return Preprocess(
         image_size=data.image_size,
         channels=data.channels,
+        permutation=permutation,
         fit=data.fit,
         crop_fraction=data.crop_fraction,
         interpolation=data.interpolation,

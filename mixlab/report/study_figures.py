@@ -1,0 +1,184 @@
+"""The pictures of studies: rows of a CSV file in, a matplotlib Figure out."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from mixlab.report.figures import BLUE, GREY, ORANGE, SMALL, tidy
+
+# Okabe and Ito's, in an order in which neighbours differ in brightness too.
+COLORS = (BLUE, "#E69F00", "#009E73", ORANGE, "#CC79A7", "#56B4E9", GREY)
+DASHES, MARKERS = ("-", "--", ":", "-."), "osD^vP"
+Rows = Sequence[Mapping[str, str]]
+
+
+def accuracies(rows: Rows, settings: Sequence[str], *, chance: float) -> Figure:
+    """Test accuracy by model and setting: bars of means, a point for each seed."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(1.8 + 1.6 * len(models), 4), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / len(settings)
+    for number, setting in enumerate(settings):
+        places, means = [], []
+        for place, model in enumerate(models):
+            values = [
+                float(row["top1"]) for row in rows if (row["model"], row["setting"]) == (model, setting)
+            ]
+            if not values:
+                continue
+            x = place + (number - (len(settings) - 1) / 2) * width
+            places.append(x)
+            means.append(fmean(values))
+            ax.plot(
+                [x] * len(values),
+                values,
+                "o",
+                color="black",
+                markersize=3.5,
+                markerfacecolor="white",
+                zorder=3,
+            )
+        bars = ax.bar(places, means, 0.92 * width, color=COLORS[number], label=setting, alpha=0.85)
+        ax.bar_label(bars, [f"{100 * mean:.1f}" for mean in means], padding=6, fontsize=SMALL)
+    ax.axhline(chance, color=GREY, linestyle="--", linewidth=1)
+    ax.set_xticks(range(len(models)), models)
+    tidy(ax, "", "", "test accuracy")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.grid(axis="x", visible=False)
+    ax.set_ylim(0, None)
+    ax.margins(y=0.12)
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        fontsize=SMALL,
+        frameon=False,
+        ncols=len(settings),
+        loc="outside upper center",
+    )
+    return figure
+
+
+def relative_drops(drops: Mapping[tuple[str, str], Any], paper: Mapping[tuple[str, str], float]) -> Figure:
+    """Share of the original accuracy lost, by model and setting, beside what the paper says.
+
+    drops: (model, setting) -> a mean with `mean`, `low`, `high`.
+    """
+    names = list(drops)
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(names)), layout="constrained")
+    ax = figure.subplots()
+    for place, name in enumerate(names):
+        drop = drops[name]
+        if drop.low is not None:
+            ax.plot([drop.low, drop.high], [place, place], color=BLUE, linewidth=2, solid_capstyle="butt")
+        ax.plot([drop.mean], [place], "o", color=BLUE, markersize=6, label="here" if place == 0 else None)
+        ax.annotate(
+            f"{100 * drop.mean:.1f} %",
+            (drop.mean, place),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL,
+        )
+    known = [(paper[name], place) for place, name in enumerate(names) if name in paper]
+    if known:
+        x, y = zip(*known, strict=True)
+        ax.plot(
+            x,
+            y,
+            "D",
+            color=ORANGE,
+            markersize=7,
+            markerfacecolor="none",
+            markeredgewidth=1.5,
+            label="the paper",
+        )
+    ax.axvline(0, color=GREY, linewidth=1)
+    ax.set_yticks(range(len(names)), [f"{model}, {setting}" for model, setting in names])
+    ax.invert_yaxis()
+    tidy(ax, "", "share of the original accuracy lost", "")
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.margins(x=0.08, y=0.12)
+    ax.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def curves_by_model(curves: Rows, models: Sequence[str], settings: Sequence[str]) -> Figure:
+    """Validation accuracy against epochs, a panel for each model, a line for each setting: means over seeds."""
+    figure = Figure(figsize=(3.1 * len(models), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for ax, model in zip(panels, models, strict=True):
+        for number, setting in enumerate(settings):
+            found: dict[float, list[float]] = {}
+            for row in curves:
+                if (row["model"], row["setting"]) == (model, setting):
+                    found.setdefault(float(row["epoch"]), []).append(float(row["top1"]))
+            epochs = sorted(found)
+            ax.plot(
+                epochs,
+                [fmean(found[epoch]) for epoch in epochs],
+                color=COLORS[number],
+                linestyle=DASHES[number % len(DASHES)],
+                marker=MARKERS[number],
+                markersize=4 if len(epochs) <= 40 else 0,
+                label=setting,
+            )
+        tidy(ax, model, "epoch", "validation accuracy" if ax is panels[0] else "")
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        fontsize=SMALL,
+        frameon=False,
+        ncols=len(settings),
+        loc="outside upper center",
+    )
+    return figure
+
+
+def frontier(
+    panels: Sequence[tuple[str, str, str, Sequence[tuple[str, str, float, float]]]], *, y_label: str
+) -> Figure:
+    """Scatter plots with the points that no other beats: (title, x label, better: `more` or `less`, points).
+
+    A point is (family, name, x, y); more of y is better, and the x axis is logarithmic.
+    """
+    figure = Figure(figsize=(5.6 * len(panels), 4.6), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    families = list(dict.fromkeys(point[0] for _, _, _, points in panels for point in points))
+    for ax, (title, x_label, better, points) in zip(grid, panels, strict=True):
+        for number, family in enumerate(families):
+            mine = [point for point in points if point[0] == family]
+            ax.plot(
+                [point[2] for point in mine], [point[3] for point in mine], MARKERS[number % len(MARKERS)],
+                color=COLORS[number % len(COLORS)], markersize=7, label=family,
+            )  # fmt: skip
+        for _, name, x, y in points:
+            ax.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=SMALL - 1)
+        best = pareto([(x, y) for _, _, x, y in points], more=better == "more")
+        ax.plot(*zip(*best, strict=True), color=GREY, linewidth=1, linestyle="--", zorder=0)
+        ax.set_xscale("log")
+        tidy(ax, title, x_label, y_label if ax is grid[0] else "")
+        ax.margins(x=0.15, y=0.08)
+    figure.legend(
+        *grid[0].get_legend_handles_labels(),
+        fontsize=SMALL,
+        frameon=False,
+        ncols=len(families),
+        loc="outside upper center",
+    )
+    return figure
+
+
+def pareto(points: Sequence[tuple[float, float]], *, more: bool) -> list[tuple[float, float]]:
+    """The points that no other beats in both, by x: more of y is better, and more of x, or less."""
+    order = sorted(points, key=lambda point: (-point[0] if more else point[0], -point[1]))
+    kept: list[tuple[float, float]] = []
+    highest = -np.inf
+    for point in order:
+        if point[1] > highest:
+            kept.append(point)
+            highest = point[1]
+    return sorted(kept)

@@ -1,0 +1,29 @@
+"""The paper's questions, a module each: `mixlab study NAME`. A module that defines STUDY is one.
+
+What they share: harness.py (trainings as cells of a table), study_page in report/.
+"""
+
+import difflib
+import importlib
+import pkgutil
+
+from mixlab.errors import UsageError
+from mixlab.studies.harness import Study
+
+SHARED = ("harness", "statistics", "trainings")  # modules that are no studies
+
+
+def study_names() -> tuple[str, ...]:
+    """The names of all studies, as their modules are called."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if name not in SHARED))
+
+
+def open_study(name: str) -> Study:
+    """The study of that name; UsageError with the nearest one."""
+    if name not in study_names():
+        close = difflib.get_close_matches(name, study_names(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(study_names())}"
+        raise UsageError(f"there is no study {name!r}", where="NAME", hint=hint)
+    study: Study = importlib.import_module(f"mixlab.studies.{name}").STUDY
+    return study

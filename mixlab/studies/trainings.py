@@ -1,0 +1,215 @@
+"""A table of trainings under one shared recipe, filled cell by cell, safe to kill at any time.
+
+OUT/results.csv has a row for each finished cell, OUT/curves.csv its validation accuracy against steps, OUT/runs/ the
+runs. A second call resumes the run it was killed in and goes on. Cells of a model have as many steps as its first
+one, which the minutes of a cell decide, so that settings and seeds differ in nothing else.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mixlab.data.sources import open_source
+from mixlab.errors import DataError, DiskError, UsageError
+from mixlab.files import remove, write_atomically
+from mixlab.models.describe import describe_settings
+from mixlab.recipes import compose
+from mixlab.report.run_log import read_run_log
+from mixlab.studies.harness import Options
+from mixlab.training.loop import resume, train
+from mixlab.training.recipe import Recipe, override, to_toml
+from mixlab.training.run_folder import locked
+from mixlab.training.setup import model_settings
+
+RESULTS, CURVES = "results.csv", "curves.csv"
+KEY = ("model", "setting", "seed")
+COLUMNS = (
+    *KEY, "top1", "num_correct", "num_images", "val_top1", "train_loss", "steps", "epochs", "num_parameters", "macs",
+    "recipe", "commit", "machine", "images_per_second", "core_seconds",
+)  # fmt: skip
+TIMED = ("images_per_second", "core_seconds")  # columns that another run of the same cell has otherwise
+CURVE_COLUMNS = (*KEY, "step", "epoch", "top1", "loss")
+SMOKE = {"steps": 3, "batch_size": 16, "checkpoint_seconds": 0.0}
+Row = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training. model, setting: as tables name them. changes: keys of the recipe, on top of what all share."""
+
+    model: str
+    setting: str
+    seed: int
+    changes: dict[str, Any]
+
+    @property
+    def key(self) -> Row:
+        return {"model": self.model, "setting": self.setting, "seed": str(self.seed)}
+
+    @property
+    def folder_name(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.model} {self.setting} {self.seed}".lower()).strip("-")
+
+
+def fill(
+    options: Options,
+    cells: Sequence[Cell],
+    shared: dict[str, Any],
+    *,
+    minutes: float,
+    extra_columns: Sequence[str] = (),
+    measure: Callable[[Path, Cell], dict[str, Any]] | None = None,
+) -> tuple[list[Row], list[Row]]:
+    """Train what is missing, and return the rows of results.csv and curves.csv, in the order of `cells`.
+
+    shared: keys of the recipe that all cells have, `recipe` the name of the one to begin with. minutes: of a
+    training, start and report included. measure: what else to write down of a finished run, for `extra_columns`.
+    DataError if the set has no test split; UsageError if the folder holds cells of another recipe.
+    """
+    out, screen = options.out, options.screen
+    shared = dict(shared) | (SMOKE if options.smoke else {})
+    recipe_name = shared.pop("recipe")
+    data = options.subject or "digits"
+    base = compose(data, recipe=recipe_name, overrides=shared, has_budget=not options.smoke)
+    base = replace(base, threads=options.threads)
+    source = open_source(base.data.source, data_dir=base.data.data_dir)
+    if not {"test", "all"} & set(source.splits):
+        raise DataError("a study reports on a test split, and there is none", where=source.name)
+    columns = (*COLUMNS, *extra_columns)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"the folder cannot be made: {error.strerror}", where=str(out)) from error
+    with locked(out):
+        rows, curves = read_rows(out / RESULTS), read_rows(out / CURVES)
+        recipes = {cell.folder_name: override(base, cell.changes | {"seed": cell.seed}) for cell in cells}
+        digests = {name: _digest(recipe) for name, recipe in recipes.items()}
+        _check_same(rows, cells, digests, out)
+        missing = [cell for cell in cells if _find(rows, cell) is None]
+        if missing:
+            length = f"{minutes:g} minutes each, " if not options.smoke else ""
+            whole = "" if options.smoke else f" about {len(missing) * minutes / 60:.1f} hours"
+            screen.say(
+                f"{len(missing)} of {len(cells)} trainings to do, {length}into {out};{whole} "
+                "a call that is stopped goes on where it was"
+            )
+        for number, cell in enumerate(missing, start=1):
+            screen.say(f"training {number} of {len(missing)}: {cell.model}, {cell.setting}, seed {cell.seed}")
+            recipe = recipes[cell.folder_name]
+            run = out / "runs" / cell.folder_name
+            leader = next((row for row in rows if row["model"] == cell.model), None)
+            if leader is not None and not options.smoke:
+                recipe = replace(recipe, steps=int(leader["steps"]))
+            result = _train(recipe, run, 60 * minutes, options)
+            result_row = cell.key | _row(run, result) | {"recipe": digests[cell.folder_name]}
+            result_row |= {
+                key: _text(value) for key, value in (measure(run, cell) if measure else {}).items()
+            }
+            curves = [old for old in curves if not _is_of(old, cell)] + _curve(run, cell)
+            _write(out / CURVES, CURVE_COLUMNS, curves)
+            rows.append(result_row)
+            _write(out / RESULTS, columns, rows)
+        return [known for cell in cells if (known := _find(rows, cell)) is not None], curves
+
+
+def _train(recipe: Recipe, run: Path, budget_seconds: float, options: Options) -> dict[str, Any]:
+    if (run / "recipe.toml").is_file():
+        return resume(run, device=options.device, with_pictures=False, screen=options.screen)
+    remove(run)  # of a kill before the run began
+    return train(
+        recipe,
+        run=run,
+        budget_seconds=budget_seconds if recipe.steps is None else None,
+        device=options.device,
+        with_pictures=False,
+        screen=options.screen,
+    )
+
+
+def _row(run: Path, result: dict[str, Any]) -> Row:
+    """What every study writes down of a run."""
+    recipe = read_recipe(run)
+    environment = json.loads((run / "environment.json").read_text())
+    log = read_run_log(run / "metrics.jsonl")
+    losses = [row["loss"] for row in log if row["event"] == "train"]
+    tops = [row["top1"] for row in log if row["event"] == "validation"]
+    settings = model_settings(recipe, len(json.loads((run / "config.json").read_text())["class_names"]))
+    test = result["test"]
+    speed = result["images_per_second"]
+    return {
+        "top1": _text(test["num_correct"] / test["num_images"]),
+        "num_correct": str(test["num_correct"]),
+        "num_images": str(test["num_images"]),
+        "val_top1": _text(tops[-1] if tops else None),
+        "train_loss": _text(losses[-1] if losses else None),
+        "steps": str(result["steps"]),
+        "epochs": _text(round(result["epochs"], 4)),
+        "num_parameters": str(result["num_parameters"]),
+        "macs": str(describe_settings(settings, batch_size=1)["macs"]),
+        "commit": str(environment["commit"]),
+        "machine": "{cores} cores, {cpu} ({cpu_capability})".format(**environment),
+        "images_per_second": "" if speed is None else f"{speed:.1f}",
+        "core_seconds": f"{result['seconds'] * (recipe.threads or 1):.1f}",
+    }
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The resolved recipe of a run."""
+    from mixlab.training.recipe import from_toml
+
+    return override(Recipe(), from_toml(run / "recipe.toml"))
+
+
+def _curve(run: Path, cell: Cell) -> list[Row]:
+    rows = [row for row in read_run_log(run / "metrics.jsonl") if row["event"] == "validation"]
+    return [cell.key | {key: _text(row.get(key)) for key in CURVE_COLUMNS[len(KEY) :]} for row in rows]
+
+
+def _check_same(rows: list[Row], cells: Sequence[Cell], digests: dict[str, str], out: Path) -> None:
+    for cell in cells:
+        row = _find(rows, cell)
+        if row is not None and row["recipe"] != digests[cell.folder_name]:
+            raise UsageError(
+                f"it has a result of {cell.model}, {cell.setting}, seed {cell.seed} by another recipe or data set",
+                where=str(out / RESULTS),
+                hint="choose another --out, or move that file away",
+            )
+
+
+def _digest(recipe: Recipe) -> str:
+    return hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:12]
+
+
+def _find(rows: list[Row], cell: Cell) -> Row | None:
+    return next((row for row in rows if _is_of(row, cell)), None)
+
+
+def _is_of(row: Row, cell: Cell) -> bool:
+    return all(row[key] == value for key, value in cell.key.items())
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file, none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """The whole file anew, so that it is the old one or the new one, never a part."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
