@@ -24,6 +24,7 @@ def study(
     out: Path | None = None,
     threads: int | None = None,
     device: str = "auto",
+    throughput: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Ask one of the paper's questions again: trainings or measurements, figures, and a report beside the paper.
 
@@ -45,6 +46,8 @@ def study(
         Of each training, instead of the preset's.
     out
         Folder for all of it; by default studies/NAME, with -smoke behind it for --smoke.
+    throughput
+        Of compare: only measure the speed of the paper's large models, Mixer against ViT.
     """
     from mixlab.report.tables import show_studies, show_study
     from mixlab.studies import open_study, study_names
@@ -63,6 +66,10 @@ def study(
     for option, value in (("--seeds", seeds), ("--minutes", minutes)):
         if value is not None and not value > 0:
             raise UsageError(f"must be above 0, got {value}", where=option)
+    choices = {"throughput": throughput}
+    for option, value in choices.items():
+        if value and option not in chosen.choices:
+            raise UsageError(f"the study {name} has no such option", where=f"--{option}")
     result = conduct(
         chosen,
         Options(
@@ -74,6 +81,7 @@ def study(
             out=out or Path("studies") / (name + ("-smoke" if smoke else "")),
             threads=threads,
             device=device,
+            choices=choices,
             screen=screen,
         ),
     )

@@ -182,3 +182,90 @@ def pareto(points: Sequence[tuple[float, float]], *, more: bool) -> list[tuple[f
             kept.append(point)
             highest = point[1]
     return sorted(kept)
+
+
+def unit_pictures(units: np.ndarray, pairs: np.ndarray, grid: tuple[int, int], columns: int = 16) -> Figure:
+    """Pairs of units (D, S) as pictures of the grid, side by side in order; pairs: int (n, 2)."""
+    rows = -(-len(pairs) * 2 // columns)
+    figure = Figure(figsize=(0.62 * columns, 0.64 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, unit in zip(axes.flat, pairs.reshape(-1), strict=False):
+        picture = units[unit].reshape(grid)
+        limit = float(np.abs(picture).max()) or 1.0
+        ax.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    return figure
+
+
+def stem_filters(filters: np.ndarray, columns: int = 32, most: int = 512) -> Figure:
+    """Filters (C, channels, P, P) in their colours, or in greys, each on its own scale."""
+    shown = filters[:most]
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(0.32 * columns, 0.34 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, picture in zip(axes.flat, shown, strict=False):
+        low, high = float(picture.min()), float(picture.max())
+        scaled = (picture - low) / ((high - low) or 1.0)
+        if len(picture) == 3:
+            ax.imshow(scaled.transpose(1, 2, 0), interpolation="nearest")
+        else:
+            ax.imshow(scaled[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    return figure
+
+
+NUMBERS = (
+    ("opposed", "units with an opposite partner"),
+    ("frequency", "frequency, cycles a patch"),
+    ("spread", "spread (1: everywhere)"),
+)
+
+
+def layer_numbers(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Figure:
+    """Numbers of token-mixing units by layer, a line for each kind of weights."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(NUMBERS))
+    for ax, (key, label) in zip(axes, NUMBERS, strict=True):
+        for number, kind in enumerate(kinds):
+            found = sorted((row["layer"], row[key]) for row in rows if row["weights"] == kind)
+            ax.plot(
+                *zip(*found, strict=True), color=COLORS[number], linestyle=DASHES[number], marker=MARKERS[number],
+                markersize=5, label=kind,
+            )  # fmt: skip
+        tidy(ax, "", "layer", label)
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ax.set_ylim(0, None)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        fontsize=SMALL,
+        frameon=False,
+        ncols=len(kinds),
+        loc="outside upper center",
+    )
+    return figure
+
+
+def over_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The same numbers against training steps, a line for each layer, from light (the first) to dark."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(NUMBERS))
+    layers = sorted({row["layer"] for row in rows})
+    for ax, (key, label) in zip(axes, NUMBERS, strict=True):
+        for number, layer in enumerate(layers):
+            found = sorted((row["step"], row[key]) for row in rows if row["layer"] == layer)
+            shade = 0.75 - 0.75 * number / max(len(layers) - 1, 1)
+            ax.plot(
+                *zip(*found, strict=True), color=(shade, shade * 0.6 + 0.25, 1 - 0.45 * (1 - shade)), marker=".",
+                label=f"layer {layer}",
+            )  # fmt: skip
+        tidy(ax, "", "training step", label)
+        ax.set_ylim(0, None)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=SMALL, frameon=False, ncols=min(len(layers), 8),
+        loc="outside upper center",
+    )  # fmt: skip
+    return figure

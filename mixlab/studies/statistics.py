@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,10 @@ def mean_of(values: Sequence[float]) -> Mean:
     deviation = statistics.stdev(values)
     half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
     return Mean(mean, deviation, mean - half, mean + half, n)
+
+
+def is_above_zero(gain: Mean) -> Literal["holds", "does not hold", "open"]:
+    """The verdict on a statement that something is above zero: open where the interval has zero in it."""
+    if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
+        return "open"
+    return "holds" if gain.low > 0 else "does not hold"

@@ -18,14 +18,15 @@ from typing import Any
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError, DiskError, UsageError
 from mixlab.files import remove, write_atomically
+from mixlab.models.catalog import parse_mixer_name
 from mixlab.models.describe import describe_settings
 from mixlab.recipes import compose
 from mixlab.report.run_log import read_run_log
 from mixlab.studies.harness import Options
 from mixlab.training.loop import resume, train
-from mixlab.training.recipe import Recipe, override, to_toml
+from mixlab.training.recipe import Recipe, from_toml, override, to_toml
 from mixlab.training.run_folder import locked
-from mixlab.training.setup import model_settings
+from mixlab.training.setup import model_settings, open_data, resolve, split_source
 
 RESULTS, CURVES = "results.csv", "curves.csv"
 KEY = ("model", "setting", "seed")
@@ -35,8 +36,63 @@ COLUMNS = (
 )  # fmt: skip
 TIMED = ("images_per_second", "core_seconds")  # columns that another run of the same cell has otherwise
 CURVE_COLUMNS = (*KEY, "step", "epoch", "top1", "loss")
+# Models of about as many multiplications, for 32 x 32 pixels: 12.9, 12.6, 12.7 and 11.3 million.
+CPU_MODELS = {
+    "Mixer": {"model.name": "mixer_micro"},
+    "ResNet": {"model.name": "timm/baseline_resnet_micro"},
+    "ViT": {"model.name": "timm/baseline_vit_micro"},
+    "pyramid": {"model.name": "mixer_pyramid_micro"},
+}
+PAPER_MODELS = {  # BiT's ResNet50x1, as the paper has it
+    "Mixer": {"model.name": "mixer_b16"},
+    "ResNet": {"model.name": "timm/resnetv2_50x1_bit"},
+    "ViT": {"model.name": "timm/vit_base_patch16_224"},
+}
 SMOKE = {"steps": 3, "batch_size": 16, "checkpoint_seconds": 0.0}
 Row = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a study trains. models: name -> keys of the recipe. seeds: how many each has. recipe: the one by name, and
+    the keys that all share. minutes: of a training, None for the length of the recipe."""
+
+    models: dict[str, dict[str, Any]]
+    seeds: dict[str, int]
+    recipe: str
+    shared: dict[str, Any]
+    minutes: float | None
+
+    def seeds_of(self, model: str, options: Options) -> int:
+        return options.seeds or (1 if options.smoke else self.seeds[model])
+
+    def minutes_of(self, options: Options) -> float | None:
+        return None if options.smoke else options.minutes or self.minutes
+
+    def resolved(self, options: Options) -> Recipe:
+        """The Mixer's recipe with all that follows from the data."""
+        overrides = self.shared | self.models["Mixer"]
+        recipe = compose(options.subject or "digits", recipe=self.recipe, overrides=overrides)
+        recipe = replace(recipe, threads=options.threads)
+        return resolve(recipe, split_source(open_data(recipe), recipe)["train"])
+
+    def changes_of(self, model: str, resolved: Recipe) -> dict[str, Any]:
+        """Keys that a model has for itself, fitted to the data: all see pictures of one size, and patches of one."""
+        assert resolved.data.image_size is not None
+        height, width = resolved.data.image_size
+        changes = self.models[model] | {"data.image_size": f"{height}x{width}"}
+        is_vit = "vit" in changes["model.name"]
+        return changes | ({"model.patch_size": patch_side(resolved)} if is_vit else {})
+
+
+# Plain AdamW for all: no family has a recipe of its own here.
+PLAIN = {"optimizer.name": "adamw", "optimizer.lr": 2e-3, "keep_weights": "last"}
+
+
+def patch_side(resolved: Recipe) -> int:
+    """Side of the Mixer's patches."""
+    assert resolved.model.name is not None
+    return resolved.model.patch_size or parse_mixer_name(resolved.model.name)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +115,22 @@ class Cell:
 
 def fill(
     options: Options,
+    preset: Preset,
     cells: Sequence[Cell],
-    shared: dict[str, Any],
     *,
-    minutes: float,
     extra_columns: Sequence[str] = (),
     measure: Callable[[Path, Cell], dict[str, Any]] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Train what is missing, and return the rows of results.csv and curves.csv, in the order of `cells`.
 
-    shared: keys of the recipe that all cells have, `recipe` the name of the one to begin with. minutes: of a
-    training, start and report included. measure: what else to write down of a finished run, for `extra_columns`.
-    DataError if the set has no test split; UsageError if the folder holds cells of another recipe.
+    measure: what else to write down of a finished run, for `extra_columns`. DataError if the set has no test split;
+    UsageError if the folder holds cells of another recipe.
     """
     out, screen = options.out, options.screen
-    shared = dict(shared) | (SMOKE if options.smoke else {})
-    recipe_name = shared.pop("recipe")
+    minutes = preset.minutes_of(options)
+    shared = preset.shared | (SMOKE if options.smoke else {})
     data = options.subject or "digits"
-    base = compose(data, recipe=recipe_name, overrides=shared, has_budget=not options.smoke)
+    base = compose(data, recipe=preset.recipe, overrides=shared, has_budget=minutes is not None)
     base = replace(base, threads=options.threads)
     source = open_source(base.data.source, data_dir=base.data.data_dir)
     if not {"test", "all"} & set(source.splits):
@@ -93,39 +147,39 @@ def fill(
         _check_same(rows, cells, digests, out)
         missing = [cell for cell in cells if _find(rows, cell) is None]
         if missing:
-            length = f"{minutes:g} minutes each, " if not options.smoke else ""
-            whole = "" if options.smoke else f" about {len(missing) * minutes / 60:.1f} hours"
+            length = ""
+            if minutes is not None:
+                length = f", {minutes:g} minutes each, {len(missing) * minutes / 60:.1f} hours in all"
             screen.say(
-                f"{len(missing)} of {len(cells)} trainings to do, {length}into {out};{whole} "
-                "a call that is stopped goes on where it was"
+                f"{len(missing)} of {len(cells)} trainings to do{length}; a call that is stopped goes on where it was"
             )
         for number, cell in enumerate(missing, start=1):
             screen.say(f"training {number} of {len(missing)}: {cell.model}, {cell.setting}, seed {cell.seed}")
             recipe = recipes[cell.folder_name]
             run = out / "runs" / cell.folder_name
             leader = next((row for row in rows if row["model"] == cell.model), None)
-            if leader is not None and not options.smoke:
+            if leader is not None and minutes is not None:
                 recipe = replace(recipe, steps=int(leader["steps"]))
-            result = _train(recipe, run, 60 * minutes, options)
+            result = _train(recipe, run, minutes, options)
             result_row = cell.key | _row(run, result) | {"recipe": digests[cell.folder_name]}
             result_row |= {
                 key: _text(value) for key, value in (measure(run, cell) if measure else {}).items()
             }
             curves = [old for old in curves if not _is_of(old, cell)] + _curve(run, cell)
-            _write(out / CURVES, CURVE_COLUMNS, curves)
+            write_rows(out / CURVES, CURVE_COLUMNS, curves)
             rows.append(result_row)
-            _write(out / RESULTS, columns, rows)
+            write_rows(out / RESULTS, columns, rows)
         return [known for cell in cells if (known := _find(rows, cell)) is not None], curves
 
 
-def _train(recipe: Recipe, run: Path, budget_seconds: float, options: Options) -> dict[str, Any]:
+def _train(recipe: Recipe, run: Path, minutes: float | None, options: Options) -> dict[str, Any]:
     if (run / "recipe.toml").is_file():
         return resume(run, device=options.device, with_pictures=False, screen=options.screen)
     remove(run)  # of a kill before the run began
     return train(
         recipe,
         run=run,
-        budget_seconds=budget_seconds if recipe.steps is None else None,
+        budget_seconds=60 * minutes if minutes is not None and recipe.steps is None else None,
         device=options.device,
         with_pictures=False,
         screen=options.screen,
@@ -161,14 +215,29 @@ def _row(run: Path, result: dict[str, Any]) -> Row:
 
 def read_recipe(run: Path) -> Recipe:
     """The resolved recipe of a run."""
-    from mixlab.training.recipe import from_toml
-
     return override(Recipe(), from_toml(run / "recipe.toml"))
 
 
 def _curve(run: Path, cell: Cell) -> list[Row]:
     rows = [row for row in read_run_log(run / "metrics.jsonl") if row["event"] == "validation"]
     return [cell.key | {key: _text(row.get(key)) for key in CURVE_COLUMNS[len(KEY) :]} for row in rows]
+
+
+def describe_preset(preset: Preset) -> str:
+    """The shared recipe in a line."""
+    keys = ", ".join(f"{key} {value}" for key, value in preset.shared.items())
+    return f"{preset.recipe}{' with ' if keys else ''}{keys}; the same for all models"
+
+
+def describe_trainings(rows: list[Row]) -> str:
+    """How many there are, and how long those of each model are."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["model"], row)
+    steps = ", ".join(
+        f"{row['model']} {row['steps']} ({float(row['epochs']):.1f} epochs)" for row in first.values()
+    )
+    return f"{len(rows)}; steps of each model: {steps}"
 
 
 def _check_same(rows: list[Row], cells: Sequence[Cell], digests: dict[str, str], out: Path) -> None:
@@ -206,7 +275,7 @@ def read_rows(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """The whole file anew, so that it is the old one or the new one, never a part."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

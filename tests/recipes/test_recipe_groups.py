@@ -10,7 +10,6 @@ from PIL import Image
 
 from benchmarks import recipes as groups
 from benchmarks.cells import read_rows
-from benchmarks.equal_models import equal_mixer, equal_vit
 from mixlab.models.catalog import create_model
 from mixlab.models.describe import describe_settings
 from mixlab.recipes import compose
@@ -42,13 +41,12 @@ def test_every_cell_is_a_recipe(group, name):
 
 
 def test_the_models_compared_at_equal_cost_cost_the_same():
-    equal_mixer(img_size=32), equal_vit(img_size=32)  # known to timm
     flat = {key.removeprefix("model."): value for key, value in groups.EQUAL_FLAT.items()}
     wanted = describe_settings({"name": "mixer_pyramid_mini2", "num_classes": 10}, batch_size=1)["macs"]
     size = {"num_classes": 10, "image_size": (32, 32)}
-    for settings in (flat, *({"name": f"timm/{name}"} for name in ("equal_mixer", "equal_vit"))):
+    for settings in (flat, *({"name": found["model.name"]} for found in groups.TIMM.values())):
         assert describe_settings(settings | size, batch_size=1)["macs"] == pytest.approx(wanted, rel=0.03)
-    ours, theirs = create_model(**flat, **size), equal_mixer(img_size=32, num_classes=10)
+    ours, theirs = create_model(**flat, **size), create_model("timm/baseline_mixer_mini", **size)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 

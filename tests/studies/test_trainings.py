@@ -1,0 +1,178 @@
+"""The table of trainings that studies fill: each cell once, whatever happens on the way."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from mixlab import studies
+from mixlab.errors import DataError, UsageError
+from mixlab.models.catalog import create_model
+from mixlab.models.describe import describe_settings
+from mixlab.report.run_log import read_run_log
+from mixlab.report.screen import Screen
+from mixlab.studies import trainings
+from mixlab.studies.harness import Options
+from mixlab.studies.trainings import CPU_MODELS, TIMED, Cell, Preset, fill, read_rows
+
+TINY = {"model.hidden_dim": 8, "model.channel_mlp_dim": 16, "model.token_mlp_dim": 8, "model.num_blocks": 1}
+PRESET = Preset(
+    models={"Mixer": {"model.name": "mixer_pico"} | TINY},
+    seeds={"Mixer": 2},
+    recipe="small_images_flat",
+    shared={},
+    minutes=1.0,
+)
+CELLS = [
+    Cell(model="Mixer", setting=setting, seed=seed, changes=PRESET.models["Mixer"] | changes)
+    for seed in range(2)
+    for setting, changes in (("as it is", {}), ("mixup", {"augment.mixup_alpha": 0.2}))
+]
+
+
+def options(tmp_path, **changes):
+    return Options(out=tmp_path / "out", smoke=True, threads=1, screen=Screen(quiet=True), **changes)
+
+
+def without_times(rows):
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+def test_every_cell_becomes_a_row_and_a_second_call_trains_nothing(tmp_path, monkeypatch):
+    rows, curves = fill(options(tmp_path), PRESET, CELLS, extra_columns=("twice",), measure=lambda run, cell: {
+        "twice": 2 * cell.seed
+    })  # fmt: skip
+    assert [(row["setting"], row["seed"], row["twice"]) for row in rows] == [
+        ("as it is", "0", "0"), ("mixup", "0", "0"), ("as it is", "1", "2"), ("mixup", "1", "2"),
+    ]  # fmt: skip
+    for row, cell in zip(rows, CELLS, strict=True):
+        (end,) = [
+            r
+            for r in read_run_log(tmp_path / "out/runs" / cell.folder_name / "metrics.jsonl")
+            if r["event"] == "end"
+        ]
+        assert int(row["num_correct"]) == end["test"]["num_correct"]
+        assert float(row["top1"]) == int(row["num_correct"]) / int(row["num_images"])
+        assert int(row["steps"]) == 3
+        settings = {"name": "mixer_pico2", "num_classes": 10, "image_size": (8, 8), "in_channels": 1}
+        tiny = {key.removeprefix("model."): value for key, value in TINY.items()}
+        assert int(row["macs"]) == describe_settings(settings | tiny, batch_size=1)["macs"]
+    assert {row["seed"] for row in curves} == {"0", "1"}
+    monkeypatch.setattr(trainings, "_train", None)
+    again, same_curves = fill(options(tmp_path), PRESET, CELLS, extra_columns=("twice",))
+    assert (again, same_curves) == (rows, curves)
+
+
+def test_a_call_that_is_interrupted_anywhere_goes_on_to_the_same_table(tmp_path, monkeypatch):
+    expected, expected_curves = fill(options(tmp_path / "a"), PRESET, CELLS)
+    real = {name: getattr(trainings, name) for name in ("train", "resume", "_row", "_curve", "write_rows")}
+    count = {"calls": 0, "fatal": -1}
+
+    def dying(name):
+        def call(*arguments, **named):
+            count["calls"] += 1
+            if count["calls"] == count["fatal"]:
+                raise KeyboardInterrupt
+            return real[name](*arguments, **named)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(trainings, name, dying(name))
+    for fatal in (1, 2, 3, 5, 7, 4, 6):
+        count |= {"calls": 0, "fatal": fatal}
+        with contextlib.suppress(KeyboardInterrupt):
+            fill(options(tmp_path / "b"), PRESET, CELLS)
+    count["fatal"] = -1
+    rows, curves = fill(options(tmp_path / "b"), PRESET, CELLS)
+    assert without_times(rows) == without_times(expected)
+    assert curves == expected_curves
+
+
+def test_cells_of_a_model_take_the_steps_of_its_first_one(tmp_path, monkeypatch):
+    seen = []
+    real = trainings.train
+
+    def train(recipe, *, budget_seconds, **rest):
+        seen.append((recipe.steps, budget_seconds))
+        return real(replace(recipe, steps=recipe.steps or 4, batch_size=16), budget_seconds=None, **rest)
+
+    monkeypatch.setattr(trainings, "train", train)
+    fill(replace(options(tmp_path), smoke=False, minutes=0.5), PRESET, CELLS[:3])
+    assert seen == [(None, 30.0), (4, None), (4, None)]
+
+
+def test_results_of_another_recipe_are_not_mixed_with_these(tmp_path):
+    fill(options(tmp_path), PRESET, CELLS[:1])
+    other = replace(CELLS[0], changes=CELLS[0].changes | {"optimizer.lr": 0.5})
+    with pytest.raises(UsageError, match="by another recipe or data set") as error:
+        fill(options(tmp_path), PRESET, [other])
+    assert "--out" in error.value.hint
+
+
+def test_a_set_without_a_test_split_is_refused_before_any_training(tmp_path):
+    for split in ("train", "val"):
+        for number, name in enumerate(("blue", "red")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (200 * number, 0, 200 - 200 * number)).save(folder / "0.png")
+    with pytest.raises(DataError, match="test split"):
+        fill(options(tmp_path, subject=str(tmp_path / "data")), PRESET, CELLS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_models_of_the_small_preset_cost_the_same():
+    counts = {}
+    for model, changes in CPU_MODELS.items():
+        name = changes["model.name"]
+        name = {"mixer_micro": "mixer_micro4", "mixer_pyramid_micro": "mixer_pyramid_micro2"}.get(name, name)
+        settings = {"name": name, "num_classes": 10, "image_size": (32, 32)}
+        counts[model] = describe_settings(settings, batch_size=1)["macs"]
+        create_model(**settings)
+    assert counts["Mixer"] == pytest.approx(12.9e6, rel=0.01)
+    assert all(count == pytest.approx(counts["Mixer"], rel=0.15) for count in counts.values())
+
+
+def test_studies_are_found_by_their_files():
+    assert studies.study_names() == ("compare", "filters", "shuffle")
+    for name in studies.study_names():
+        assert studies.open_study(name).name == name
+    with pytest.raises(UsageError) as error:
+        studies.open_study("shufle")
+    assert error.value.hint == "did you mean 'shuffle'?"
+
+
+@pytest.mark.slow  # the whole study twice, in processes that are killed
+@pytest.mark.parametrize("name", ["shuffle", "compare"])
+def test_a_study_killed_at_random_moments_ends_with_the_same_table(name, tmp_path):
+    command = [sys.executable, "-m", "mixlab", "study", name, "--smoke", "--threads", "1", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "a")], check=True, env=environment, capture_output=True)
+    draws = random.Random(0)
+    kills = 0
+    while kills < 6:
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "b")],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(draws.uniform(6, 14))
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills
+    subprocess.run([*command, str(tmp_path / "b")], check=True, env=environment, capture_output=True)
+    tables = [without_times(read_rows(tmp_path / side / "results.csv")) for side in "ab"]
+    assert tables[0] == tables[1]
+    assert (tmp_path / "a/curves.csv").read_bytes() == (tmp_path / "b/curves.csv").read_bytes()
+    assert (tmp_path / "b/report.html").stat().st_size > 10_000
