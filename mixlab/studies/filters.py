@@ -119,7 +119,8 @@ def run(options: Options) -> Answer:
         )
     weights = open_weights(existing_path(options.subject) or options.subject)
     layers = token_units(weights.model, weights.model_settings["name"])
-    grid = weights.model.config.grid  # type: ignore[union-attr]
+    model: Any = weights.model
+    grid = model.config.grid
     rows = _rows(layers, grid, "trained")
     for seed in range(1 if options.smoke else NUM_NULLS):
         torch.manual_seed(seed)
@@ -142,10 +143,7 @@ def token_units(model: Any, name: str) -> list[np.ndarray]:
             where="WEIGHTS",
             hint="take a flat Mixer",
         )
-    return [
-        block.token_mixing.fc1.weight.detach().double().numpy()  # type: ignore[operator,union-attr]
-        for block in model.blocks
-    ]
+    return [block.token_mixing.fc1.weight.detach().double().numpy() for block in model.blocks]
 
 
 def _rows(
@@ -174,20 +172,13 @@ def _history(options: Options, weights: Weights) -> list[Any]:
     path = existing_path(str(options.subject))
     rows = []
     for folder in sorted((path / "checkpoints").glob("step_*")) if path is not None and path.is_dir() else []:
-        model = create_model(**weights.model_settings)
-        tensors = load_file(folder / "model.safetensors")
-        if any(
-            tensors[name].shape != own.shape for name, own in model.state_dict().items() if name in tensors
-        ):
+        model: Any = create_model(**weights.model_settings)
+        tensors, own = load_file(folder / "model.safetensors"), model.state_dict()
+        if any(tensors[name].shape != own[name].shape for name in own):
             continue  # of the coarse patches of a curriculum
         model.load_state_dict(tensors)
         step = int(folder.name.removeprefix("step_"))
-        rows += _rows(
-            token_units(model, ""),
-            weights.model.config.grid,
-            "checkpoint",
-            step,  # type: ignore[union-attr]
-        )
+        rows += _rows(token_units(model, ""), model.config.grid, "checkpoint", step)
     return rows
 
 
@@ -199,7 +190,7 @@ def _answer(
     rows: list[Any],
     history: list[Any],
 ) -> Answer:
-    config: Any = weights.model.config
+    model: Any = weights.model
     kinds = ("trained", "as drawn at first", "shuffled")
     by = {(row["weights"], row["layer"]): row for row in rows}
     numbers = range(1, len(layers) + 1)
@@ -225,7 +216,7 @@ def _answer(
         )
         for number, units in list(enumerate(layers, start=1))[:SHOWN_LAYERS]
     ]
-    stem = weights.model.stem.weight.detach().double().numpy()  # type: ignore[union-attr,operator]
+    stem = model.stem.weight.detach().double().numpy()
     shown.append(
         Shown(
             name="stem",
@@ -257,7 +248,7 @@ def _answer(
     return Answer(
         settings=[
             ("Weights", f"{subject}: {display_name(name)}"),
-            ("Grid of patches", f"{grid[0]} x {grid[1]}, {config.patch_size} pixels a side"),
+            ("Grid of patches", f"{grid[0]} x {grid[1]}, {model.config.patch_size} pixels a side"),
             (
                 "Trained on",
                 str(weights.provenance.get("data", weights.provenance.get("source", "not known"))),
