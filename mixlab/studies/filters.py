@@ -143,7 +143,8 @@ def token_units(model: Any, name: str) -> list[np.ndarray]:
             where="WEIGHTS",
             hint="take a flat Mixer",
         )
-    return [block.token_mixing.fc1.weight.detach().double().numpy() for block in model.blocks]
+    blocks: Any = model.blocks
+    return [block.token_mixing.fc1.weight.detach().double().numpy() for block in blocks]
 
 
 def _rows(
