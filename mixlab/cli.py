@@ -30,6 +30,9 @@ COMMANDS = {
     "runs": "learning",
     "recipes": "learning",
     "study": "studying",
+    "export": "shipping",
+    "package": "shipping",
+    "card": "shipping",
     "bench": "measuring",
     "doctor": "using",
 }

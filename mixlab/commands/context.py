@@ -43,6 +43,14 @@ def find_weights(name: str) -> str | Path:
     return existing_path(name) or name
 
 
+def existing_run(name: str) -> Path | None:
+    """The folder of the run of that name or path; None for other weights."""
+    from mixlab.checkpoint.open import existing_path
+
+    path = existing_path(name)
+    return path if path is not None and (path / "metrics.jsonl").is_file() else None
+
+
 def open_named(name: str, **options: Any) -> "Weights":
     from mixlab.checkpoint.open import open_weights
 

@@ -96,6 +96,38 @@ def show_study(result: dict[str, Any], screen: Screen) -> None:
     screen.say(f"report: {result['report']}")
 
 
+def show_export(result: dict[str, Any], screen: Screen) -> None:
+    """`mixlab export`."""
+    screen.say(
+        f"compared on {result['num_pictures']} pictures: logits differ by {result['max_difference']:.2g} at most "
+        f"(the largest is {result['largest_logit']:.3g}), {result['same_top1']} of "
+        f"{result.get('num_compared', result['num_pictures'])} have the same top-1"
+    )
+    if "max_pixel_difference" in result:
+        screen.say(
+            f"pixels scaled inside the graph differ by {result['max_pixel_difference']} of 255 at most"
+        )
+    if "int8" in result:
+        found = result["int8"]
+        table = Table("product", "relative error alone", "runs in")
+        for row in found["products"]:
+            table.add_row(
+                row["product"], f"{row['relative_error']:.4f}", "int8" if row["is_int8"] else "float32"
+            )
+        screen.show(table)
+        table = Table("", "float32", "int8")
+        table.add_row(
+            "accuracy, validation", *(f"{100 * found[k]:.2f} %" for k in ("top1_before", "top1_after"))
+        )
+        table.add_row("accuracy, test", *(f"{100 * found[k]:.2f} %" for k in ("test_before", "test_after")))
+        table.add_row(
+            "size", *(f"{found[k] / 2**20:.2f} MiB" for k in ("num_bytes_before", "num_bytes_after"))
+        )
+        table.add_row("speed, batches of 16", "1", f"{found['speed_ratio']:.2f} times")
+        screen.show(table)
+    screen.say(f"written to {result['destination']}, {result['num_bytes'] / 2**20:.2f} MiB")
+
+
 def show_permutation(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab permute`."""
     show_facts(result, screen)

@@ -1,26 +1,179 @@
-"""A model for other runtimes: plain conversion to ONNX and OpenVINO, with a free batch axis.
+"""A model for other runtimes, with its preprocessing and class names inside: `mixlab export`.
 
-Both need their extra (`pip install 'mixlab[export]'`, `'mixlab[openvino]'`). The result is compared with the model by
-whoever asks for it; here nothing is measured.
+The graph takes uint8 pixels at model size, (batch, height, width, channels), and gives logits. What is written is
+opened again in its own runtime and compared with the model on real pictures before it gets its name.
+
+ONNX and OpenVINO need their extra (`pip install 'mixlab[export]'`, `'mixlab[openvino]'`).
 """
 
 import contextlib
+import inspect
 import io
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixlab.errors import UsageError
+import mixlab
+from mixlab.checkpoint.store import Weights
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import MixlabError, UsageError
+from mixlab.files import written_whole
+from mixlab.models.catalog import display_name
+from mixlab.serving.graph import PictureModel, PixelModel, Scale
+
+METADATA_KEY = "mixlab"
+INPUT, PICTURE, OUTPUT = "pixels", "picture", "logits"
+BATCHES = (1, 3, 64)
+TOLERANCE = 1e-4  # largest difference of a logit, as a share of the largest logit where that is above 1
+PIXEL_TOLERANCE, AGREEMENT = 2, 0.99  # of a graph that scales the pictures too
+ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "torch-export": ".pt2"}
+Runner = Callable[[np.ndarray], np.ndarray]
+Free = dict[int, Any]  # axes that a graph leaves open
+
+
+def export(
+    weights: Weights,
+    destination: Path,
+    *,
+    to: str,
+    pictures: Sequence[np.ndarray],
+    batch: int | None = None,
+    resize_in_graph: bool = False,
+) -> dict[str, Any]:
+    """Write `weights` for another runtime to `destination`; what `mixlab export --json` prints.
+
+    to: a key of ENDINGS; for OpenVINO, whose models are two files, `destination` is a folder. pictures: real ones,
+    uint8 (height, width, 3) of any size, on which the result is compared. batch: a fixed number of pictures, None for
+    any. resize_in_graph: one picture of any size goes in, and is cropped and scaled inside.
+    MixlabError, and no file, if what was written computes something else.
+    """
+    if to not in ENDINGS:
+        raise UsageError(f"there is no target {to!r}", where="--to", hint=f"one of {', '.join(ENDINGS)}")
+    if destination.exists():
+        raise UsageError("it exists already", where=str(destination), hint="choose another name")
+    if batch is not None and (batch < 1 or resize_in_graph):
+        what = "a graph that scales takes one picture" if resize_in_graph else "it must be at least 1"
+        raise UsageError(what, where="--batch", hint="leave --batch out")
+    if not pictures:
+        raise UsageError("there is no picture to compare on", where="--pictures")
+    model, preprocess = weights.model.cpu().eval(), weights.preprocess
+    (height, width), channels = preprocess.image_size, preprocess.channels
+    free: Free = {}
+    if resize_in_graph:
+        graph: nn.Module = PictureModel(model, preprocess).eval()
+        example = torch.zeros(height + 3, width + 5, 3, dtype=torch.uint8)
+        free = {axis: torch.export.Dim(name, min=2) for axis, name in enumerate(("height", "width"))}
+    else:
+        graph = PixelModel(model, preprocess).eval()
+        example = torch.zeros(batch or 2, height, width, channels, dtype=torch.uint8)
+        free = {} if batch else {0: torch.export.Dim("batch")}
+    name = PICTURE if resize_in_graph else INPUT
+    about = description(weights, resize_in_graph)
+    with written_whole(destination) as temporary:
+        WRITERS[to](graph, example, temporary, name, free, json.dumps(about))
+        runner = open_exported(temporary, to)
+        if resize_in_graph:
+            result = _compare_pictures(weights, runner, pictures)
+        else:
+            pixels = np.stack([preprocess.pixels(picture).transpose(1, 2, 0) for picture in pictures])
+            result = compare_pixels(graph, runner, pixels, BATCHES if batch is None else (batch,))
+        files = [temporary] if temporary.is_file() else list(temporary.iterdir())
+        result["num_bytes"] = sum(file.stat().st_size for file in files)
+    return {"destination": str(destination), "to": to, "batch": batch, "input": name} | result
+
+
+def description(weights: Weights, resize_in_graph: bool = False) -> dict[str, Any]:
+    """What travels inside an exported model, as JSON under the key `mixlab`."""
+    return {
+        "format_version": 1,
+        "model": display_name(weights.model_settings["name"]),
+        "input": PICTURE if resize_in_graph else INPUT,
+        "class_names": list(weights.class_names),
+        "preprocess": weights.preprocess.to_json(),
+        "provenance": weights.provenance,
+        "written_by": f"mixlab {mixlab.__version__}",
+    }
+
+
+def compare_pixels(
+    graph: nn.Module, runner: Runner, pixels: np.ndarray, batches: Sequence[int]
+) -> dict[str, Any]:
+    """Both on `pixels` uint8 (n, height, width, channels), in batches of each size. MixlabError if they differ."""
+    largest, difference, same, num_compared = 0.0, 0.0, 0, 0
+    for batch in batches:
+        count = -(-len(pixels) // batch) * batch if batch <= len(pixels) else batch
+        taken = np.resize(pixels, (count, *pixels.shape[1:]))  # pictures come again where a batch wants more
+        for start in range(0, count if batch > 1 else min(count, 8), batch):
+            part = taken[start : start + batch]
+            with torch.inference_mode():
+                expected = graph(torch.from_numpy(part)).numpy()
+            found = runner(part)
+            largest = max(largest, float(np.abs(expected).max()))
+            difference = max(difference, float(np.abs(found - expected).max()))
+            same += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+            num_compared += batch
+    result = {
+        "num_pictures": len(pixels), "batches": list(batches), "num_compared": num_compared, "same_top1": same,
+        "max_difference": difference, "largest_logit": largest,
+    }  # fmt: skip
+    if not difference <= TOLERANCE * max(largest, 1.0) or same < num_compared:
+        raise MixlabError(
+            f"what was written computes something else: logits differ by {difference:.2g} (the largest is "
+            f"{largest:.2g}), {same} of {num_compared} have the same top-1",
+            hint="nothing was kept; another version of the runtime may do better",
+        )
+    return result
+
+
+def _compare_pictures(weights: Weights, runner: Runner, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+    """A graph that scales, against the model on what `Preprocess` makes of the pictures."""
+    preprocess = weights.preprocess
+    graph, scale = PixelModel(weights.model, preprocess).eval(), Scale(preprocess)
+    worst, same, largest, difference = 0, 0, 0.0, 0.0
+    for picture in pictures:
+        pixels = preprocess.pixels(picture).transpose(1, 2, 0)
+        with torch.inference_mode():
+            ours = scale(torch.from_numpy(np.ascontiguousarray(_rgb(picture)))).numpy()
+            expected = graph(torch.from_numpy(pixels[None].copy())).numpy()
+        worst = max(worst, int(np.abs(ours - pixels).max()))
+        found = runner(_rgb(picture))
+        same += int(found.argmax() == expected.argmax())
+        largest = max(largest, float(np.abs(expected).max()))
+        difference = max(difference, float(np.abs(found - expected).max()))
+    agreement = same / len(pictures)
+    result = {
+        "num_pictures": len(pictures), "same_top1": same, "agreement": agreement, "max_pixel_difference": worst,
+        "max_difference": difference, "largest_logit": largest,
+    }  # fmt: skip
+    if worst > PIXEL_TOLERANCE or agreement < AGREEMENT:
+        raise MixlabError(
+            f"scaling inside the graph gives other pixels (by {worst} of 255 at most) or other answers "
+            f"({same} of {len(pictures)} the same)",
+            hint="nothing was kept; leave --resize-in-graph out and scale with the reader",
+        )
+    return result
+
+
+def _rgb(picture: np.ndarray) -> np.ndarray:
+    return picture if picture.shape[2] == 3 else np.repeat(picture, 3, axis=2)
+
+
+def open_exported(path: Path, to: str) -> Runner:
+    """What was written, in its own runtime: an array of pixels in, logits out."""
+    return OPENERS[to](path)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks a lot; what goes wrong comes as an exception."""
+    """The exporters talk a lot; what goes wrong comes as an exception."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -31,45 +184,129 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def to_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write `model` as one ONNX file: input `image` (batch, ...) float32, output `logits`; example: a few images."""
-    if not _has("onnxscript"):
-        raise UsageError("ONNX export needs onnx and onnxscript", hint="pip install 'mixlab[export]'")
+def to_onnx(
+    model: nn.Module, example: Tensor, path: Path, name: str = "image", free: Free | None = None
+) -> None:
+    """Write `model` as one ONNX file: input `name`, like `example`, output `logits`. free: None frees the batch."""
+    _need("onnxscript", "onnx and onnxscript", "export")
+    free = {0: torch.export.Dim("batch")} if free is None else free
     with _quiet():
         torch.onnx.export(
             model.eval(),
             (example,),
             str(path),
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes={_first_argument(model): {0: torch.export.Dim("batch")}},
+            input_names=[name],
+            output_names=[OUTPUT],
+            dynamic_shapes={_first_argument(model): free} if free else None,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
 
 
-def to_openvino(model: nn.Module, example: Tensor) -> Any:
-    """`model` as an OpenVINO model with a free batch axis."""
-    if not _has("openvino"):
-        raise UsageError("this needs openvino", hint="pip install 'mixlab[openvino]'")
+def to_openvino(model: nn.Module, example: Tensor, free: Free | None = None) -> Any:
+    """`model` as an OpenVINO model. free: as for `to_onnx`."""
+    _need("openvino", "openvino", "openvino")
     import openvino
 
+    free = {0: torch.export.Dim("batch")} if free is None else free
     with _quiet():
-        batch = {_first_argument(model): {0: torch.export.Dim("batch")}}
-        exported = torch.export.export(model.eval(), (example,), dynamic_shapes=batch)
-        converted = openvino.convert_model(exported)
-        converted.reshape([-1, *example.shape[1:]])
+        converted = openvino.convert_model(_exported(model, example, free))
+        converted.reshape([-1 if axis in free else length for axis, length in enumerate(example.shape)])
     return converted
 
 
-def _has(module: str) -> bool:
-    from importlib.util import find_spec
+def _exported(model: nn.Module, example: Tensor, free: Free) -> torch.export.ExportedProgram:
+    shapes = {_first_argument(model): free} if free else None
+    return torch.export.export(model.eval(), (example,), dynamic_shapes=shapes)
 
-    return find_spec(module) is not None
+
+def _write_onnx(graph: nn.Module, example: Tensor, path: Path, name: str, free: Free, about: str) -> None:
+    to_onnx(graph, example, path, name, free)
+    import onnx
+
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {METADATA_KEY: about})
+    onnx.save(written, path)
+
+
+def _write_openvino(graph: nn.Module, example: Tensor, path: Path, name: str, free: Free, about: str) -> None:
+    converted = to_openvino(graph, example, free)
+    import openvino
+
+    converted.inputs[0].get_tensor().set_names({name})
+    converted.outputs[0].get_tensor().set_names({OUTPUT})
+    converted.set_rt_info(about, [METADATA_KEY])
+    path.mkdir()
+    openvino.save_model(converted, path / "model.xml", compress_to_fp16=False)
+
+
+def _write_torch(graph: nn.Module, example: Tensor, path: Path, name: str, free: Free, about: str) -> None:
+    content = io.BytesIO()
+    with _quiet():
+        torch.export.save(_exported(graph, example, free), content, extra_files={METADATA_KEY: about})
+    path.write_bytes(content.getvalue())
+
+
+def _open_onnx(path: Path) -> Runner:
+    _need("onnxruntime", "onnxruntime", "export")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pixels: np.asarray(session.run([OUTPUT], {name: pixels})[0])
+
+
+def _open_openvino(path: Path) -> Runner:
+    import openvino
+
+    # Where the processor has bf16, it would be the default.
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path / "model.xml", "CPU", precise)
+    return lambda pixels: np.asarray(compiled(pixels)[0])
+
+
+def _open_torch(path: Path) -> Runner:
+    with _quiet():
+        module = torch.export.load(io.BytesIO(path.read_bytes())).module()
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return np.asarray(module(torch.from_numpy(np.ascontiguousarray(pixels))).numpy())
+
+    return run
+
+
+WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch}
+OPENERS: dict[str, Callable[[Path], Runner]] = {
+    "onnx": _open_onnx,
+    "openvino": _open_openvino,
+    "torch-export": _open_torch,
+}
+
+
+def _need(module: str, what: str, extra: str) -> None:
+    if find_spec(module) is None:
+        raise UsageError(f"this needs {what}", hint=f"pip install 'mixlab[{extra}]'")
 
 
 def _first_argument(model: nn.Module) -> str:
-    import inspect
-
     return next(iter(inspect.signature(model.forward).parameters))
+
+
+def sample_pictures(count: int, preprocess: Preprocess) -> list[np.ndarray]:
+    """Parts of the two photos that come with scikit-learn, at random places and sizes: (height, width, 3) each."""
+    from sklearn.datasets import load_sample_images
+
+    photos = load_sample_images().images
+    draws, pictures = np.random.default_rng(0), []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        smallest = min(*photo.shape[:2], 2 * max(preprocess.image_size))
+        height, width = (int(draws.integers(min(smallest, 16), side + 1)) for side in photo.shape[:2])
+        top, left = (
+            int(draws.integers(0, s - part + 1))
+            for s, part in zip(photo.shape, (height, width), strict=False)
+        )
+        pictures.append(np.ascontiguousarray(photo[top : top + height, left : left + width]))
+    return pictures

@@ -1,0 +1,210 @@
+"""The commands that take a model out of the laboratory, one function each; its docstring is the command's help.
+
+torch is imported inside the commands that need it, so that help and usage errors come at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from mixlab.commands.context import Context, emit, existing_run, find_weights, open_named, parse_size
+from mixlab.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mixlab.checkpoint.store import Weights
+
+NUM_PICTURES, NUM_SCALED = 64, 1000  # to compare an export on: of a plain graph, and of one that scales
+
+
+def export(
+    run: str,
+    /,
+    *,
+    to: str = "onnx",
+    out: Path | None = None,
+    int8: Annotated[bool, Parameter(negative="")] = False,
+    image_size: str | None = None,
+    batch: str = "dynamic",
+    resize_in_graph: Annotated[bool, Parameter(negative="")] = False,
+    pictures: Path | None = None,
+    data: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Write a model for another runtime, preprocessing and class names inside, compared on real pictures.
+
+    The graph takes uint8 pixels at model size, (batch, height, width, channels), and gives logits.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name.
+    to
+        onnx, openvino (a folder) or torch-export.
+    out
+        What to write; by default the run's name with the target's ending.
+    int8
+        ONNX only: 8-bit products, calibrated on the validation split; accuracy and speed before and after.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    batch
+        How many pictures the graph takes: a number, or dynamic for any.
+    resize_in_graph
+        Take one picture of any size, and crop and scale it inside the graph.
+    pictures
+        Folder of pictures to compare on; by default those of the run's test split, else two photos of scikit-learn's.
+    data
+        The data set, where the run's own has moved or the weights have none.
+    threads
+        For what is measured.
+    """
+    from mixlab.device import num_cores, set_threads
+    from mixlab.report.tables import show_export
+    from mixlab.serving.export import ENDINGS
+    from mixlab.serving.export import export as export_weights
+
+    if batch != "dynamic" and not batch.isdigit():
+        raise UsageError(f"{batch!r} is no number of pictures", where="--batch", hint="a number, or dynamic")
+    if int8 and (to != "onnx" or resize_in_graph or batch != "dynamic"):
+        raise UsageError("8-bit products are for plain ONNX models with any batch", where="--int8")
+    set_threads(threads)
+    weights = open_named(run, image_size=parse_size(image_size))
+    destination = out or Path(_plain_name(run) + ENDINGS.get(to, ""))
+    wanted = NUM_SCALED if resize_in_graph else NUM_PICTURES
+    shown = _pictures(run, weights, data, pictures, wanted)
+    options: dict[str, Any] = {"to": to, "batch": None if batch == "dynamic" else int(batch)}
+    if int8:
+        result = _export_int8(run, weights, destination, data, shown, threads or num_cores())
+    else:
+        result = export_weights(
+            weights, destination, pictures=shown, resize_in_graph=resize_in_graph, **options
+        )
+    show_export(result, Context.screen())
+    emit(result)
+
+
+def _export_int8(
+    run: str, weights: "Weights", destination: Path, data: str | None, shown: list["np.ndarray"], threads: int
+) -> dict[str, Any]:
+    """The exact model beside it first, then the 8-bit one, and both on the test split."""
+    import tempfile
+
+    from mixlab.serving.export import export as export_weights
+    from mixlab.serving.int8 import accuracy_of, compare_speed, quantise
+
+    if destination.exists():
+        raise UsageError("it exists already", where=str(destination), hint="choose another --out")
+    chosen, labels = _labelled(run, weights, data, "val")
+    tested, test_labels = _labelled(run, weights, data, "test")
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder) / "exact.onnx"
+        result = export_weights(weights, exact, to="onnx", pictures=shown)
+        found = quantise(exact, destination, chosen, labels, threads=threads)
+        found |= {
+            "test_before": accuracy_of(exact, tested, test_labels, threads),
+            "test_after": accuracy_of(destination, tested, test_labels, threads),
+            "num_test": len(tested),
+            "num_bytes_before": exact.stat().st_size,
+            "num_bytes_after": destination.stat().st_size,
+            "speed_ratio": compare_speed(exact, destination, tested, threads),
+        }
+    return result | {"destination": str(destination), "num_bytes": destination.stat().st_size, "int8": found}
+
+
+def _plain_name(run: str) -> str:
+    return Path(run).name.replace(":", "-").removesuffix(".npz").removesuffix(".safetensors")
+
+
+def _pictures(
+    run: str, weights: "Weights", data: str | None, folder: Path | None, count: int
+) -> list["np.ndarray"]:
+    """Real pictures, as they are decoded: of a folder, of the test split, or parts of scikit-learn's photos."""
+    import numpy as np
+
+    from mixlab.data.decode import decode
+    from mixlab.serving.export import sample_pictures
+    from mixlab.serving.predict import find_images
+
+    if folder is not None:
+        return [decode(path) for path in find_images([str(folder)])[:count]]
+    try:
+        split = _split(run, weights, data, "test")
+    except UsageError:
+        if data is not None:
+            raise
+        return sample_pictures(count, weights.preprocess)
+    places = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
+    return [split.pixels[i] if split.pixels is not None else decode(split.read(i)) for i in places]
+
+
+def _split(run: str, weights: "Weights", data: str | None, name: str) -> Any:
+    from mixlab.training.evaluate import choose_split, with_class_numbers
+
+    source, split = choose_split(Path(find_weights(run)), data, name, None, Context.screen())
+    return with_class_numbers(split, source, weights.class_names)
+
+
+def _labelled(run: str, weights: "Weights", data: str | None, name: str) -> tuple["np.ndarray", "np.ndarray"]:
+    """Pixels uint8 (n, height, width, channels) at model size and labels of a split."""
+    from mixlab.data.loader import load_images
+
+    images = load_images(_split(run, weights, data, name), weights.preprocess)
+    assert images.pixels is not None
+    return images.pixels.permute(0, 2, 3, 1).contiguous().numpy(), images.split.labels
+
+
+def card(
+    run: str, /, *, out: Path | None = None, licence: str = "not stated", data_name: str | None = None
+) -> None:
+    """Write a model card: what the model is, what was measured, how it was trained, where its limits are.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, or weights of any known format.
+    out
+        The file; by default it is printed.
+    licence
+        Of the weights, as an identifier such as apache-2.0.
+    data_name
+        What to call the data set.
+    """
+    from mixlab.files import write_atomically
+    from mixlab.serving.card import write_card
+
+    text = write_card(open_named(run), existing_run(run), licence=licence, data=data_name)
+    if out is None:
+        Context.screen().say(text)
+    else:
+        write_atomically(out, text.encode())
+        Context.screen().say(f"written to {out}")
+    emit({"card": text, "out": None if out is None else str(out)})
+
+
+def package(
+    run: str, /, *, out: Path | None = None, data: str | None = None, licence: str = "not stated"
+) -> None:
+    """A zip for people without mixlab: the model as ONNX, a predict.py for ONNX Runtime alone, and the model card.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name.
+    out
+        The file; by default the run's name with .zip.
+    data
+        As for `export`.
+    licence
+        As for `card`.
+    """
+    from mixlab.serving.card import write_card
+    from mixlab.serving.package import write_package
+
+    weights = open_named(run)
+    destination = out or Path(_plain_name(run) + ".zip")
+    text = write_card(weights, existing_run(run), licence=licence)
+    result = write_package(weights, destination, text, _pictures(run, weights, data, None, NUM_PICTURES))
+    Context.screen().say(f"written to {destination}: {', '.join(result['files'])}")
+    emit(result)

@@ -1,0 +1,108 @@
+"""What goes into an exported graph around a model: pixels to its input, and any picture to pixels.
+
+All of it is sums, products and comparisons of tensors, so that every runtime can have it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import UsageError
+
+LUMA = (19595, 38470, 7471)  # ITU-R 601 in 1/65536, as Pillow has it
+
+
+class PixelModel(nn.Module):
+    """uint8 (B, height, width, channels) at model size -> logits (B, K)."""
+
+    scale: Tensor
+    shift: Tensor
+    order: Tensor | None
+
+    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.model = model
+        mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+        self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1))
+        self.register_buffer("shift", (mean / std).view(-1, 1, 1))
+        permutation = preprocess.permutation
+        order = None if permutation is None else torch.from_numpy(permutation.index(preprocess.image_size))
+        self.register_buffer("order", order)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        image = pixels.permute(0, 3, 1, 2).float() * self.scale - self.shift
+        if self.order is not None:
+            image = image.flatten(2)[:, :, self.order].unflatten(2, image.shape[2:])
+        return self.model(image)
+
+
+class PictureModel(nn.Module):
+    """One RGB picture of any size, uint8 (height, width, 3) -> logits (1, K): crop and scale as `Preprocess` does."""
+
+    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.pixels = Scale(preprocess)
+        self.classify = PixelModel(model, preprocess)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return self.classify(self.pixels(picture)[None])
+
+
+class Scale(nn.Module):
+    """RGB picture uint8 (height, width, 3) -> whole numbers, float32 (model height, model width, channels).
+
+    Pillow's antialiased resampling as a product with a matrix for each side, rounded after each as Pillow does.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        if preprocess.fit not in ("crop", "stretch", "resize-crop"):
+            raise UsageError(f"there is no graph for the fit {preprocess.fit!r}", where="--resize-in-graph")
+        self.preprocess = preprocess
+
+    def forward(self, picture: Tensor) -> Tensor:
+        own, image = self.preprocess, picture.float()
+        if own.channels == 1:
+            parts = (weight * image[..., channel] for channel, weight in enumerate(LUMA))
+            image = torch.floor((sum(parts, torch.zeros(())) + 32768) / 65536)[..., None]
+        # Lengths as tensors: a graph for any size must compute with them.
+        rows, columns = torch.arange(picture.shape[0]), torch.arange(picture.shape[1])
+        height, width = (rows[-1] + 1).double(), (columns[-1] + 1).double()
+        top, bottom, left, right = self._box(height, width)
+        across = self._matrix(columns, left, right, own.image_size[1])
+        down = self._matrix(rows, top, bottom, own.image_size[0])
+        narrow = _rounded(torch.matmul(across, image))  # along the rows first, as Pillow does
+        return _rounded(torch.matmul(down, narrow.flatten(1)).unflatten(1, narrow.shape[1:]))
+
+    def _box(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`Preprocess.box` in tensors: top, bottom, left, right."""
+        own = self.preprocess
+        if own.fit == "stretch":
+            box_height, box_width = height, width
+        elif own.fit == "resize-crop":
+            box_height, box_width = own.crop_fraction * height, own.crop_fraction * width
+        else:
+            target_height, target_width = own.image_size
+            scale = own.crop_fraction * torch.minimum(height / target_height, width / target_width)
+            box_height = torch.minimum(target_height * scale, height)
+            box_width = torch.minimum(target_width * scale, width)
+        top, left = (height - box_height) / 2, (width - box_width) / 2
+        return top, top + box_height, left, left + box_width
+
+    def _matrix(self, places: Tensor, start: Tensor, stop: Tensor, length: int) -> Tensor:
+        """(length, number of places): how much of each pixel goes into each of the new ones."""
+        scale = (stop - start) / length
+        wide = torch.clamp(scale, min=1.0)
+        centers = start + (torch.arange(length).double() + 0.5) * scale
+        x = ((places.double() + 0.5)[None, :] - centers[:, None]).abs() / wide
+        if self.preprocess.interpolation == "bicubic":
+            near = (1.5 * x - 2.5) * x * x + 1
+            far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+            weight = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+        else:
+            weight = torch.clamp(1 - x, min=0.0)
+        return (weight / weight.sum(dim=1, keepdim=True)).float()
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return torch.clamp(torch.floor(values + 0.5), 0, 255)

@@ -1,0 +1,35 @@
+"""A zip that says what is in pictures wherever ONNX Runtime is: `mixlab package`."""
+
+import importlib.resources
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixlab.checkpoint.store import Weights
+from mixlab.errors import UsageError
+from mixlab.files import written_whole
+from mixlab.serving.export import export
+
+REQUIREMENTS = "numpy\nonnxruntime\npillow\n"
+
+
+def write_package(
+    weights: Weights, destination: Path, card: str, pictures: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Write the zip; what `mixlab package --json` prints. pictures: as for `export`."""
+    if destination.exists():
+        raise UsageError("it exists already", where=str(destination), hint="choose another --out")
+    program = importlib.resources.files("mixlab.serving").joinpath("standalone.py").read_text()
+    with tempfile.TemporaryDirectory() as folder, written_whole(destination) as temporary:
+        model = Path(folder) / "model.onnx"
+        result = export(weights, model, to="onnx", pictures=pictures)
+        contents = {"predict.py": program, "requirements.txt": REQUIREMENTS, "README.md": card}
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(model, "model.onnx")
+            for name, text in contents.items():
+                archive.writestr(name, text)
+    return result | {"destination": str(destination), "files": ["model.onnx", *contents]}
