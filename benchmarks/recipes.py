@@ -1,6 +1,7 @@
 """Recipes against each other on CIFAR-10, as a person types them: whole commands of `mixlab train`, timed.
 
-    python -m benchmarks.recipes DATA GROUP [GROUP ...] [--seeds N] [--minutes M] [--csv docs/recipes.csv]
+    python -m benchmarks.recipes DATA GROUP [GROUP ...] [--seeds N] [--minutes M] [--runs DIR]
+        [--csv docs/recipes.csv]
 
 DATA: the folder with train/CLASS/* and test/CLASS/*. Groups, see GROUPS: what is chosen on (`val`: a tenth of train
 is held out, and the test split is not even in sight) or reported (`test`: trained on all of train, test read once).
@@ -116,8 +117,10 @@ def options_of(group: str, name: str, seed: int) -> dict[str, Any]:
     return options if chosen.split == "val" else options | {"data.val_fraction": 0}
 
 
-def measure(cell: dict[str, Any], data: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Train one cell as a command of its own; its row. rows: those measured so far."""
+def measure(
+    cell: dict[str, Any], data: Path, rows: list[dict[str, str]], keep: Path | None = None
+) -> dict[str, Any]:
+    """Train one cell as a command of its own; its row. rows: those measured so far. keep: where its run stays."""
     group = GROUPS[cell["group"]]
     options = options_of(**cell)
     length = {"budget": group.budget}
@@ -130,7 +133,9 @@ def measure(cell: dict[str, Any], data: Path, rows: list[dict[str, str]]) -> dic
             (Path(folder) / "data").mkdir(exist_ok=True)
             (Path(folder) / "data" / split).symlink_to((data / split).absolute())
         arguments = [f"--{key}={value}" for key, value in (options | length).items()]
-        run = Path(folder) / "run"
+        run = (
+            Path(folder) / "run" if keep is None else keep / f"{cell['group']}-{cell['name']}-{cell['seed']}"
+        )
         command = [sys.executable, "-m", "mixlab", "train", f"{folder}/data"]
         began = time.monotonic()
         done = subprocess.run(
@@ -198,6 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--seeds", type=int, help="instead of the group's own number")
     parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--runs", type=Path, help="keep the runs in this folder")
     parser.add_argument("--csv", type=Path, default=Path("docs/recipes.csv"))
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
@@ -214,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
                 yield cell
 
     def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
-        return measure(cell, options.data, read_rows(options.csv))
+        return measure(cell, options.data, read_rows(options.csv), options.runs)
 
     measure_missing(are_in_time(), measure_cell, options.csv, COLUMNS)
     print(table(read_rows(options.csv)))

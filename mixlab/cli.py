@@ -31,6 +31,7 @@ COMMANDS = {
     "recipes": "learning",
     "study": "studying",
     "export": "shipping",
+    "serve": "shipping",
     "package": "shipping",
     "card": "shipping",
     "bench": "measuring",

@@ -27,7 +27,7 @@ def emit(value: dict[str, Any]) -> None:
     from mixlab.report.screen import speaks
 
     if Context.json and speaks():
-        print(jsonlib.dumps(value, allow_nan=False))
+        print(jsonlib.dumps(value, allow_nan=False), flush=True)  # a server's reader waits for it
 
 
 def find_run(name: str) -> Path:

@@ -208,3 +208,59 @@ def package(
     result = write_package(weights, destination, text, _pictures(run, weights, data, None, NUM_PICTURES))
     Context.screen().say(f"written to {destination}: {', '.join(result['files'])}")
     emit(result)
+
+
+def serve(
+    run: str,
+    /,
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    name: tuple[str, ...] = (),
+    image_size: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Serve a model over HTTP, with a page for people at / and a description for programs at /docs.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name.
+    port
+        0 takes a free one.
+    host
+        The address to listen at; by default only this machine can reach it.
+    token
+        What callers must send as `Authorization: Bearer TOKEN`; needed for any other host. MIXLAB_TOKEN says it too,
+        without showing it to everyone who lists processes.
+    name
+        A name that this server is reached by from elsewhere; may be given several times.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    """
+    import os
+
+    from mixlab.device import set_threads
+    from mixlab.serving.predict import load
+
+    token = token or os.environ.get("MIXLAB_TOKEN") or None
+    try:
+        from mixlab.serving.listen import check_address, default_limits, listen, make_server
+        from mixlab.serving.server import Service
+    except ModuleNotFoundError as error:
+        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
+    check_address(host, token)
+    set_threads(threads)
+    screen = Context.screen()
+    with screen.progress_if_any("downloading") as progress:
+        classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
+    service = Service(classifier, _plain_name(run), default_limits())
+
+    def say(port: int) -> None:
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        screen.say(f"{service.name} at {where}  (Ctrl-C stops it)")
+        emit({"address": where, "model": service.name})
+
+    listen(make_server(service, host=host, port=port, token=token, names=name, started=say))

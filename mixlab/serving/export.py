@@ -172,7 +172,7 @@ def open_exported(path: Path, to: str) -> Runner:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporters talk a lot; what goes wrong comes as an exception."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -190,7 +190,7 @@ def to_onnx(
     """Write `model` as one ONNX file: input `name`, like `example`, output `logits`. free: None frees the batch."""
     _need("onnxscript", "onnx and onnxscript", "export")
     free = {0: torch.export.Dim("batch")} if free is None else free
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             model.eval(),
             (example,),
@@ -210,7 +210,7 @@ def to_openvino(model: nn.Module, example: Tensor, free: Free | None = None) -> 
     import openvino
 
     free = {0: torch.export.Dim("batch")} if free is None else free
-    with _quiet():
+    with quiet():
         converted = openvino.convert_model(_exported(model, example, free))
         converted.reshape([-1 if axis in free else length for axis, length in enumerate(example.shape)])
     return converted
@@ -243,7 +243,7 @@ def _write_openvino(graph: nn.Module, example: Tensor, path: Path, name: str, fr
 
 def _write_torch(graph: nn.Module, example: Tensor, path: Path, name: str, free: Free, about: str) -> None:
     content = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(_exported(graph, example, free), content, extra_files={METADATA_KEY: about})
     path.write_bytes(content.getvalue())
 
@@ -267,7 +267,7 @@ def _open_openvino(path: Path) -> Runner:
 
 
 def _open_torch(path: Path) -> Runner:
-    with _quiet():
+    with quiet():
         module = torch.export.load(io.BytesIO(path.read_bytes())).module()
 
     def run(pixels: np.ndarray) -> np.ndarray:

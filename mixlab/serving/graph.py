@@ -51,7 +51,8 @@ class PictureModel(nn.Module):
 class Scale(nn.Module):
     """RGB picture uint8 (height, width, 3) -> whole numbers, float32 (model height, model width, channels).
 
-    Pillow's antialiased resampling as a product with a matrix for each side, rounded after each as Pillow does.
+    Pillow's antialiased resampling as a product with a matrix for each side, rounded after each as Pillow does: along
+    the rows first, which Pillow from version 13 on does second where the height shrinks much more.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:

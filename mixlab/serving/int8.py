@@ -15,7 +15,7 @@ import numpy as np
 
 from mixlab.errors import MixlabError, UsageError
 from mixlab.files import written_whole
-from mixlab.serving.export import INPUT, METADATA_KEY, OUTPUT, Runner
+from mixlab.serving.export import INPUT, METADATA_KEY, OUTPUT, Runner, quiet
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 NUM_CALIBRATION, CALIBRATION_BATCH = 512, 64
@@ -117,9 +117,9 @@ class _Pictures:
     """What ONNX Runtime's calibration reads."""
 
     def __init__(self, pixels: np.ndarray) -> None:
-        self.batches = [
-            {INPUT: pixels[i : i + CALIBRATION_BATCH]} for i in range(0, len(pixels), CALIBRATION_BATCH)
-        ]
+        size = min(CALIBRATION_BATCH, len(pixels))  # all of one size: they are put together to arrays
+        whole = len(pixels) // size * size
+        self.batches = [{INPUT: pixels[i : i + size]} for i in range(0, whole, size)]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self.batches.pop(0) if self.batches else None
@@ -138,8 +138,9 @@ def _ranges(source: Path, pixels: np.ndarray) -> Any:
             extra_options={"percentile": PERCENTILE},
         )
         calibrator.set_execution_providers(["CPUExecutionProvider"])
-        calibrator.collect_data(_Pictures(pixels))
-        found = calibrator.compute_data()
+        with quiet():
+            calibrator.collect_data(_Pictures(pixels))
+            found = calibrator.compute_data()
     source.with_name(f"{source.stem}_augmented.onnx").unlink(missing_ok=True)
     return found
 

@@ -1,0 +1,144 @@
+"""A server on a port: uvicorn, with a limit for slow headers, and a drain on SIGTERM."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mixlab.errors import UsageError
+from mixlab.serving.server import LOOPBACK, Limits, Service, create_app
+
+HEADER_SECONDS = 10.0  # for the headers of a request to be complete
+KEEP_ALIVE_SECONDS = 5
+DRAIN_SECONDS = 20
+MAX_HEADER_BYTES = 16 * 1024
+MIN_TOKEN = 16  # characters
+
+
+class TimedProtocol(H11Protocol):
+    """uvicorn's, which waits for ever for headers that come byte by byte; here for HEADER_SECONDS."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        if not self._is_idle():
+            self._stop()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+
+    def _stop(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _too_slow(self) -> None:
+        self._late = None
+        if self._is_idle() and not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self.service, self.say_started = service, started
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.service.is_draining = True
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.say_started(self.servers[0].sockets[0].getsockname()[1])
+
+
+def check_address(host: str, token: str | None) -> None:
+    """UsageError if others could reach the server without a token, or the token is none."""
+    if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
+        raise UsageError(
+            f"a token has at least {MIN_TOKEN} printable characters",
+            where="--token",
+            hint='python -c "import secrets; print(secrets.token_urlsafe())" makes one',
+        )
+    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        raise UsageError(
+            f"at {host} other machines could reach this server",
+            where="--host",
+            hint="give --token (or MIXLAB_TOKEN), or stay at 127.0.0.1",
+        )
+
+
+def make_server(
+    service: Service,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    names: tuple[str, ...] = (),
+    started: Callable[[int], None] = lambda port: None,
+) -> uvicorn.Server:
+    """A server whose `run()` serves until SIGINT or SIGTERM; requests under way are answered first.
+
+    names: under which it may be asked for, beside loopback's and `host`. started: called with the port once it
+    listens.
+    """
+    check_address(host, token)
+    own = f"[{host}]" if ":" in host else host
+    app = create_app(service, hosts=(*LOOPBACK, own, *(name.lower() for name in names)), token=token)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=TimedProtocol,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return _Server(config, service, started)
+
+
+def listen(server: uvicorn.Server) -> None:
+    """Run it. UsageError if its port cannot be had."""
+    try:
+        server.run()
+    except SystemExit as error:  # how uvicorn says so
+        raise UsageError(
+            f"nothing can listen at {server.config.host}:{server.config.port}",
+            where="--port",
+            hint="is it taken? --port 0 finds a free one",
+        ) from error
+
+
+def default_limits() -> Limits:
+    """What suits this machine."""
+    from mixlab.device import num_cores
+
+    return Limits(decoders=max(min(num_cores(), 4), 1))

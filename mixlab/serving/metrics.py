@@ -1,0 +1,47 @@
+"""What a server counts, as Prometheus reads it."""
+
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from mixlab.serving.batching import Batcher
+    from mixlab.serving.decoder import Decoders
+
+PATHS = ("/predict", "/predict-many", "/occlusion", "/info", "/health", "/ready", "/metrics")
+
+
+class Metrics:
+    """Counters of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "mixlab"}
+        self.requests = Counter("requests", "Requests answered", ["path", "status"], **own)
+        self.seconds = Histogram("request_seconds", "From a request to its answer", ["path"], **own)
+        self.pictures = Counter("pictures", "Pictures classified", **own)
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.batch_size = Histogram(
+            "batch_size", "Pictures that went through the model at once", buckets=sizes, **own
+        )
+        self.batch_seconds = Histogram("batch_seconds", "Of the model for a batch", **own)
+        self.waiting = Gauge("waiting_pictures", "Pictures that wait for the model", **own)
+        self.restarts = Gauge("decoder_restarts", "Decoding processes that had to be replaced", **own)
+
+    def observe_request(self, path: str, status: int, seconds: float) -> None:
+        """Count an answer; paths that are none of ours count together."""
+        known = path if path in PATHS else "other"
+        self.requests.labels(known, str(status)).inc()
+        self.seconds.labels(known).observe(seconds)
+
+    def observe_batch(self, size: int, seconds: float) -> None:
+        """Count a batch."""
+        self.pictures.inc(size)
+        self.batch_size.observe(size)
+        self.batch_seconds.observe(seconds)
+
+    def text(self, batcher: "Batcher", decoders: "Decoders") -> bytes:
+        """All of it in Prometheus' text format."""
+        self.waiting.set(batcher.waiting.qsize())
+        self.restarts.set(decoders.num_restarts)
+        return generate_latest(self.registry)

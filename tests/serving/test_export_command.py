@@ -1,0 +1,226 @@
+"""`mixlab export`, `package` and `card`: what leaves is what was trained, and opens where mixlab is not."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mixlab
+from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.permute import permute_weights
+from mixlab.checkpoint.store import Weights, save_weights
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import MixlabError, UsageError
+from mixlab.models.catalog import create_model, settings_of
+from mixlab.report.screen import Screen
+from mixlab.serving import export as exporting
+from mixlab.serving.export import export, open_exported, sample_pictures
+from mixlab.serving.graph import Scale
+from tests.forked import mixlab as command
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+
+def weights_of(name="mixer_pico4", size=(24, 24), channels=3, **preprocess):
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=4, image_size=size, in_channels=channels).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    shape = {"mean": (0.4,) * channels, "std": (0.3,) * channels}
+    return Weights(
+        model=model,
+        model_settings=settings_of(model.config),
+        preprocess=Preprocess(image_size=size, channels=channels, **shape | preprocess),
+        class_names=("ant", "bee", "cow", "dog <&>"),
+        provenance={"data": "nothing"},
+    )
+
+
+PICTURES = sample_pictures(70, Preprocess(image_size=(24, 24)))
+
+
+@pytest.mark.parametrize("to", exporting.ENDINGS)
+@pytest.mark.parametrize(
+    ("name", "channels", "batch"),
+    [("mixer_pico4", 3, None), ("mixer_pyramid_micro2", 3, None), ("mixer_pico4", 1, 5)],
+)
+def test_what_is_written_answers_as_the_model_does(to, name, channels, batch, tmp_path):
+    weights = weights_of(name, channels=channels)
+    path = tmp_path / f"model{exporting.ENDINGS[to]}"
+    result = export(weights, path, to=to, pictures=PICTURES, batch=batch)
+    assert result["max_difference"] <= 1e-4 * max(result["largest_logit"], 1)
+    assert result["same_top1"] == result["num_compared"] >= 70
+    assert result["batches"] == ([1, 3, 64] if batch is None else [5])
+    pixels = np.stack([weights.preprocess.pixels(p).transpose(1, 2, 0) for p in PICTURES[: batch or 7]])
+    with torch.inference_mode():
+        image = weights.preprocess.normalize(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        expected = weights.model(image).numpy()
+    np.testing.assert_allclose(open_exported(path, to)(pixels), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_classes_and_preprocessing_travel_inside(tmp_path):
+    weights = weights_of(crop_fraction=0.875)
+    export(weights, tmp_path / "model.onnx", to="onnx", pictures=PICTURES[:3])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["mixlab"])
+    assert about["class_names"] == list(weights.class_names)
+    assert Preprocess.from_json(about["preprocess"]) == weights.preprocess
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [24, 24, 3])
+    export(weights, tmp_path / "ov", to="openvino", pictures=PICTURES[:3])
+    import openvino
+
+    model = openvino.Core().read_model(tmp_path / "ov" / "model.xml")
+    assert json.loads(model.get_rt_info(["mixlab"]).astype(str))["class_names"] == list(weights.class_names)
+    export(weights, tmp_path / "model.pt2", to="torch-export", pictures=PICTURES[:3])
+    extra = {"mixlab": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["mixlab"])["class_names"] == list(weights.class_names)
+
+
+def test_permuted_weights_permute_inside_the_graph(tmp_path):
+    permuted, _ = permute_weights(weights_of(), seed=1)
+    export(permuted, tmp_path / "model.onnx", to="onnx", pictures=PICTURES[:5])
+    pixels = np.stack([permuted.preprocess.pixels(p).transpose(1, 2, 0) for p in PICTURES[:5]])
+    with torch.inference_mode():
+        original = weights_of()
+        expected = original.model(
+            original.preprocess.normalize(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        )
+    found = open_exported(tmp_path / "model.onnx", "onnx")(pixels)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
+
+
+def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    real = exporting.OPENERS["onnx"]
+    for wrong in (lambda logits: logits + 0.01, lambda logits: -logits, lambda logits: logits * np.nan):
+        monkeypatch.setitem(exporting.OPENERS, "onnx", lambda path, wrong=wrong: (
+            lambda pixels: wrong(real(path)(pixels))
+        ))  # fmt: skip
+        with pytest.raises(MixlabError, match="something else"):
+            export(weights_of(), tmp_path / "model.onnx", to="onnx", pictures=PICTURES[:5])
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "resize-crop"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_scaling_in_tensors_is_pillows(fit, interpolation, channels):
+    preprocess = Preprocess(
+        image_size=(24, 32), channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels,
+        fit=fit, interpolation=interpolation, crop_fraction=0.875,
+    )  # fmt: skip
+    scale, worst = Scale(preprocess), 0
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((24, 32), (7, 9), (25, 301))]
+    tall = PICTURES[0][:200, :33]  # Pillow 13 takes the rows of such a one first: another rounding on the way
+    for picture in [*PICTURES[:20], *noise, tall]:
+        found = scale(torch.from_numpy(picture)).numpy()
+        expected = preprocess.pixels(picture).transpose(1, 2, 0)
+        worst = max(worst, int(np.abs(found - expected).max()))
+    assert worst <= 1
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_a_graph_that_scales_takes_pictures_of_any_size(to, tmp_path):
+    path = tmp_path / "model"
+    result = export(weights_of(crop_fraction=0.9), path, to=to, pictures=PICTURES, resize_in_graph=True)
+    assert result["max_pixel_difference"] <= 2
+    assert result["agreement"] >= 0.99
+    run = open_exported(path, to)
+    assert {run(picture).shape for picture in PICTURES[:10]} == {(1, 4)}
+
+
+def test_what_cannot_be_exported_is_said(tmp_path):
+    weights = weights_of()
+    for options, where in (
+        ({"to": "tflite"}, "--to"), ({"to": "onnx", "batch": 0}, "--batch"),
+        ({"to": "onnx", "batch": 2, "resize_in_graph": True}, "--batch"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as error:
+            export(weights, tmp_path / "x", pictures=PICTURES[:2], **options)
+        assert error.value.where == where
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        export(weights, tmp_path / "there", to="onnx", pictures=PICTURES[:2])
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    mixlab.train("digits", "digits", run=folder, screen=Screen(quiet=True), steps=300)
+    return folder
+
+
+def test_a_run_in_eight_bits_keeps_its_accuracy(run, tmp_path):
+    done = command("export", run, "--int8", "--out", tmp_path / "small.onnx", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    found = result["int8"]
+    assert found["top1_before"] - found["top1_after"] <= 0.003
+    assert found["num_int8"] + found["num_float32"] == len(found["products"])
+    assert found["num_bytes_after"] < found["num_bytes_before"]
+    ends = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    test = next(row for row in ends if row["event"] == "end")["test"]
+    assert found["test_before"] == pytest.approx(test["num_correct"] / test["num_images"])
+    ops = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
+    assert "QuantizeLinear" in ops
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
+def test_a_package_needs_neither_mixlab_nor_torch(run, tmp_path):
+    done = command("package", run, "--out", tmp_path / "digits.zip", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "digits.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "model.onnx",
+        "predict.py",
+        "requirements.txt",
+        "README.md",
+    }
+    rng = np.random.default_rng(0)
+    names = []
+    for number, (size, mode) in enumerate((((8, 8), "L"), ((90, 41), "RGB"), ((33, 64), "RGBA"))):
+        pixels = rng.integers(
+            0, 256, (*size, len(Image.new(mode, (1, 1)).getbands())), dtype=np.uint8
+        ).squeeze()
+        Image.fromarray(pixels, mode if mode != "L" else None).save(tmp_path / f"{number}.png")
+        names.append(str(tmp_path / f"{number}.png"))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    code = "import sys; sys.modules['torch'] = sys.modules['mixlab'] = None; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"  # noqa: E501
+    program = str(tmp_path / "out" / "predict.py")
+    code = f"import sys; sys.argv[0] = {program!r}; {code}"
+    told = subprocess.run(
+        [sys.executable, "-c", code, *names, str(tmp_path / "bad.png")], capture_output=True, text=True
+    )
+    assert told.returncode == 1, told.stderr
+    assert "bad.png" in told.stderr
+    classifier = mixlab.load(run)
+    for line, row in zip(told.stdout.splitlines(), classifier.predict(names), strict=True):
+        best = row["predictions"][0]
+        assert line.startswith(f"{row['path']}: {best['label']} {100 * best['probability']:.1f} %")
+
+
+def test_a_card_says_what_was_measured_and_no_more(run, tmp_path):
+    done = command("card", run, "--licence", "apache-2.0", "--data-name", "digits", "--json", cwd=tmp_path)
+    card = json.loads(done.stdout)["card"]
+    ends = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    test = next(row for row in ends if row["event"] == "end")["test"]
+    assert f"Test accuracy {100 * test['num_correct'] / test['num_images']:.2f} %" in card
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert 'name = "digits"' in card
+    save_weights(tmp_path / "bare", weights_of())
+    done = command("card", tmp_path / "bare", "--json", cwd=tmp_path)
+    card = json.loads(done.stdout)["card"]
+    assert "Not yet measured." in card
+    assert "Not known: these are weights without their run." in card
+    assert open_weights(tmp_path / "bare").class_names[3] in card
