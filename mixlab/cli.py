@@ -32,8 +32,10 @@ COMMANDS = {
     "study": "studying",
     "export": "shipping",
     "serve": "shipping",
+    "ui": "shipping",
     "package": "shipping",
     "card": "shipping",
+    "push": "shipping",
     "bench": "measuring",
     "doctor": "using",
 }

@@ -3,6 +3,7 @@
 torch is imported inside the commands that need it, so that help and usage errors come at once.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -210,6 +211,53 @@ def package(
     emit(result)
 
 
+def push(
+    run: str,
+    repository: str | None = None,
+    /,
+    *,
+    folder: Path | None = None,
+    format: str | None = None,
+    private: Annotated[bool, Parameter(negative="")] = False,
+    licence: str = "not stated",
+    data_name: str | None = None,
+) -> None:
+    """Put weights with a model card on the Hugging Face Hub, or the same files into a folder.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name.
+    repository
+        OWNER/NAME on the Hub.
+    folder
+        Write there instead, and upload nothing.
+    format
+        mixlab-timm (loads in timm where mixlab is installed; for plain Mixers the default), timm or mixlab.
+    private
+        Make a new repository private.
+    licence
+        Of the weights, as an identifier such as apache-2.0.
+    data_name
+        What to call the data set.
+    """
+    from mixlab.serving.card import write_card
+    from mixlab.serving.push import push as push_weights
+    from mixlab.serving.push import write_repository
+
+    if (repository is None) == (folder is None):
+        raise UsageError("give a repository, or --folder", where="REPO")
+    weights = open_named(run)
+    text = write_card(weights, existing_run(run), licence=licence, data=data_name)
+    if folder is not None:
+        result = write_repository(weights, folder, text, format=format)
+    else:
+        result = push_weights(weights, str(repository), text, format=format, private=private)
+    where = result["folder"] or result["url"]
+    Context.screen().say(f"{', '.join(result['files'])} as {result['format']} at {where}")
+    emit(result)
+
+
 def serve(
     run: str,
     /,
@@ -247,8 +295,8 @@ def serve(
 
     token = token or os.environ.get("MIXLAB_TOKEN") or None
     try:
-        from mixlab.serving.listen import check_address, default_limits, listen, make_server
-        from mixlab.serving.server import Service
+        from mixlab.serving.listen import allowed_hosts, check_address, default_limits, listen, make_server
+        from mixlab.serving.server import Service, create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
     check_address(host, token)
@@ -257,10 +305,57 @@ def serve(
     with screen.progress_if_any("downloading") as progress:
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
     service = Service(classifier, _plain_name(run), default_limits())
+    app = create_app(service, hosts=allowed_hosts(host, name), token=token)
+    say = _announcer(host, service.name)
+    listen(make_server(app, host=host, port=port, started=say, stopping=service.drain))
 
+
+def _announcer(host: str, what: str) -> Callable[[int], None]:
     def say(port: int) -> None:
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        screen.say(f"{service.name} at {where}  (Ctrl-C stops it)")
-        emit({"address": where, "model": service.name})
+        Context.screen().say(f"{what} at {where}  (Ctrl-C stops it)")
+        emit({"address": where, "serves": what})
 
-    listen(make_server(service, host=host, port=port, token=token, names=name, started=say))
+    return say
+
+
+def ui(
+    runs: Path = Path("runs"),
+    /,
+    *,
+    studies: Path = Path("studies"),
+    port: int = 8001,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    name: tuple[str, ...] = (),
+) -> None:
+    """Look at runs and studies in a browser: curves while they train, differences, reports.
+
+    Parameters
+    ----------
+    runs
+        The folder with the runs.
+    studies
+        The folder with the studies.
+    port
+        0 takes a free one.
+    host
+        As for `serve`, and so are token and name.
+    """
+    import os
+
+    from mixlab.training.run_folder import list_runs
+
+    token = token or os.environ.get("MIXLAB_TOKEN") or None
+    try:
+        from mixlab.serving.listen import allowed_hosts, check_address, listen, make_server
+        from mixlab.serving.ui import create_ui
+    except ModuleNotFoundError as error:
+        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
+    check_address(host, token)
+    if not runs.is_dir() and not studies.is_dir():
+        raise UsageError(
+            "there is neither this folder nor one of studies", where=str(runs), hint="train first"
+        )
+    app = create_ui(runs, studies, list_runs, hosts=allowed_hosts(host, name), token=token)
+    listen(make_server(app, host=host, port=port, started=_announcer(host, "the runs")))

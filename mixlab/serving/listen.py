@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mixlab.errors import UsageError
-from mixlab.serving.server import LOOPBACK, Limits, Service, create_app
+from mixlab.serving.server import LOOPBACK, Limits
 
 HEADER_SECONDS = 10.0  # for the headers of a request to be complete
 KEEP_ALIVE_SECONDS = 5
@@ -59,12 +60,14 @@ class TimedProtocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[int], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[int], None], stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self.service, self.say_started = service, started
+        self.say_started, self.say_stopping = started, stopping
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.service.is_draining = True
+        self.say_stopping()
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: Any = None) -> None:
@@ -89,23 +92,23 @@ def check_address(host: str, token: str | None) -> None:
         )
 
 
+def allowed_hosts(host: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What a Host header may say: loopback's names, `host`, and `names` by which it is reached from elsewhere."""
+    return (*LOOPBACK, f"[{host}]" if ":" in host else host, *(name.lower() for name in names))
+
+
 def make_server(
-    service: Service,
+    app: ASGIApp,
     *,
     host: str,
     port: int,
-    token: str | None,
-    names: tuple[str, ...] = (),
     started: Callable[[int], None] = lambda port: None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> uvicorn.Server:
     """A server whose `run()` serves until SIGINT or SIGTERM; requests under way are answered first.
 
-    names: under which it may be asked for, beside loopback's and `host`. started: called with the port once it
-    listens.
+    started: called with the port once it listens; stopping: when a signal came.
     """
-    check_address(host, token)
-    own = f"[{host}]" if ":" in host else host
-    app = create_app(service, hosts=(*LOOPBACK, own, *(name.lower() for name in names)), token=token)
     config = uvicorn.Config(
         app,
         host=host,
@@ -122,7 +125,7 @@ def make_server(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    return _Server(config, service, started)
+    return _Server(config, started, stopping)
 
 
 def listen(server: uvicorn.Server) -> None:

@@ -39,7 +39,14 @@ from mixlab.serving.metrics import Metrics
 from mixlab.serving.predict import Classifier
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPEN_PATHS = ("/", "/page.js", "/page.css", "/health", "/ready")  # without a token: nothing of the model
+OPEN_PATHS = (
+    "/",
+    "/page.js",
+    "/ui.js",
+    "/page.css",
+    "/health",
+    "/ready",
+)  # without a token: nothing of the model
 PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
@@ -139,6 +146,10 @@ class Service:
             yield
         finally:
             self.num_requests -= 1
+
+    def drain(self) -> None:
+        """Say on /ready that no more requests should come."""
+        self.is_draining = True
 
     async def receive(self, request: Request) -> bytes:
         """The whole body; RefusedError as soon as it is too large or comes too slowly, or too many come at once."""
@@ -320,11 +331,11 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(request: Request) -> Response:
-        return Response(_asset("openapi.json"), media_type="application/json")
+        return Response(asset("openapi.json"), media_type="application/json")
 
     async def page(request: Request) -> Response:
         name, kind = PAGE[request.url.path]
-        return Response(_asset(name), headers={"Content-Type": kind})
+        return Response(asset(name), headers={"Content-Type": kind})
 
     def answer(
         handler: Callable[[Request], Awaitable[dict[str, Any]]],
@@ -363,12 +374,13 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
         Route("/openapi.json", openapi, methods=["GET"]),
         *(Route(path, page, methods=["GET"]) for path in PAGE),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _unexpected}
+    handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     return Guard(app, hosts, token, service.metrics)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals as JSON."""
     assert isinstance(error, HTTPException)
     kind = {404: "not_found", 405: "method"}.get(error.status_code, "usage")
     response = RefusedError(error.status_code, kind, str(error.detail)).response()
@@ -376,11 +388,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def unexpected(request: Request, error: Exception) -> Response:
+    """What nobody thought of, without its text."""
     return RefusedError(500, "internal", "this is a fault of the server").response()
 
 
-def _asset(name: str) -> bytes:
+def asset(name: str) -> bytes:
+    """A file of the page."""
     return importlib.resources.files("mixlab.serving").joinpath("page", name).read_bytes()
 
 
@@ -407,7 +421,12 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = [(key.lower().encode(), value.encode()) for key, value in SECURITY_HEADERS.items()]
+                given = {key.lower() for key, _ in message["headers"]}
+                extra = [
+                    (key.lower().encode(), value.encode())
+                    for key, value in SECURITY_HEADERS.items()
+                    if key.lower().encode() not in given
+                ]
                 message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 

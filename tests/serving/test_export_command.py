@@ -224,3 +224,47 @@ def test_a_card_says_what_was_measured_and_no_more(run, tmp_path):
     assert "Not yet measured." in card
     assert "Not known: these are weights without their run." in card
     assert open_weights(tmp_path / "bare").class_names[3] in card
+
+
+def test_a_repository_loads_in_timm_and_an_upload_has_the_same_files(run, tmp_path, monkeypatch):
+    import huggingface_hub
+    import timm
+
+    import mixlab.timm  # noqa: F401  registers the architecture
+    from mixlab.serving.push import push, write_repository
+
+    weights = open_weights(run)
+    result = write_repository(weights, tmp_path / "repository", "# a card\n")
+    assert result["files"] == ["README.md", "config.json", "model.safetensors"]
+    model = timm.create_model(f"local-dir:{tmp_path / 'repository'}", pretrained=True).eval()
+    image = torch.randn(3, 1, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(model(image), weights.model(image))
+    taken = {}
+
+    class Hub:
+        def create_repo(self, name, *, private, exist_ok):
+            taken["made"] = (name, private, exist_ok)
+            return f"https://hub.example/{name}"
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            taken[repo_id] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    told = push(weights, "me/my-mixer", "# a card\n", private=True)
+    assert taken["made"] == ("me/my-mixer", True, True)
+    same = {path.name: path.read_bytes() for path in (tmp_path / "repository").iterdir()}
+    assert taken["me/my-mixer"] == same
+    assert told["url"].endswith("me/my-mixer")
+
+    def refuse(self, *arguments, **options):
+        raise OSError("401 Unauthorized")
+
+    monkeypatch.setattr(Hub, "upload_folder", refuse)
+    with pytest.raises(MixlabError, match="401 Unauthorized") as error:
+        push(weights, "me/my-mixer", "# a card\n")
+    assert "--folder" in error.value.hint
+    with pytest.raises(UsageError, match="no OWNER/NAME"):
+        push(weights, "../etc", "")
+    with pytest.raises(UsageError, match="exists already"):
+        write_repository(weights, tmp_path / "repository", "")

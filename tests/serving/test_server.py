@@ -32,7 +32,7 @@ pytest.importorskip("uvicorn")
 from prometheus_client.parser import text_string_to_metric_families
 
 from mixlab.serving.listen import check_address, make_server
-from mixlab.serving.server import SECURITY_HEADERS, Limits, Service
+from mixlab.serving.server import SECURITY_HEADERS, Limits, Service, create_app
 
 LIMITS = Limits(decoders=2, read_seconds=1.0, body_bytes=300_000, request_seconds=10.0)
 TOKEN = "a-token-of-these-tests"
@@ -62,7 +62,8 @@ def serving(run, limits=LIMITS, token=None, change=lambda service: None):
     service = Service(load(run, device="cpu"), "a-model", limits)
     change(service)
     port = concurrent.futures.Future()
-    server = make_server(service, host="127.0.0.1", port=0, token=token, started=port.set_result)
+    app = create_app(service, token=token)
+    server = make_server(app, host="127.0.0.1", port=0, started=port.set_result)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,0 +1,188 @@
+"""`mixlab ui`: the runs and studies of a folder in a browser. It shows what is in their files, and little else.
+
+    GET /api/runs          every run, best first, and every study
+    GET /api/runs/NAME     recipe, result, curves, confusion counts, names of figures
+    GET /files/...         report.html and figures of a run or study
+
+Only files of known names, of folders that are runs or studies, can be asked for.
+"""
+
+import asyncio
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from mixlab.errors import MixlabError
+from mixlab.report.run_log import read_run_log
+from mixlab.serving.metrics import Metrics
+from mixlab.serving.server import LOOPBACK, Guard, asset, http_error, unexpected
+
+ASSETS = {
+    "/": ("ui.html", "text/html; charset=utf-8"),
+    "/ui.js": ("ui.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
+# A report brings its style and its script with it, and needs nothing else; it runs as a page of no origin.
+REPORT_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "sandbox allow-scripts",
+    )
+)
+MAX_POINTS = 1000  # of a curve
+MAX_CLASSES = 50  # of a confusion table
+
+ListRuns = Callable[[Path], list[dict[str, Any]]]
+
+
+def create_ui(
+    runs: Path,
+    studies: Path,
+    list_runs: ListRuns,
+    *,
+    hosts: tuple[str, ...] = LOOPBACK,
+    token: str | None = None,
+) -> ASGIApp:
+    """The ASGI application. runs, studies: the folders that hold them. list_runs: gives a row for each run."""
+
+    def run_of(request: Request) -> Path:
+        return _inside(runs, request.path_params["name"], "recipe.toml")
+
+    async def overview(request: Request) -> Response:
+        found = await asyncio.to_thread(list_runs, runs)
+        rows = [row | {"run": Path(row["run"]).name} for row in found]
+        known = [_study(path) for path in sorted(studies.glob("*/results.csv"))] if studies.is_dir() else []
+        return JSONResponse({"folder": runs.name, "runs": rows, "studies": known})
+
+    async def one(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(describe_run, run_of(request)))
+
+    async def run_file(request: Request) -> Response:
+        return _file(run_of(request), request.path_params["file"])
+
+    async def study_file(request: Request) -> Response:
+        return _file(
+            _inside(studies, request.path_params["name"], "results.csv"), request.path_params["file"]
+        )
+
+    async def page(request: Request) -> Response:
+        name, kind = ASSETS[request.url.path]
+        return Response(asset(name), headers={"Content-Type": kind})
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    routes = [
+        Route("/api/runs", overview, methods=["GET"]),
+        Route("/api/runs/{name}", one, methods=["GET"]),
+        Route("/files/runs/{name}/{file:path}", run_file, methods=["GET"]),
+        Route("/files/studies/{name}/{file:path}", study_file, methods=["GET"]),
+        Route("/health", health, methods=["GET"]),
+        *(Route(path, page, methods=["GET"]) for path in ASSETS),
+    ]
+    handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts, token, Metrics())
+
+
+def _inside(folder: Path, name: str, proof: str) -> Path:
+    """The folder of that name in `folder`, if it is one of its entries and has the file `proof`; else 404."""
+    if not folder.is_dir() or name not in os.listdir(folder) or not (folder / name / proof).is_file():
+        raise HTTPException(404, "there is no such run or study")
+    return folder / name
+
+
+def _file(folder: Path, name: str) -> Response:
+    if name == "report.html" and (folder / name).is_file():
+        return FileResponse(
+            folder / name, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY}
+        )
+    figure = name.removeprefix("figures/")
+    if figure != name and figure.endswith(".png") and figure in figures_of(folder):
+        return FileResponse(folder / name, media_type="image/png")
+    raise HTTPException(404, "there is no such file")
+
+
+def figures_of(folder: Path) -> list[str]:
+    """Names of the pictures of a run or study."""
+    place = folder / "figures"
+    return sorted(name for name in os.listdir(place) if name.endswith(".png")) if place.is_dir() else []
+
+
+def _study(results: Path) -> dict[str, Any]:
+    with results.open(newline="") as file:
+        number = sum(1 for _ in csv.DictReader(file))
+    folder = results.parent
+    return {
+        "study": folder.name,
+        "num_rows": number,
+        "has_report": (folder / "report.html").is_file(),
+        "figures": figures_of(folder),
+        "command": f"mixlab study {folder.name.removesuffix('-smoke')}",
+    }
+
+
+def describe_run(run: Path) -> dict[str, Any]:
+    """All that the page shows of a run, from its files; what is missing or damaged is left out."""
+    try:
+        log = read_run_log(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    except MixlabError:
+        log = []
+    curves = {
+        event: _thin([row for row in log if row["event"] == event], keys)
+        for event, keys in (
+            ("train", ("epoch", "loss", "accuracy")),
+            ("validation", ("epoch", "loss", "top1")),
+        )
+    }
+    ends = [row for row in log if row["event"] == "end"]
+    result = {key: value for key, value in (ends[-1] if ends else {}).items() if key not in ("run", "report")}
+    return {
+        "run": run.name,
+        "finished": bool(ends),
+        "result": result,
+        "recipe": (run / "recipe.toml").read_text(errors="replace"),
+        "environment": _json(run / "environment.json"),
+        "curves": curves,
+        "confusion": _confusion(run / "predictions.csv"),
+        "figures": figures_of(run),
+        "has_report": (run / "report.html").is_file(),
+    }
+
+
+def _thin(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[list[Any]]:
+    step = max(len(rows) // MAX_POINTS, 1)
+    return [[row.get(key) for key in keys] for row in rows[::step]]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _confusion(path: Path) -> dict[str, Any] | None:
+    """Counts of (label, prediction) of the test split; None without predictions, or with too many classes."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        counts = Counter((row["label"], row["prediction"]) for row in csv.DictReader(file))
+    names = sorted({name for pair in counts for name in pair})
+    if len(names) > MAX_CLASSES:
+        return None
+    return {"classes": names, "counts": [[counts[a, b] for b in names] for a in names]}

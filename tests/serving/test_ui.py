@@ -1,0 +1,93 @@
+"""`mixlab ui`: what is in the folders of runs and studies, and nothing outside them."""
+
+import concurrent.futures
+import threading
+
+import pytest
+
+import mixlab
+from mixlab.report.screen import Screen
+from mixlab.training.run_folder import list_runs
+from tests.serving.test_server import ask
+
+pytest.importorskip("starlette")
+
+from mixlab.serving.listen import make_server
+from mixlab.serving.ui import create_ui
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    for seed in (0, 1):
+        run = folder / "runs" / f"run {seed}"
+        mixlab.train("digits", "digits", run=run, screen=Screen(quiet=True), steps=20, seed=seed)
+    (folder / "runs" / "no run").mkdir()
+    (folder / "runs" / "run 0" / "figures" / "a.png").parent.mkdir(exist_ok=True)
+    (folder / "runs" / "run 0" / "figures" / "a.png").write_bytes(b"\x89PNG")
+    (folder / "studies" / "shuffle").mkdir(parents=True)
+    (folder / "studies" / "shuffle" / "results.csv").write_text("model,top1\nMixer,0.5\n")
+    (folder / "secret.txt").write_text("secret")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(place):
+    port = concurrent.futures.Future()
+    app = create_ui(place / "runs", place / "studies", list_runs)
+    server = make_server(app, host="127.0.0.1", port=0, started=port.set_result)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield port.result(timeout=60)
+    server.should_exit = True
+    thread.join(timeout=60)
+
+
+def test_runs_and_studies_are_listed(port, place):
+    status, _, found = ask(port, "/api/runs")
+    assert status == 200
+    assert {row["run"] for row in found["runs"]} == {"run 0", "run 1"}
+    assert all(row["finished"] for row in found["runs"])
+    (study,) = found["studies"]
+    assert (study["study"], study["num_rows"], study["has_report"]) == ("shuffle", 1, False)
+    assert study["command"] == "mixlab study shuffle"
+    assert str(place) not in str(found)
+
+
+def test_a_run_is_described_from_its_files(port, place):
+    status, _, found = ask(port, "/api/runs/run%200")
+    assert status == 200
+    assert found["finished"]
+    test = found["result"]["test"]
+    counts = found["confusion"]["counts"]
+    assert sum(map(sum, counts)) == test["num_images"]
+    assert sum(counts[i][i] for i in range(len(counts))) == test["num_correct"]
+    assert found["curves"]["validation"][-1][2] is not None
+    assert "[optimizer]" in found["recipe"]
+    assert found["figures"] == ["a.png"]
+
+
+def test_only_reports_and_figures_of_runs_can_be_had(port):
+    status, headers, content = ask(port, "/files/runs/run%200/report.html")
+    assert status == 200
+    assert "sandbox" in headers["Content-Security-Policy"]
+    assert content.startswith(b"<!DOCTYPE html>")
+    assert ask(port, "/files/runs/run%200/figures/a.png")[0] == 200
+    for path in (
+        "/files/runs/run%200/recipe.toml", "/files/runs/run%200/../../secret.txt", "/files/runs/../secret.txt",
+        "/files/runs/%2e%2e/secret.txt", "/files/runs/..%2fsecret.txt/report.html", "/api/runs/..",
+        "/api/runs/no%20run",
+        "/files/runs/run%200/figures/..%2f..%2f..%2fsecret.txt", "/files/runs/run%200//etc/passwd", "/api/runs/%00",
+        "/files/studies/shuffle/results.csv", "/files/studies/none/report.html", "/files/runs/run%200/figures/b.png",
+    ):  # fmt: skip
+        status, _, answer = ask(port, path)
+        assert status == 404, path
+        assert "secret" not in str(answer)
+
+
+def test_other_pages_cannot_ask(port):
+    assert ask(port, "/api/runs", headers={"Host": "evil.example"})[0] == 403
+    assert ask(port, "/api/runs", headers={"Origin": "http://evil.example"})[0] == 403
+    assert ask(port, "/api/runs", b"x")[0] == 405
+    for path in ("/", "/ui.js", "/page.css"):
+        assert ask(port, path)[0] == 200
