@@ -62,3 +62,8 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     from mixlab.training.recipe import parse_image_size
 
     return None if text is None else parse_image_size(text)
+
+
+def plain_name(run: str) -> str:
+    """What a file made of a run or of published weights is called, without its ending."""
+    return Path(run).name.replace(":", "-").removesuffix(".npz").removesuffix(".safetensors")

@@ -3,13 +3,20 @@
 torch is imported inside the commands that need it, so that help and usage errors come at once.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mixlab.commands.context import Context, emit, existing_run, find_weights, open_named, parse_size
+from mixlab.commands.context import (
+    Context,
+    emit,
+    existing_run,
+    find_weights,
+    open_named,
+    parse_size,
+    plain_name,
+)
 from mixlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +79,7 @@ def export(
         raise UsageError("8-bit products are for plain ONNX models with any batch", where="--int8")
     set_threads(threads)
     weights = open_named(run, image_size=parse_size(image_size))
-    destination = out or Path(_plain_name(run) + ENDINGS.get(to, ""))
+    destination = out or Path(plain_name(run) + ENDINGS.get(to, ""))
     wanted = NUM_SCALED if resize_in_graph else NUM_PICTURES
     shown = _pictures(run, weights, data, pictures, wanted)
     options: dict[str, Any] = {"to": to, "batch": None if batch == "dynamic" else int(batch)}
@@ -112,10 +119,6 @@ def _export_int8(
             "speed_ratio": compare_speed(exact, destination, tested, threads),
         }
     return result | {"destination": str(destination), "num_bytes": destination.stat().st_size, "int8": found}
-
-
-def _plain_name(run: str) -> str:
-    return Path(run).name.replace(":", "-").removesuffix(".npz").removesuffix(".safetensors")
 
 
 def _pictures(
@@ -204,7 +207,7 @@ def package(
     from mixlab.serving.package import write_package
 
     weights = open_named(run)
-    destination = out or Path(_plain_name(run) + ".zip")
+    destination = out or Path(plain_name(run) + ".zip")
     text = write_card(weights, existing_run(run), licence=licence)
     result = write_package(weights, destination, text, _pictures(run, weights, data, None, NUM_PICTURES))
     Context.screen().say(f"written to {destination}: {', '.join(result['files'])}")
@@ -256,106 +259,3 @@ def push(
     where = result["folder"] or result["url"]
     Context.screen().say(f"{', '.join(result['files'])} as {result['format']} at {where}")
     emit(result)
-
-
-def serve(
-    run: str,
-    /,
-    *,
-    port: int = 8000,
-    host: str = "127.0.0.1",
-    token: str | None = None,
-    name: tuple[str, ...] = (),
-    image_size: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-) -> None:
-    """Serve a model over HTTP, with a page for people at / and a description for programs at /docs.
-
-    Parameters
-    ----------
-    run
-        A run by name or path, a weights file of any known format, or a published name.
-    port
-        0 takes a free one.
-    host
-        The address to listen at; by default only this machine can reach it.
-    token
-        What callers must send as `Authorization: Bearer TOKEN`; needed for any other host. MIXLAB_TOKEN says it too,
-        without showing it to everyone who lists processes.
-    name
-        A name that this server is reached by from elsewhere; may be given several times.
-    image_size
-        Side, or HxW, in pixels: resample the Mixer to it first.
-    """
-    import os
-
-    from mixlab.device import set_threads
-    from mixlab.serving.predict import load
-
-    token = token or os.environ.get("MIXLAB_TOKEN") or None
-    try:
-        from mixlab.serving.listen import allowed_hosts, check_address, default_limits, listen, make_server
-        from mixlab.serving.server import Service, create_app
-    except ModuleNotFoundError as error:
-        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
-    check_address(host, token)
-    set_threads(threads)
-    screen = Context.screen()
-    with screen.progress_if_any("downloading") as progress:
-        classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
-    service = Service(classifier, _plain_name(run), default_limits())
-    app = create_app(service, hosts=allowed_hosts(host, name), token=token)
-    say = _announcer(host, service.name)
-    listen(make_server(app, host=host, port=port, started=say, stopping=service.drain))
-
-
-def _announcer(host: str, what: str) -> Callable[[int], None]:
-    def say(port: int) -> None:
-        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        Context.screen().say(f"{what} at {where}  (Ctrl-C stops it)")
-        emit({"address": where, "serves": what})
-
-    return say
-
-
-def ui(
-    runs: Path = Path("runs"),
-    /,
-    *,
-    studies: Path = Path("studies"),
-    port: int = 8001,
-    host: str = "127.0.0.1",
-    token: str | None = None,
-    name: tuple[str, ...] = (),
-) -> None:
-    """Look at runs and studies in a browser: curves while they train, differences, reports.
-
-    Parameters
-    ----------
-    runs
-        The folder with the runs.
-    studies
-        The folder with the studies.
-    port
-        0 takes a free one.
-    host
-        As for `serve`, and so are token and name.
-    """
-    import os
-
-    from mixlab.training.run_folder import list_runs
-
-    token = token or os.environ.get("MIXLAB_TOKEN") or None
-    try:
-        from mixlab.serving.listen import allowed_hosts, check_address, listen, make_server
-        from mixlab.serving.ui import create_ui
-    except ModuleNotFoundError as error:
-        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
-    check_address(host, token)
-    if not runs.is_dir() and not studies.is_dir():
-        raise UsageError(
-            "there is neither this folder nor one of studies", where=str(runs), hint="train first"
-        )
-    app = create_ui(runs, studies, list_runs, hosts=allowed_hosts(host, name), token=token)
-    listen(make_server(app, host=host, port=port, started=_announcer(host, "the runs")))

@@ -85,7 +85,7 @@ def inference(
 def _onnxruntime(model: nn.Module, example: Tensor, threads: int) -> Call:
     import onnxruntime
 
-    from mixlab.serving.export import to_onnx
+    from mixlab.serving.runtimes import to_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -99,7 +99,7 @@ def _onnxruntime(model: nn.Module, example: Tensor, threads: int) -> Call:
 def _openvino(model: nn.Module, example: Tensor, threads: int) -> Call:
     import openvino
 
-    from mixlab.serving.export import to_openvino
+    from mixlab.serving.runtimes import to_openvino
 
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(to_openvino(model, example), "CPU", settings)

@@ -2,24 +2,16 @@
 
 The graph takes uint8 pixels at model size, (batch, height, width, channels), and gives logits. What is written is
 opened again in its own runtime and compared with the model on real pictures before it gets its name.
-
-ONNX and OpenVINO need their extra (`pip install 'mixlab[export]'`, `'mixlab[openvino]'`).
 """
 
-import contextlib
-import inspect
-import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import mixlab
 from mixlab.checkpoint.store import Weights
@@ -28,15 +20,13 @@ from mixlab.errors import MixlabError, UsageError
 from mixlab.files import written_whole
 from mixlab.models.catalog import display_name
 from mixlab.serving.graph import PictureModel, PixelModel, Scale
+from mixlab.serving.runtimes import OPENERS, WRITERS, Free, Runner
 
-METADATA_KEY = "mixlab"
-INPUT, PICTURE, OUTPUT = "pixels", "picture", "logits"
+INPUT, PICTURE = "pixels", "picture"
 BATCHES = (1, 3, 64)
 TOLERANCE = 1e-4  # largest difference of a logit, as a share of the largest logit where that is above 1
 PIXEL_TOLERANCE, AGREEMENT = 2, 0.99  # of a graph that scales the pictures too
 ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "torch-export": ".pt2"}
-Runner = Callable[[np.ndarray], np.ndarray]
-Free = dict[int, Any]  # axes that a graph leaves open
 
 
 def export(

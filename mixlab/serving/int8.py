@@ -15,7 +15,8 @@ import numpy as np
 
 from mixlab.errors import MixlabError, UsageError
 from mixlab.files import written_whole
-from mixlab.serving.export import INPUT, METADATA_KEY, OUTPUT, Runner, quiet
+from mixlab.serving.export import INPUT
+from mixlab.serving.runtimes import METADATA_KEY, OUTPUT, Runner, quiet
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 NUM_CALIBRATION, CALIBRATION_BATCH = 512, 64

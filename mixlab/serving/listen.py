@@ -9,7 +9,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mixlab.errors import UsageError
-from mixlab.serving.server import LOOPBACK, Limits
+from mixlab.serving.guard import LOOPBACK
+from mixlab.serving.service import Limits
 
 HEADER_SECONDS = 10.0  # for the headers of a request to be complete
 KEEP_ALIVE_SECONDS = 5

@@ -25,8 +25,9 @@ from starlette.types import ASGIApp
 
 from mixlab.errors import MixlabError
 from mixlab.report.run_log import read_run_log
+from mixlab.serving.guard import LOOPBACK, Guard, http_error, unexpected
 from mixlab.serving.metrics import Metrics
-from mixlab.serving.server import LOOPBACK, Guard, asset, http_error, unexpected
+from mixlab.serving.server import asset
 
 ASSETS = {
     "/": ("ui.html", "text/html; charset=utf-8"),

@@ -1,6 +1,6 @@
 """The paper's questions, a module each: `mixlab study NAME`. A module that defines STUDY is one.
 
-What they share: harness.py (trainings as cells of a table), study_page in report/.
+What they share: harness.py (what a study is), trainings.py (trainings as cells of a table), statistics.py.
 """
 
 import difflib
@@ -10,7 +10,14 @@ import pkgutil
 from mixlab.errors import UsageError
 from mixlab.studies.harness import Study
 
-SHARED = ("harness", "statistics", "trainings")  # modules that are no studies
+SHARED = (
+    "harness",
+    "statistics",
+    "trainings",
+    "exactness",
+    "published",
+    "units",
+)  # modules that are no studies
 
 
 def study_names() -> tuple[str, ...]:

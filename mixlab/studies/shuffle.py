@@ -5,27 +5,26 @@ inside all patches alike: a Mixer, or a ViT, can absorb that into its weights, a
 all pixels.
 """
 
-import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import load_weights
-from mixlab.data.loader import TrainingPictures, evaluation_batches, load_images, training_batches
-from mixlab.data.permutation import PixelPermutation
-from mixlab.data.random import torch_seed
-from mixlab.device import set_threads
+from mixlab.data.loader import evaluation_batches, load_images
 from mixlab.evaluation.classify import classify
-from mixlab.files import write_atomically
-from mixlab.models.catalog import create_model
-from mixlab.models.permutation import absorb
-from mixlab.report.screen import Screen
 from mixlab.report.study_figures import accuracies, curves_by_model, relative_drops
+from mixlab.studies.exactness import (
+    COUPLED_TOLERANCE,
+    GLOBAL,
+    ORIGINAL,
+    PROOF_TOLERANCE,
+    SETTINGS,
+    SHARED,
+    permutation_of,
+    prove_exactly,
+)
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
 from mixlab.studies.statistics import Mean, is_above_zero, mean_of
 from mixlab.studies.trainings import (
@@ -42,11 +41,8 @@ from mixlab.studies.trainings import (
     read_recipe,
 )
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import open_data, prepare, reopen_splits, split_source
-from mixlab.training.step import TrainState, train_step
+from mixlab.training.setup import open_data, reopen_splits
 
-ORIGINAL, SHARED, GLOBAL = "original", "patch + pixel", "global"
-SETTINGS = {ORIGINAL: "none", SHARED: "patches_and_pixels", GLOBAL: "global"}
 PRESETS = {
     "cpu": Preset(
         models=CPU_MODELS,
@@ -66,9 +62,7 @@ PRESETS = {
 }
 # Mixer-B/16 and ResNet50x1 on JFT-300M, linear 5-shot accuracy on ImageNet: relative drops as the paper words them.
 PAPER_DROPS = {("Mixer", SHARED): 0.0, ("Mixer", GLOBAL): 0.45, ("ResNet", GLOBAL): 0.75}
-COUPLED_STEPS, COUPLED_TOLERANCE, PROOF_TOLERANCE = 20, 1e-10, 1e-12
 AT_TEST = {"top1_patch_pixel_at_test": SHARED, "top1_global_at_test": GLOBAL}
-PROOF_NAME = "proof.json"
 
 
 def run(options: Options) -> Answer:
@@ -82,14 +76,7 @@ def run(options: Options) -> Answer:
         extra_columns=tuple(AT_TEST),
         measure=lambda run, cell: _permuted_at_test(run, cell, resolved),
     )
-    return _answer(rows, curves, _proof(options, resolved), preset, resolved)
-
-
-def _permutation(setting: str, resolved: Recipe) -> PixelPermutation | None:
-    if setting == ORIGINAL:
-        return None
-    kind: Any = SETTINGS[setting]
-    return PixelPermutation(kind=kind, patch_size=patch_side(resolved), seed=0)
+    return _answer(rows, curves, prove_exactly(options, resolved), preset, resolved)
 
 
 def _cells(options: Options, preset: Preset, resolved: Recipe) -> list[Cell]:
@@ -121,72 +108,11 @@ def _permuted_at_test(run: Path, cell: Cell, resolved: Recipe) -> dict[str, Any]
     test = reopen_splits(open_data(recipe), run / "split.csv")["test"]
     found = {}
     for column, setting in AT_TEST.items():
-        preprocess = replace(weights.preprocess, permutation=_permutation(setting, resolved))
+        preprocess = replace(weights.preprocess, permutation=permutation_of(setting, resolved))
         images = load_images(test, preprocess)
         predictions = classify(weights.model, evaluation_batches(images, 256), torch.device("cpu"))
         found[column] = float((predictions.predicted == predictions.label).mean())
     return found
-
-
-def _proof(options: Options, resolved: Recipe) -> dict[str, Any]:
-    """Two exact statements: of trained weights, and of a training; kept in the folder once they are made."""
-    path = options.out / PROOF_NAME
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return kept
-    trained = {}
-    for model in ("Mixer", "ViT"):  # a ViT with learnt position embeddings has the property too
-        run = options.out / "runs" / Cell(model=model, setting=ORIGINAL, seed=0, changes={}).folder_name
-        trained[model] = permute_weights(load_weights(run), seed=0)[1]
-    proof = {"absorbed": trained, "coupled": couple(resolved, COUPLED_STEPS)}
-    write_atomically(path, (json.dumps(proof, indent=2) + "\n").encode())
-    return proof
-
-
-def couple(recipe: Recipe, steps: int) -> dict[str, Any]:
-    """Trainings in float64 of one initial Mixer: on pictures as they are, and on permuted ones.
-
-    The second begins with the same weights, the permutation absorbed; the control without that. Returns the losses of
-    each, and the largest difference of the second's, and of the control's, from the first's.
-    """
-    recipe = replace(recipe, steps=steps, epochs=None, fast=False)
-    source = open_data(recipe)
-    train = split_source(source, recipe)["train"]
-    few = np.linspace(0, len(train) - 1, min(len(train), steps * recipe.batch_size)).astype(np.int64)
-    prepared = prepare(recipe, source, {"train": train.take(few)}, Screen(quiet=True))
-    permutation, size = _permutation(SHARED, recipe), recipe.data.image_size
-    assert permutation is not None
-    assert size is not None
-    set_threads(recipe.threads)
-    torch.manual_seed(torch_seed(recipe.seed, 0, 2**31))
-    first = create_model(**prepared.model_settings).double()
-    models = {
-        ORIGINAL: first,
-        "absorbed": absorb(first, permutation.patch_order(size), permutation.pixel_order()),
-        "control": copy.deepcopy(first),
-    }
-    labels, num_classes = prepared.train.split.labels, len(source.class_names)
-    states = {
-        name: TrainState(model, recipe, labels, num_classes, torch.device("cpu"))
-        for name, model in models.items()
-    }
-    losses: dict[str, list[float]] = {name: [] for name in states}
-    pictures = TrainingPictures(
-        images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
-    )
-    batches = training_batches(
-        pictures, first_step=0, num_steps=steps, num_workers=0, on_bad=lambda file: None
-    )
-    for step, batch in enumerate(batches):
-        image = batch.image.double()
-        for name, state in states.items():
-            seen = image if name == ORIGINAL else permutation.apply(image)
-            losses[name].append(train_step(state, replace(batch, image=seen), step).loss)
-    differences = {
-        name: max(abs(a - b) for a, b in zip(losses[ORIGINAL], losses[name], strict=True))
-        for name in ("absorbed", "control")
-    }
-    return {"steps": steps, "losses": losses, "differences": differences}
 
 
 def _by_seed(rows: list[Row], model: str, setting: str, column: str = "top1") -> dict[str, float]:

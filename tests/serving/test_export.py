@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixlab.models.catalog import create_model
-from mixlab.serving.export import to_onnx, to_openvino
+from mixlab.serving.runtimes import to_onnx, to_openvino
 
 onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")

@@ -31,8 +31,10 @@ pytest.importorskip("uvicorn")
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from mixlab.serving.guard import SECURITY_HEADERS
 from mixlab.serving.listen import check_address, make_server
-from mixlab.serving.server import SECURITY_HEADERS, Limits, Service, create_app
+from mixlab.serving.server import create_app
+from mixlab.serving.service import Limits, Service
 
 LIMITS = Limits(decoders=2, read_seconds=1.0, body_bytes=300_000, request_seconds=10.0)
 TOKEN = "a-token-of-these-tests"

@@ -9,8 +9,8 @@ from mixlab.models.describe import describe_settings
 from mixlab.report.screen import Screen
 from mixlab.report.study_figures import pareto
 from mixlab.studies import compare
-from mixlab.studies.compare import PAIRS, alternate, paper_results
 from mixlab.studies.harness import Options, conduct
+from mixlab.studies.published import PAIRS, alternate, paper_results
 
 
 def test_the_papers_tables_are_whole():

@@ -10,8 +10,9 @@ from mixlab.checkpoint.store import Weights, save_weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, settings_of
-from mixlab.studies.filters import STUDY, cosines, frequencies, measure, paired, shuffled, spreads
+from mixlab.studies.filters import STUDY
 from mixlab.studies.harness import Options, conduct
+from mixlab.studies.units import cosines, frequencies, measure, paired, shuffled, spreads
 
 GRID = (8, 8)
 

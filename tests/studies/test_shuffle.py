@@ -13,8 +13,9 @@ from mixlab.errors import UsageError
 from mixlab.recipes import compose
 from mixlab.report.screen import Screen
 from mixlab.studies import shuffle
+from mixlab.studies.exactness import GLOBAL, ORIGINAL, SHARED, couple
 from mixlab.studies.harness import Options, conduct
-from mixlab.studies.shuffle import GLOBAL, ORIGINAL, PRESETS, SHARED, couple, paired_difference, relative_drop
+from mixlab.studies.shuffle import PRESETS, paired_difference, relative_drop
 from mixlab.training.evaluate import evaluate
 from mixlab.training.loop import train
 from mixlab.training.setup import open_data, prepare, resolve, split_source

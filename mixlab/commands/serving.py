@@ -1,0 +1,111 @@
+"""The commands that serve over HTTP, one function each; its docstring is the command's help.
+
+torch is imported inside the commands that need it, so that help and usage errors come at once.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mixlab.commands.context import Context, emit, find_weights, parse_size, plain_name
+from mixlab.errors import UsageError
+
+
+def serve(
+    run: str,
+    /,
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    name: tuple[str, ...] = (),
+    image_size: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Serve a model over HTTP, with a page for people at / and a description for programs at /docs.
+
+    Parameters
+    ----------
+    run
+        A run by name or path, a weights file of any known format, or a published name.
+    port
+        0 takes a free one.
+    host
+        The address to listen at; by default only this machine can reach it.
+    token
+        What callers must send as `Authorization: Bearer TOKEN`; needed for any other host. MIXLAB_TOKEN says it too,
+        without showing it to everyone who lists processes.
+    name
+        A name that this server is reached by from elsewhere; may be given several times.
+    image_size
+        Side, or HxW, in pixels: resample the Mixer to it first.
+    """
+    from mixlab.device import set_threads
+    from mixlab.serving.predict import load
+
+    token = token or os.environ.get("MIXLAB_TOKEN") or None
+    try:
+        from mixlab.serving.listen import allowed_hosts, check_address, default_limits, listen, make_server
+        from mixlab.serving.server import create_app
+        from mixlab.serving.service import Service
+    except ModuleNotFoundError as error:
+        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
+    check_address(host, token)
+    set_threads(threads)
+    screen = Context.screen()
+    with screen.progress_if_any("downloading") as progress:
+        classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
+    service = Service(classifier, plain_name(run), default_limits())
+    app = create_app(service, hosts=allowed_hosts(host, name), token=token)
+    say = _announcer(host, service.name)
+    listen(make_server(app, host=host, port=port, started=say, stopping=service.drain))
+
+
+def _announcer(host: str, what: str) -> Callable[[int], None]:
+    def say(port: int) -> None:
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        Context.screen().say(f"{what} at {where}  (Ctrl-C stops it)")
+        emit({"address": where, "serves": what})
+
+    return say
+
+
+def ui(
+    runs: Path = Path("runs"),
+    /,
+    *,
+    studies: Path = Path("studies"),
+    port: int = 8001,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    name: tuple[str, ...] = (),
+) -> None:
+    """Look at runs and studies in a browser: curves while they train, differences, reports.
+
+    Parameters
+    ----------
+    runs
+        The folder with the runs.
+    studies
+        The folder with the studies.
+    port
+        0 takes a free one.
+    host
+        As for `serve`, and so are token and name.
+    """
+    from mixlab.training.run_folder import list_runs
+
+    token = token or os.environ.get("MIXLAB_TOKEN") or None
+    try:
+        from mixlab.serving.listen import allowed_hosts, check_address, listen, make_server
+        from mixlab.serving.ui import create_ui
+    except ModuleNotFoundError as error:
+        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
+    check_address(host, token)
+    if not runs.is_dir() and not studies.is_dir():
+        raise UsageError(
+            "there is neither this folder nor one of studies", where=str(runs), hint="train first"
+        )
+    app = create_ui(runs, studies, list_runs, hosts=allowed_hosts(host, name), token=token)
+    listen(make_server(app, host=host, port=port, started=_announcer(host, "the runs")))
