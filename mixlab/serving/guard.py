@@ -38,7 +38,9 @@ class RefusedError(Exception):
         return JSONResponse(body, self.status, headers=headers)
 
 
-BUSY = RefusedError(503, "busy", "too many requests wait; come again", retry=1)
+def busy() -> RefusedError:
+    """Come again; a new one each time, since one that is raised again keeps all its tracebacks."""
+    return RefusedError(503, "busy", "too many requests wait; come again", retry=1)
 
 
 async def http_error(request: Request, error: Exception) -> Response:

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mixlab.serving.batching import QueueFullError
-from mixlab.serving.guard import BUSY, LOOPBACK, Guard, RefusedError, http_error, unexpected
+from mixlab.serving.guard import LOOPBACK, Guard, RefusedError, busy, http_error, unexpected
 from mixlab.serving.service import Service, unless_gone
 
 PAGE = {
@@ -122,7 +122,7 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
             except RefusedError as error:
                 return error.response()
             except QueueFullError:
-                return BUSY.response()
+                return busy().response()
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
 

@@ -18,7 +18,7 @@ from mixlab.models.cost import measure_cost
 from mixlab.models.fast import fast
 from mixlab.serving.batching import Batcher
 from mixlab.serving.decoder import MAX_MEMBERS, Decoded, DecoderError, Decoders
-from mixlab.serving.guard import BUSY, RefusedError
+from mixlab.serving.guard import RefusedError, busy
 from mixlab.serving.metrics import Metrics
 from mixlab.serving.predict import Classifier
 
@@ -80,9 +80,9 @@ class Service:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request whose body is here; BUSY if there are too many."""
+        """Count a request whose body is here; RefusedError if there are too many."""
         if self.num_requests >= self.limits.max_requests:
-            raise BUSY
+            raise busy()
         self.num_requests += 1
         try:
             yield
@@ -111,7 +111,7 @@ class Service:
                     if size > limits.body_bytes:
                         raise too_large
                     if self.num_reading > limits.reading_bytes:
-                        raise BUSY
+                        raise busy()
         except TimeoutError:
             text = f"the body did not come in {limits.read_seconds:g} s"
             raise RefusedError(408, "too_slow", text) from None

@@ -218,6 +218,7 @@ def test_a_card_says_what_was_measured_and_no_more(run, tmp_path):
     assert f"Test accuracy {100 * test['num_correct'] / test['num_images']:.2f} %" in card
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert 'name = "digits"' in card
+    assert f"torch {torch.__version__.split('+')[0]}" in card
     save_weights(tmp_path / "bare", weights_of())
     done = command("card", tmp_path / "bare", "--json", cwd=tmp_path)
     card = json.loads(done.stdout)["card"]
