@@ -236,7 +236,8 @@ def layer_numbers(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Fi
             )  # fmt: skip
         tidy(ax, "", "layer", label)
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ax.set_ylim(0, None)
+        ax.margins(y=0.08)
+        ax.set_ylim(bottom=0)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(
         *axes[0].get_legend_handles_labels(),
@@ -262,7 +263,8 @@ def over_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 label=f"layer {layer}",
             )  # fmt: skip
         tidy(ax, "", "training step", label)
-        ax.set_ylim(0, None)
+        ax.margins(y=0.08)
+        ax.set_ylim(bottom=0)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(
         *axes[0].get_legend_handles_labels(), fontsize=SMALL, frameon=False, ncols=min(len(layers), 8),

@@ -78,9 +78,7 @@ def test_pictures_get_bars_a_map_a_table_and_a_csv(browser, run, files, tmp_path
             assert "5 classes" in page.inner_text("#facts")
             page.set_input_files("#files", files)
             page.wait_for_selector("#rows tr:nth-child(3)")
-            page.wait_for_function(
-                "document.querySelector('#status').textContent.includes('3 pictures done')"
-            )
+            page.wait_for_selector("#status:has-text('3 pictures done')")
             expected = load(run).predict(files)
             first = expected[0]["predictions"]
             assert page.locator("#bars .label").all_inner_texts() == [guess["label"] for guess in first]
@@ -136,7 +134,7 @@ def test_a_file_that_is_no_picture_is_named(browser, run, tmp_path):  # noqa: F8
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{port}")
         page.set_input_files("#files", [str(tmp_path / "broken.png")])
-        page.wait_for_function("document.querySelector('#status').textContent.includes('broken.png')")
+        page.wait_for_selector("#status:has-text('broken.png')")
         assert page.get_attribute("#status", "class") == "bad"
         context.close()
 

@@ -64,7 +64,7 @@ def test_a_run_is_described_from_its_files(port, place):
     assert sum(counts[i][i] for i in range(len(counts))) == test["num_correct"]
     assert found["curves"]["validation"][-1][2] is not None
     assert "[optimizer]" in found["recipe"]
-    assert found["figures"] == ["a.png"]
+    assert "a.png" in found["figures"]
 
 
 def test_only_reports_and_figures_of_runs_can_be_had(port):
