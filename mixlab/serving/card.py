@@ -108,9 +108,8 @@ def _training(facts: dict[str, Any]) -> list[str]:
         )
     if "environment" in facts:
         environment = facts["environment"]
-        lines.append(
-            f"- {environment.get('cores')} cores, {environment.get('cpu')}, torch {environment.get('versions', {}).get('torch', 'not known')}"
-        )
+        version = environment.get("versions", {}).get("torch", "not known")
+        lines.append(f"- {environment.get('cores')} cores, {environment.get('cpu')}, torch {version}")
         lines.append(f"- Commit {environment.get('commit')}")
     if "recipe" in facts:
         lines += [
