@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixlab.checkpoint.store import Weights
 
 NUM_PICTURES, NUM_SCALED = 64, 1000  # to compare an export on: of a plain graph, and of one that scales
+NUM_TRAIN = 2000  # to calibrate on where nothing was held out
 
 
 def export(
@@ -54,7 +55,8 @@ def export(
     out
         What to write; by default the run's name with the target's ending.
     int8
-        ONNX only: 8-bit products, calibrated on the validation split; accuracy and speed before and after.
+        ONNX only: 8-bit products, calibrated on the validation split, or a part of train where there is none;
+        accuracy and speed before and after.
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     batch
@@ -104,8 +106,13 @@ def _export_int8(
 
     if destination.exists():
         raise UsageError("it exists already", where=str(destination), hint="choose another --out")
-    chosen, labels = _labelled(run, weights, data, "val")
     tested, test_labels = _labelled(run, weights, data, "test")
+    try:
+        chosen, labels = _labelled(run, weights, data, "val")
+    except (
+        UsageError
+    ):  # nothing was held out; a part of train has to do, and the test split stays out of the choice
+        chosen, labels = _labelled(run, weights, data, "train", NUM_TRAIN)
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "exact.onnx"
         result = export_weights(weights, exact, to="onnx", pictures=shown)
@@ -150,11 +157,18 @@ def _split(run: str, weights: "Weights", data: str | None, name: str) -> Any:
     return with_class_numbers(split, source, weights.class_names)
 
 
-def _labelled(run: str, weights: "Weights", data: str | None, name: str) -> tuple["np.ndarray", "np.ndarray"]:
-    """Pixels uint8 (n, height, width, channels) at model size and labels of a split."""
+def _labelled(
+    run: str, weights: "Weights", data: str | None, name: str, most: int | None = None
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """Pixels uint8 (n, height, width, channels) at model size and labels of a split, or of `most` of it."""
+    import numpy as np
+
     from mixlab.data.loader import load_images
 
-    images = load_images(_split(run, weights, data, name), weights.preprocess)
+    split = _split(run, weights, data, name)
+    if most is not None:
+        split = split.take(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
+    images = load_images(split, weights.preprocess)
     assert images.pixels is not None
     return images.pixels.permute(0, 2, 3, 1).contiguous().numpy(), images.split.labels
 
