@@ -1,5 +1,7 @@
 """The command `mixlab`: which commands there are, and how an error becomes text and an exit status."""
 
+import atexit
+import contextlib
 import json as jsonlib
 import os
 import sys
@@ -172,4 +174,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_guarded(lambda: run_command(tokens)))
+    status = _guarded(lambda: run_command(tokens))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _leave(status)
+    sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End a rank without the destructors of C++, which have aborted one whose work was done (torch 2.14, gloo).
+
+    torchrun takes that for a failure and starts all ranks again.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
