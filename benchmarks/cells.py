@@ -5,13 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows measured so far."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+from mixlab.studies.trainings import read_rows
 
 
 def measure_missing(

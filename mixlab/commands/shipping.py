@@ -109,9 +109,7 @@ def _export_int8(
     tested, test_labels = _labelled(run, weights, data, "test")
     try:
         chosen, labels = _labelled(run, weights, data, "val")
-    except (
-        UsageError
-    ):  # nothing was held out; a part of train has to do, and the test split stays out of the choice
+    except UsageError:  # nothing was held out: a part of train has to do, never the test split
         chosen, labels = _labelled(run, weights, data, "train", NUM_TRAIN)
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "exact.onnx"

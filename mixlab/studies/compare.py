@@ -28,36 +28,20 @@ from mixlab.studies.published import (
 from mixlab.studies.statistics import is_above_zero, mean_of
 from mixlab.studies.trainings import (
     CPU_MODELS,
-    PAPER_MODELS,
-    PLAIN,
     Cell,
     Preset,
     Row,
     describe_preset,
     describe_trainings,
     fill,
+    presets,
     read_rows,
     write_rows,
 )
 from mixlab.training.setup import open_data
 
 SETTING = "from scratch"
-PRESETS = {
-    "cpu": Preset(
-        models=CPU_MODELS,
-        seeds=dict.fromkeys(CPU_MODELS, 2),
-        recipe="small_images_flat",
-        shared=PLAIN,
-        minutes=6.0,
-    ),
-    "paper": Preset(
-        models=PAPER_MODELS,
-        seeds=dict.fromkeys(PAPER_MODELS, 3),
-        recipe="pretrain_imagenet1k",
-        shared={},
-        minutes=None,
-    ),
-}
+PRESETS = presets(dict.fromkeys(CPU_MODELS, 2), paper_seeds=3)
 SPEEDS = "speeds.csv"
 ROUNDS, SPEED_BATCH = 7, 64
 

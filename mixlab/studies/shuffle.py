@@ -28,9 +28,6 @@ from mixlab.studies.exactness import (
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
 from mixlab.studies.statistics import Mean, is_above_zero, mean_of
 from mixlab.studies.trainings import (
-    CPU_MODELS,
-    PAPER_MODELS,
-    PLAIN,
     Cell,
     Preset,
     Row,
@@ -38,28 +35,13 @@ from mixlab.studies.trainings import (
     describe_trainings,
     fill,
     patch_side,
+    presets,
     read_recipe,
 )
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import open_data, reopen_splits
 
-PRESETS = {
-    "cpu": Preset(
-        models=CPU_MODELS,
-        seeds={"Mixer": 3, "ResNet": 3, "ViT": 1, "pyramid": 1},
-        recipe="small_images_flat",
-        shared=PLAIN,
-        minutes=6.0,
-    ),
-    # On ImageNet-1k, which can be had, instead of JFT-300M, which cannot.
-    "paper": Preset(
-        models=PAPER_MODELS,
-        seeds=dict.fromkeys(PAPER_MODELS, 1),
-        recipe="pretrain_imagenet1k",
-        shared={},
-        minutes=None,
-    ),
-}
+PRESETS = presets({"Mixer": 3, "ResNet": 3, "ViT": 1, "pyramid": 1}, paper_seeds=1)
 # Mixer-B/16 and ResNet50x1 on JFT-300M, linear 5-shot accuracy on ImageNet: relative drops as the paper words them.
 PAPER_DROPS = {("Mixer", SHARED): 0.0, ("Mixer", GLOBAL): 0.45, ("ResNet", GLOBAL): 0.75}
 AT_TEST = {"top1_patch_pixel_at_test": SHARED, "top1_global_at_test": GLOBAL}

@@ -89,6 +89,20 @@ class Preset:
 PLAIN = {"optimizer.name": "adamw", "optimizer.lr": 2e-3, "keep_weights": "last"}
 
 
+def presets(seeds: dict[str, int], *, paper_seeds: int) -> dict[str, Preset]:
+    """`cpu` with so many seeds of each model; `paper` by the authors' recipe, on ImageNet-1k for want of JFT-300M."""
+    return {
+        "cpu": Preset(models=CPU_MODELS, seeds=seeds, recipe="small_images_flat", shared=PLAIN, minutes=6.0),
+        "paper": Preset(
+            models=PAPER_MODELS,
+            seeds=dict.fromkeys(PAPER_MODELS, paper_seeds),
+            recipe="pretrain_imagenet1k",
+            shared={},
+            minutes=None,
+        ),
+    }
+
+
 def patch_side(resolved: Recipe) -> int:
     """Side of the Mixer's patches."""
     assert resolved.model.name is not None
