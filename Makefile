@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: train test test-slow lint types format clean
+.PHONY: train test test-slow lint types api format clean
 
 train: $(READY)
 	$(BIN)/mixlab train digits
@@ -21,6 +21,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# A page for each module, from its docstrings: build/api/index.html.
+api: $(READY)
+	$(BIN)/pdoc --docformat numpy --output-directory build/api mixlab
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -1,0 +1,137 @@
+"""Every command in README and docs is typed as it stands, on small data; or here is the reason why not."""
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from mixlab.report.run_log import read_run_log
+from tests.forked import mixlab
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted({ROOT / "README.md", ROOT / "README.ko.md", *(ROOT / "docs").rglob("*.md")})
+PAGES.remove(ROOT / "docs" / "architecture.md")  # its blocks are no commands
+# Why a command is not typed: one of these is in it.
+NOT_TYPED = {
+    "git clone": "the network", "pip install": "the network", "make ": "continuous integration does",
+    "export TORCH": "a variable of the shell", "torchrun": "tests/training/test_torchrun.py",
+    "benchmarks": "hours; tests/recipes/test_transfer.py", "hf:": "tests/data/test_hub.py",
+    "mixlab serve": "tests/serving/test_server.py", "mixlab ui": "tests/serving/test_ui.py",
+    "mixlab study shuffle": "hours; --smoke in tests/studies", "mixlab study compare": "the same",
+    "--int8": "tests/serving/test_export_command.py", "--to torch-export": "tests/serving/test_export.py",
+    "--to openvino": "tests/serving/test_export.py", "--labels real": "tests/data/test_imagenet.py",
+    "--format timm": "a size that timm has is large; tests/checkpoint/test_convert.py",
+}  # fmt: skip
+# What stands for something of the reader's own, and the small thing that it is here.
+OWN = {
+    "PATH": "photos", "DATA": "photos", "RUN": "first", "OUT": "out", "WEIGHTS": "mixer_cifar:cifar10",
+    "mixer_b16:imagenet1k": "mixer_cifar:cifar10", "288x448": "24x40",
+    "224": "64", "448": "48",
+}  # fmt: skip
+SHORT = ["--steps", "2", "--batch-size", "8"]
+# Words of a command whose file or folder another command makes first.
+AFTER = {
+    "wds:out": ["shard", "photos", "out"], "Mixer-B_16.npz": ["convert", "mixer_cifar:cifar10", "Mixer-B_16.npz"],
+    "mixer-b16": ["convert", "mixer_cifar:cifar10", "mixer-b16"],
+}  # fmt: skip
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of a page's indented or fenced blocks that are commands, continued lines joined, comments left out."""
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    lines = re.findall(r"^(?: {4}|\$ )(\S.*)$", text, flags=re.MULTILINE)
+    return [line.split("  #")[0].split(" # ")[0].strip() for line in lines]
+
+
+def all_commands() -> list[str]:
+    return list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+
+
+def mentioned() -> list[list[str]]:
+    """The words of `mixlab COMMAND ...` in a page's running text and tables."""
+    found = (re.findall(r"`mixlab ([a-z][^`]*)`", page.read_text()) for page in PAGES)
+    return [re.split(r"[\s=]+", text) for texts in found for text in texts]
+
+
+def reason(command: str) -> str:
+    return next((why for word, why in NOT_TYPED.items() if word in command), "")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of a person who has pictures in folders by class, and trained once."""
+    folder = tmp_path_factory.mktemp("docs")
+    digits = load_digits()
+    for number in range(120):
+        path = folder / "photos" / ("cat", "dog")[digits.target[number] % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        side = np.kron(digits.images[number] * 15, np.ones((4, 4))).astype("uint8")
+        Image.fromarray(side).convert("RGB").save(path)
+    Image.open(path).save(folder / "photo.jpg")
+    done = mixlab("train", "photos", "--run", "first", *SHORT, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_pages_have_commands_and_reasons_are_of_use():
+    found = all_commands()
+    assert len([command for command in found if not reason(command)]) > 40
+    unused = [word for word in NOT_TYPED if not any(word in command for command in found)]
+    assert not unused
+
+
+@pytest.mark.parametrize("command", [command for command in all_commands() if not reason(command)])
+def test_command_of_the_docs(command, place, tmp_path):
+    words = shlex.split(command)
+    assert words[0] == "mixlab", f"neither a command of mixlab nor one with a reason: {command}"
+    words = [_own(word) for word in words[1:] if word != "..."]
+    for name in ("photos", "photo.jpg"):
+        (tmp_path / name).symlink_to(place / name)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(place / "runs" / "first")
+    written = words[2] if words[0] == "convert" else ""
+    for word, makes in AFTER.items():
+        if word in words and word != written:
+            assert mixlab(*makes, cwd=tmp_path).returncode == 0
+    if words[0] in ("train", "finetune") and "--resume" not in words:
+        words += SHORT if "--batch-size" not in words else SHORT[:2]
+        for option in ("--budget", "--epochs"):
+            if option in words:
+                del words[words.index(option) : words.index(option) + 2]
+    done = mixlab(*words, cwd=tmp_path)
+    assert done.returncode == 0, f"mixlab {shlex.join(words)}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("name", sorted({words[0] for words in mentioned()}))
+def test_mentioned_commands_have_their_options(name, tmp_path):
+    done = mixlab(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0, f"{name} is mentioned, and is no command"
+    options = {word for words in mentioned() if words[0] == name for word in words if word.startswith("--")}
+    known = set(re.findall(r"--[a-z0-9.-]+", done.stdout))
+    assert {option for option in options if "." not in option} <= known
+
+
+@cache
+def _own_pattern() -> re.Pattern[str]:
+    return re.compile(r"(?<![A-Za-z0-9])(" + "|".join(map(re.escape, OWN)) + r")(?![A-Za-z0-9])")
+
+
+def _own(word: str) -> str:
+    return _own_pattern().sub(lambda found: OWN[found[1]], word)
+
+
+@pytest.mark.slow  # a kernel of its own, a training
+def test_the_notebook_runs(tmp_path):
+    book = nbformat.read(ROOT / "docs" / "guides" / "first_steps.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in book.cells)
+    NotebookClient(
+        book, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    assert read_run_log(next(tmp_path.glob("runs/*/metrics.jsonl")))
