@@ -65,7 +65,7 @@ def measure_cost(
     batch = 4 * batch_size * in_channels * image_size[0] * image_size[1]
     if fast and is_plain_kind(model):
         inference = weights + _bytes_of_fast_inference(model.config, batch_size)
-        training = weights + _bytes_of_fast_training(model, -(-batch_size // accumulate), weights)
+        training = _bytes_of_fast_training(model, batch_size, accumulate, weights)
     else:
         inference = int(GAPS_OWN * hollow.infer(batch_size)) + FIRST_PASS_BYTES
         training = int(GAPS_OWN * hollow.train(batch_size, accumulate)) + FIRST_STEP_BYTES
@@ -111,15 +111,21 @@ def _bytes_of_fast_inference(config: MixerConfig, num_images: int) -> int:
     return 4 * images * (pixels + widest)
 
 
-def _bytes_of_fast_training(model: Mixer, num_images: int, weights: int) -> int:
-    """The same of fast_training.py and cores.py, without the gradients that are added up."""
+def _bytes_of_fast_training(model: Mixer, batch_size: int, accumulate: int, weights: int) -> int:
+    """The same of fast_training.py and cores.py, with the gradients."""
     config = model.config
-    images, at_work, num_parts = _images_at_work(config, num_images)
+    images, at_work, num_parts = _images_at_work(config, -(-batch_size // accumulate))
     pixels = config.in_channels * config.num_patches * config.patch_size**2
     rows = _block_floats(config)
     kept = [4 * table + 2 * mixed + 2 * hidden for table, hidden, mixed in rows]
     widest = max(3 * hidden + 2 * table for table, hidden, _ in rows)
     in_all = sum(table for table, _, _ in rows) + max(kept) if model.checkpoint_blocks else sum(kept)
-    held = 4 * images * (pixels + in_all + 2 * rows[-1][0] + widest)
-    gaps = GAPS_MANY if num_parts > at_work or model.checkpoint_blocks else GAPS_FEW
-    return int((at_work - 1) * weights + held * gaps + FIRST_STEP_BYTES)
+    first = 4 * images * (pixels + in_all + 2 * rows[-1][0] + widest)  # as a backward pass begins
+    last = (
+        4 * images * (pixels + max(kept) + widest)
+    )  # and as it ends, with all gradients, then again in one row
+    gaps = GAPS_MANY if num_parts > at_work or accumulate > 1 or model.checkpoint_blocks else GAPS_FEW
+    passes = max(gaps * first, gaps * last + 2 * at_work * weights)
+    # Such rows beside the passes: their sum, one being added, one that waits; and gradients of earlier batches.
+    summed = (min(num_parts, 2) + 1 + (accumulate > 1)) * weights
+    return int(passes + summed + FIRST_STEP_BYTES)
