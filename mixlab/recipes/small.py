@@ -44,7 +44,7 @@ def small_images_flat() -> Recipe:
     """Tens of thousands of small pictures, by a flat Mixer.
 
     CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 79.2 % (n=2: 79.6, 78.9; 10.5 epochs), 2 cores EPYC
-    (Zen 3), commit 7489b51; 76.6 % (n=3; 6.6 epochs) on a slower day of that machine, commit 5218644.
+    (Zen 3), commit 7489b51; 76.6 % (n=3; 6.6 epochs) on that machine when it was slower, commit 5218644.
     """
     return Recipe(
         name="small_images_flat",
