@@ -25,7 +25,7 @@ types: $(READY)
 # A page for each module, from its docstrings: build/api/index.html. pdoc does not see what `mixlab` imports when asked
 # for it, and says so; those functions are on the pages of the modules that they come from.
 api: $(READY)
-	$(BIN)/pdoc --docformat numpy --output-directory build/api mixlab $(patsubst mixlab/%/__init__.py,mixlab.%,$(wildcard mixlab/*/__init__.py))
+	$(BIN)/pdoc --docformat numpy --output-directory build/api mixlab $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(wildcard mixlab/*/__init__.py mixlab/[a-z]*.py))))
 
 format: $(READY)
 	$(BIN)/ruff format .

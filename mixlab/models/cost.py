@@ -120,10 +120,9 @@ def _bytes_of_fast_training(model: Mixer, batch_size: int, accumulate: int, weig
     kept = [4 * table + 2 * mixed + 2 * hidden for table, hidden, mixed in rows]
     widest = max(3 * hidden + 2 * table for table, hidden, _ in rows)
     in_all = sum(table for table, _, _ in rows) + max(kept) if model.checkpoint_blocks else sum(kept)
-    first = 4 * images * (pixels + in_all + 2 * rows[-1][0] + widest)  # as a backward pass begins
-    last = (
-        4 * images * (pixels + max(kept) + widest)
-    )  # and as it ends, with all gradients, then again in one row
+    # As backward passes begin; and as they end, each with all gradients, which it then has again in one row.
+    first = 4 * images * (pixels + in_all + 2 * rows[-1][0] + widest)
+    last = 4 * images * (pixels + max(kept) + widest)
     gaps = GAPS_MANY if num_parts > at_work or accumulate > 1 or model.checkpoint_blocks else GAPS_FEW
     passes = max(gaps * first, gaps * last + 2 * at_work * weights)
     # Such rows beside the passes: their sum, one being added, one that waits; and gradients of earlier batches.
