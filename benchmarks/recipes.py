@@ -5,8 +5,9 @@
 
 DATA: the folder with train/CLASS/* and test/CLASS/*. Groups, see GROUPS: what is chosen on (`val`: a tenth of train
 is held out, and the test split is not even in sight) or reported (`test`: trained on all of train, test read once).
-A cell is group x name x seed; every cell is a row of the CSV file, and a second call measures only what is missing
-in it. Nothing else may run meanwhile. --minutes: begin no cell that would end later. A table comes at the end.
+A cell is group x name x seed, on one machine; every cell is a row of the CSV file, and a second call measures only
+what is missing in it. Nothing else may run meanwhile. --minutes: begin no cell that would end later. A table comes
+at the end.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 
 from benchmarks.cells import measure_missing, read_rows
 from mixlab.data.sources import read_split_csv
+from mixlab.device import describe_machine, machine_name
 from mixlab.report.run_log import read_run_log
 from mixlab.training.budget import parse_duration
 
@@ -30,7 +32,7 @@ COLUMNS = (
     "group", "name", "seed", "split", "num_correct", "num_images", "accuracy", "steps", "epochs", "images_per_second",
     "seconds", "num_parameters", "options", "machine", "commit",
 )  # fmt: skip
-CELL = COLUMNS[:3]
+CELL = ("group", "name", "seed", "machine")
 
 
 # As many multiplications as Mixer-Pyramid-Mini/2, 24.8 million for 32 x 32 pixels, in a flat Mixer: 24.7 million.
@@ -122,7 +124,7 @@ def measure(
 ) -> dict[str, Any]:
     """Train one cell as a command of its own; its row. rows: those measured so far. keep: where its run stays."""
     group = GROUPS[cell["group"]]
-    options = options_of(**cell)
+    options = options_of(cell["group"], cell["name"], cell["seed"])
     length = {"budget": group.budget}
     if group.follows not in ("", cell["name"]):
         wanted = {**cell, "name": group.follows}
@@ -163,7 +165,6 @@ def measure(
         "seconds": round(seconds, 1),
         "num_parameters": result["num_parameters"],
         "options": " ".join(arguments),
-        "machine": "{cores} cores, {cpu} ({cpu_capability})".format(**environment),
         "commit": environment["commit"],
     }
 
@@ -173,14 +174,15 @@ def table(rows: list[dict[str, str]]) -> str:
     titles = ("group", "recipe", "split", "accuracy", "than the first", "epochs", "s at most", "machine")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     tops = {tuple(row[key] for key in CELL): 100 * float(row["accuracy"]) for row in rows}
-    first: dict[str, str] = {}
-    for group, name in dict.fromkeys((row["group"], row["name"]) for row in rows):
-        first.setdefault(group, name)
-        mine = [row for row in rows if (row["group"], row["name"]) == (group, name)]
-        values = [tops[group, name, row["seed"]] for row in mine]
+    first: dict[tuple[str, str], str] = {}
+    for group, name, machine in dict.fromkeys((row["group"], row["name"], row["machine"]) for row in rows):
+        leader = first.setdefault((group, machine), name)
+        mine = [row for row in rows if (row["group"], row["name"], row["machine"]) == (group, name, machine)]
+        values = [tops[group, name, row["seed"], machine] for row in mine]
         spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         pairs = [
-            (tops[group, name, row["seed"]], tops.get((group, first[group], row["seed"]))) for row in mine
+            (tops[group, name, row["seed"], machine], tops.get((group, leader, row["seed"], machine)))
+            for row in mine
         ]
         gains = [top - other for top, other in pairs if other is not None]
         cells = (
@@ -188,10 +190,10 @@ def table(rows: list[dict[str, str]]) -> str:
             name,
             mine[0]["split"],
             f"{statistics.mean(values):.2f}{spread} % (n={len(values)})",
-            f"{statistics.mean(gains):+.2f} (n={len(gains)})" if gains and name != first[group] else "",
+            f"{statistics.mean(gains):+.2f} (n={len(gains)})" if gains and name != leader else "",
             f"{statistics.mean(float(row['epochs']) for row in mine):.1f}",
             f"{max(float(row['seconds']) for row in mine):.0f}",
-            ", ".join(dict.fromkeys(row["machine"] for row in mine)),
+            machine,
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -207,8 +209,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, default=Path("docs/recipes.csv"))
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
+    machine = machine_name(describe_machine())
     cells = [
-        dict(zip(CELL, (group, name, seed), strict=True))
+        dict(zip(CELL, (group, name, seed, machine), strict=True))
         for group in options.groups
         for seed in range(options.seeds or GROUPS[group].seeds)
         for name in GROUPS[group].names

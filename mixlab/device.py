@@ -97,6 +97,11 @@ def describe_machine() -> dict[str, Any]:
     return facts
 
 
+def machine_name(facts: dict[str, Any]) -> str:
+    """What tables of measurements call the machine of these facts (describe_machine's, or of an environment.json)."""
+    return "{cores} cores, {cpu} ({cpu_capability})".format(**facts)
+
+
 def memory_bytes() -> int:
     """Memory this process may use: the machine's, or what its container allows if that is less."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -140,12 +145,16 @@ def _version(version: Any, name: str) -> str | None:
 
 def _cpu_name() -> str:
     import platform
+    import re
 
     try:
         with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+            lines = file.read().split("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    name = facts.get("model name")
+    if name and {"cpu family", "model"} <= facts.keys() and not re.search(r"\d", name):
+        # Rented machines call every generation the same, though one may be twice as fast as another.
+        name += f" family {facts['cpu family']} model {facts['model']}"
+    return name or platform.processor() or platform.machine()

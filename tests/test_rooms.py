@@ -98,3 +98,9 @@ def test_training_waits_for_no_import_that_most_trainings_do_without():
     )
     assert not loaded & {"sklearn", "scipy.stats", "pandas", "timm", "torchvision", "torch._dynamo"}
     assert not loaded & {"torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"}
+
+
+def test_loading_weights_waits_for_no_import_that_a_mixer_does_without():
+    loaded = modules_after("import mixlab\nmixlab.load('mixer_cifar:cifar10')")
+    assert "torch" in loaded
+    assert not loaded & {"sympy", "timm", "torchvision", "torch._dynamo"}

@@ -9,7 +9,7 @@ import torch
 from mixlab.checkpoint.readers import TensorFile, open_tensors
 from mixlab.checkpoint.recognise import Recognised, recognise
 from mixlab.checkpoint.sidecar import Sidecar, read_sidecar, sidecar_path
-from mixlab.checkpoint.store import CONFIG_NAME, Weights, read_json
+from mixlab.checkpoint.store import CONFIG_NAME, Weights, give_memory, read_json
 from mixlab.data.imagenet import usual_class_names
 from mixlab.data.preprocess import Fit, Preprocess
 from mixlab.errors import UsageError, WeightsError
@@ -92,7 +92,7 @@ def _read_model(file: TensorFile, found: Recognised, config: MixerConfig) -> Mix
     """One tensor at a time, so that the file and the model are never in memory twice."""
     with torch.device("meta"):
         model = Mixer(config)
-    model.to_empty(device="cpu")
+    give_memory(model)
     parameters = model.state_dict()
     with torch.no_grad():
         for name, key in found.keys.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mixlab.device import describe_machine, set_threads
+from mixlab.device import describe_machine, machine_name, set_threads
 from mixlab.models.catalog import create_model
 from mixlab.models.fast import fast
 from mixlab.report.study_figures import frontier
@@ -127,7 +127,7 @@ def measure_ratios(options: Options) -> list[Row]:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = read_rows(path)
     set_threads(options.threads)
-    machine = "{cores} cores, {cpu} ({cpu_capability})".format(**describe_machine())
+    machine = machine_name(describe_machine())
     pairs = PAIRS[:1] if options.smoke else PAIRS
     rounds, batch = (1, 1) if options.smoke else (5, 4)
     for mixer, vit in pairs:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.data.sources import open_source
+from mixlab.device import machine_name
 from mixlab.errors import DataError, DiskError, UsageError
 from mixlab.files import remove, write_atomically
 from mixlab.models.catalog import parse_mixer_name
@@ -221,7 +222,7 @@ def _row(run: Path, result: dict[str, Any]) -> Row:
         "num_parameters": str(result["num_parameters"]),
         "macs": str(describe_settings(settings, batch_size=1)["macs"]),
         "commit": str(environment["commit"]),
-        "machine": "{cores} cores, {cpu} ({cpu_capability})".format(**environment),
+        "machine": machine_name(environment),
         "images_per_second": "" if speed is None else f"{speed:.1f}",
         "core_seconds": f"{result['seconds'] * (recipe.threads or 1):.1f}",
     }

@@ -100,7 +100,7 @@ def plan_steps(
         )
     return Plan(
         recipe=replace(recipe, steps=steps, epochs=None, budget_seconds=budget_seconds),
-        deadline=end - reserve - val_seconds + SPARE_SHARE * budget_seconds,
+        deadline=end - reserve - val_seconds,
     )
 
 

@@ -74,6 +74,11 @@ def test_cells_become_rows_once_and_followers_take_the_steps_of_the_first(data, 
     text = groups.table(read_rows(file))
     assert f"{100 * float(first['accuracy']):.2f} % (n=1)" in text
 
+    # what a slower machine reaches in the same minutes is another row
+    monkeypatch.setattr(groups, "machine_name", lambda facts: "elsewhere")
+    with pytest.raises(AssertionError, match="measured again"):
+        groups.main(arguments)
+
 
 def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path, monkeypatch):
     tiny = {"recipe": "small_images_flat", "model.name": "mixer_pico4", "batch_size": 16}
