@@ -15,6 +15,7 @@ from mixlab.errors import UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of glibc's malloc.h
 KEPT_BYTES = 1 << 30  # free memory at the heap's end that is kept
+USUAL_PIECES, USUAL_BYTES = 1 << 16, 1 << 17  # what glibc begins with
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,14 +56,21 @@ def keep_memory() -> bool:
     It would return every large piece to the kernel at once, which clears it anew for the next operation's result.
     Other C libraries are left alone, and all with MIXLAB_KEEP_MEMORY=0 in the environment.
     """
-    if os.environ.get("MIXLAB_KEEP_MEMORY") == "0":
-        return False
+    return os.environ.get("MIXLAB_KEEP_MEMORY") != "0" and _set_allocator(0, KEPT_BYTES)
+
+
+def return_memory() -> bool:
+    """The opposite of `keep_memory`, where memory matters more than time: what is kept seldom has the size wanted."""
+    return _set_allocator(USUAL_PIECES, USUAL_BYTES)
+
+
+def _set_allocator(separate_pieces: int, kept_bytes: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return False
-    no_separate_pieces = mallopt(M_MMAP_MAX, 0)
-    return bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) and no_separate_pieces)
+    is_set = mallopt(M_MMAP_MAX, separate_pieces)
+    return bool(mallopt(M_TRIM_THRESHOLD, kept_bytes) and is_set)
 
 
 def autocast(device: torch.device, precision: str) -> Any:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.reliability.faults import example
-from mixlab.checkpoint.store import load_newest_checkpoint, save_checkpoint
+from mixlab.checkpoint.checkpoints import load_newest_checkpoint, save_checkpoint
 
 
 def damage(newer: Path, older: Path, kind: str, draw: random.Random) -> tuple[Path, bytes] | None:

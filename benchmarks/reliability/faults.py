@@ -22,15 +22,15 @@ from unittest.mock import patch
 
 import torch
 
-from mixlab.checkpoint import store
-from mixlab.checkpoint.store import Checkpoint, load_newest_checkpoint, save_checkpoint
+from mixlab.checkpoint import checkpoints, store
+from mixlab.checkpoint.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint
 from mixlab.errors import DiskError
 
 KILLED = 77
 # Where a save touches the disk: (object, name of the function on it).
 SITES = (
     (Path, "mkdir"), (Path, "write_text"), (Path, "write_bytes"), (Path, "unlink"), (os, "open"), (os, "fsync"),
-    (os, "replace"), (shutil, "rmtree"), (store, "save_file"), (store, "_sha256"),
+    (os, "replace"), (shutil, "rmtree"), (store, "save_file"), (checkpoints, "sha256"),
 )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def try_one(folder: Path, call: int, error: int | None, after: bool) -> str:
         return f"step {found.step} loads after {before}, values {values}, rejected {rejected}"
     if status == 0 and found.step == before:
         return "the save said nothing, and the new checkpoint is not there"
-    store.sweep(folder)
+    checkpoints.sweep(folder)
     return "previous" if found.step == before else "new"
 
 

@@ -30,8 +30,9 @@ from torch import Tensor
 import mixlab
 from benchmarks.reliability import ranks
 from benchmarks.reliability.ranks import BEFORE_TRAINING
+from mixlab.checkpoint.checkpoints import load_newest_checkpoint
 from mixlab.checkpoint.sharded import read_shards
-from mixlab.checkpoint.store import load_newest_checkpoint, load_weights
+from mixlab.checkpoint.store import load_weights
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import loop

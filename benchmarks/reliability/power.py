@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 from benchmarks.reliability.faults import example
 from mixlab.checkpoint import store
-from mixlab.checkpoint.store import load_newest_checkpoint, save_checkpoint
+from mixlab.checkpoint.checkpoints import load_newest_checkpoint, save_checkpoint
 from mixlab.errors import WeightsError
 
 SAVES = 6

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mixlab.checkpoint.store import Checkpoint, save_checkpoint
+from mixlab.checkpoint.checkpoints import Checkpoint, save_checkpoint
 from mixlab.data.loader import Batch
 from mixlab.models.catalog import create_model
 from mixlab.training.recipe import Recipe

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import StorageMeta
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from mixlab.checkpoint.store import PARTS_INDEX
+from mixlab.checkpoint.checkpoints import PARTS_INDEX
 from mixlab.errors import WeightsError
 
 MAX_INDEX_BYTES = 64 * 2**20

@@ -1,28 +1,23 @@
-"""Weights (the deliverable of a run) and checkpoints (what a run resumes from), on disk.
+"""Weights, the deliverable of a run, on disk: `weights.safetensors` and `config.json`.
 
-Weights: `weights.safetensors` and `config.json` (model, preprocess, class names, provenance).
-A checkpoint: `checkpoints/step_00000500/` with the tensors, `state.json`, and `manifest.json` holding the
-size and SHA-256 of each; it is written under another name and renamed when all of it is on the disk.
+The second says what is needed to use them: model, preprocess, class names, provenance.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixlab.checkpoint.readers import open_tensors
 from mixlab.data.preprocess import Preprocess
-from mixlab.errors import DiskError, MixlabError, WeightsError
-from mixlab.files import remove, write_atomically, written_whole
-from mixlab.files import sha256 as _sha256
+from mixlab.errors import MixlabError, WeightsError
+from mixlab.files import write_atomically, written_whole
 from mixlab.models.catalog import create_model
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -30,7 +25,6 @@ CONFIG_NAME = "config.json"
 DIGEST_KEY = "mixlab_sha256"
 MAX_CONFIG_BYTES = 64 * 2**20  # 21,843 class names take 1 MB
 MAX_BLOCKS = 10_000  # of a model that a file describes: more would only keep the machine busy
-PARTS_INDEX = ".metadata"  # in a checkpoint whose tensors `sharded` reads
 FORMAT_VERSION = 1
 RUNS = Path("runs")  # where runs go that are given by a bare name, or by none
 
@@ -76,7 +70,7 @@ def save_weights(
         "provenance": weights.provenance,
     }
     with written_whole(folder / WEIGHTS_NAME) as temporary:
-        _save_tensors(tensors, temporary, with_digest=True)
+        save_tensors(tensors, temporary, with_digest=True)
     write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -195,120 +189,8 @@ def check_shapes(
         raise WeightsError(f"{what} " + "; ".join(parts), where=where)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What a run resumes from: tensors by file (`model`, `ema`, `optimizer`) and plain values.
-
-    parts: the folder where the tensors are instead, for `sharded.read_shards`, if each rank wrote its own.
-    """
-
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    state: dict[str, Any]
-    parts: Path | None = None
-
-
-def save_checkpoint(
-    folder: Path,
-    checkpoint: Checkpoint,
-    *,
-    keep: int = 2,
-    write_parts: Callable[[Path], None] | None = None,
-) -> Path:
-    """Write `folder/step_NNNNNNNN`, read it back, then remove all but the newest `keep`.
-
-    write_parts: writes more files into the folder it is given, before the manifest lists them all.
-    DiskError leaves the old ones, also where what is read back is not what was written.
-    """
-    path = folder / f"step_{checkpoint.step:08d}"
-    if _is_whole(path):  # the same step once more, after a resume: the content is the same
-        return path
-    with written_whole(path) as temporary:
-        temporary.mkdir()
-        for name, tensors in checkpoint.tensors.items():
-            _save_tensors(tensors, temporary / f"{name}.safetensors")
-        if write_parts is not None:
-            write_parts(temporary)
-        (temporary / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state))
-        manifest = {
-            file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(temporary.iterdir())
-        }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        remove(path)  # a damaged one
-    if not _is_whole(path):
-        raise DiskError("what was written cannot be read back", where=str(path), hint="is the disk failing?")
-    for old in sorted(_checkpoint_paths(folder))[:-keep]:
-        try:
-            remove(old)
-        except OSError as error:
-            raise DiskError(
-                f"an old checkpoint cannot be removed: {error.strerror}", where=str(old)
-            ) from error
-    return path
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        _verify(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, WeightsError):
-        return False
-    return True
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a killed save left behind: files and folders that never got their name."""
-    for leftover in folder.glob(".*.tmp"):
-        remove(leftover)
-
-
-def load_newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that verifies, and why each newer one was passed over. WeightsError if none does."""
-    rejected: list[str] = []
-    for path in sorted(_checkpoint_paths(folder), reverse=True):
-        try:
-            return _load_checkpoint(path), rejected
-        except WeightsError as error:
-            rejected.append(f"{path.name}: {error.message}")
-    raise WeightsError(
-        "there is no checkpoint to resume from" + "".join(f"; {reason}" for reason in rejected),
-        where=str(folder),
-    )
-
-
-def _checkpoint_paths(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,}", path.name))
-
-
-def _verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; WeightsError names the first file that is not what it says."""
-    manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
-    for name, facts in manifest.items():
-        file = path / Path(name).name
-        if file.stat().st_size != facts["size"] or _sha256(file) != facts["sha256"]:
-            raise WeightsError(
-                f"{name} is damaged: size or SHA-256 differ from the manifest", where=str(path)
-            )
-    return manifest
-
-
-def _load_checkpoint(path: Path) -> Checkpoint:
-    try:
-        manifest = _verify(path)
-        state = json.loads((path / "state.json").read_text())
-        tensors = {
-            name.removesuffix(".safetensors"): load_file(path / name)
-            for name in manifest
-            if name.endswith(".safetensors")
-        }
-        parts = path if PARTS_INDEX in manifest else None
-        return Checkpoint(step=state.pop("step"), tensors=tensors, state=state, parts=parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path, *, with_digest: bool = False) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, *, with_digest: bool = False) -> None:
+    """Tensors from any device to a safetensors file, with their digest if wanted; OSError if it cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors has no checksum of its own: one flipped bit would be another number. A checkpoint's files have
     # theirs in the manifest; weights travel alone, so they carry it inside.

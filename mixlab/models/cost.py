@@ -123,8 +123,10 @@ def _bytes_of_fast_training(model: Mixer, batch_size: int, accumulate: int, weig
     # As backward passes begin; and as they end, each with all gradients, which it then has again in one row.
     first = 4 * images * (pixels + in_all + 2 * rows[-1][0] + widest)
     last = 4 * images * (pixels + max(kept) + widest)
-    gaps = GAPS_MANY if num_parts > at_work or accumulate > 1 or model.checkpoint_blocks else GAPS_FEW
-    passes = max(gaps * first, gaps * last + 2 * at_work * weights)
+    # Memory that goes back leaves few gaps, and what one core has just had twice is free for the next.
+    is_returned = model.checkpoint_blocks
+    gaps = GAPS_MANY if (num_parts > at_work or accumulate > 1) and not is_returned else GAPS_FEW
+    passes = max(gaps * first, gaps * last + (at_work + 1 if is_returned else 2 * at_work) * weights)
     # Such rows beside the passes: their sum, one being added, one that waits; and gradients of earlier batches.
     summed = (min(num_parts, 2) + 1 + (accumulate > 1)) * weights
     return int(passes + summed + FIRST_STEP_BYTES)

@@ -21,7 +21,8 @@ from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options
 from mixlab.studies.trainings import Cell, patch_side
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import open_data, prepare, split_source
+from mixlab.training.setup import open_data, prepare
+from mixlab.training.splits import split_source
 from mixlab.training.step import TrainState, train_step
 
 ORIGINAL, SHARED, GLOBAL = "original", "patch + pixel", "global"

@@ -39,7 +39,8 @@ from mixlab.studies.trainings import (
     read_recipe,
 )
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import open_data, reopen_splits
+from mixlab.training.setup import open_data
+from mixlab.training.splits import reopen_splits
 
 PRESETS = presets({"Mixer": 3, "ResNet": 3, "ViT": 1, "pyramid": 1}, paper_seeds=1)
 # Mixer-B/16 and ResNet50x1 on JFT-300M, linear 5-shot accuracy on ImageNet: relative drops as the paper words them.

@@ -27,7 +27,8 @@ from mixlab.studies.harness import Options
 from mixlab.training.loop import resume, train
 from mixlab.training.recipe import Recipe, from_toml, override, to_toml
 from mixlab.training.run_folder import locked
-from mixlab.training.setup import model_settings, open_data, resolve, split_source
+from mixlab.training.setup import model_settings, open_data, resolve
+from mixlab.training.splits import split_source
 
 RESULTS, CURVES = "results.csv", "curves.csv"
 KEY = ("model", "setting", "seed")

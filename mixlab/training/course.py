@@ -11,15 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mixlab.checkpoint.store import (
-    CONFIG_NAME,
-    Checkpoint,
-    Weights,
-    load_newest_checkpoint,
-    save_checkpoint,
-    save_weights,
-    sweep,
-)
+from mixlab.checkpoint.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint, sweep
+from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.data.loader import (
     BadFile,
     Batch,

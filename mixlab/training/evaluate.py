@@ -19,7 +19,8 @@ from mixlab.evaluation.metrics import Evaluation, accuracy_of_any, summarize
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import classify_shared, joined
 from mixlab.training.recipe import Recipe, from_toml, override
-from mixlab.training.setup import fits_in_memory, open_data, reopen_splits, split_source, with_absolute_paths
+from mixlab.training.setup import fits_in_memory, open_data, with_absolute_paths
+from mixlab.training.splits import reopen_splits, split_source
 
 EVALUATION_BATCH = 128
 WAIT_SECONDS = 300.0  # of one process for another

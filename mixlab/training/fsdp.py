@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixlab.checkpoint.store import Checkpoint, save_checkpoint
+from mixlab.checkpoint.checkpoints import Checkpoint, save_checkpoint
 from mixlab.errors import DiskError, UsageError
 from mixlab.training.recipe import Recipe
 

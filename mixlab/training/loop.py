@@ -9,27 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from mixlab.checkpoint.store import CONFIG_NAME, Weights, read_json
-from mixlab.data.dataset import Source, Split
+from mixlab.checkpoint.store import CONFIG_NAME, read_json
 from mixlab.data.order import steps_per_epoch
-from mixlab.data.random import torch_seed
 from mixlab.device import autocast, set_threads
 from mixlab.errors import DataError, UsageError
-from mixlab.models.catalog import create_model
-from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
 from mixlab.training.batch_size import find_batch_size
 from mixlab.training.budget import plan_steps
+from mixlab.training.build import build_state, new_model, read_pictures
 from mixlab.training.course import Training
-from mixlab.training.curriculum import check_curriculum, first_settings
+from mixlab.training.curriculum import check_curriculum
 from mixlab.training.distill import Teaching
-from mixlab.training.distributed import World, is_under_torchrun, joined, same_everywhere
-from mixlab.training.initial import fit_initial, load_initial, open_initial, with_absolute_weights
+from mixlab.training.distributed import World, is_under_torchrun, joined
+from mixlab.training.initial import fit_initial, open_initial, with_absolute_weights
 from mixlab.training.lr_grid import LrGrid, choose_lr
 from mixlab.training.model_size import choose_size, is_size_open
-from mixlab.training.optimizer import freeze_layers
 from mixlab.training.outcome import finish
 from mixlab.training.recipe import Recipe, from_toml, override
 from mixlab.training.run_folder import add_bad_files, create_run, default_run_path, is_of_this_command, locked
@@ -38,13 +33,11 @@ from mixlab.training.setup import (
     check_model,
     for_this_machine,
     open_data,
-    prepare,
-    reopen_splits,
     resolve,
-    split_source,
     with_absolute_paths,
 )
 from mixlab.training.signals import Interrupted, catch_signals
+from mixlab.training.splits import reopen_splits, split_source
 from mixlab.training.step import TrainState
 from mixlab.training.teacher import ask_teacher, keep_answers, open_teacher, read_answers
 from mixlab.training.tracking import check_tracker
@@ -109,9 +102,9 @@ def train(
         check_curriculum(recipe)
         teacher = open_teacher(recipe, source.class_names, world.local_size * len(splits["train"]))
         set_threads(recipe.threads)
-        prepared = _prepare(world, recipe, source, splits, screen)
+        prepared = read_pictures(world, recipe, source, splits, screen)
         if recipe.batch_size == 0:
-            model = _new_model(prepared, prepared.model_settings, initial, screen)
+            model = new_model(prepared, prepared.model_settings, initial, screen)
             recipe = find_batch_size(prepared, model, torch_device, world, screen)
             prepared = replace(prepared, recipe=recipe)
         end = None if budget_seconds is None else started + budget_seconds
@@ -120,12 +113,12 @@ def train(
             teaching = ask_teacher(teacher, prepared, torch_device, world, screen, end)
 
         def build(prepared: Prepared) -> TrainState:
-            return _build(prepared, torch_device, initial, Screen(quiet=True), world, teaching)
+            return build_state(prepared, torch_device, initial, Screen(quiet=True), world, teaching)
 
         if end is not None and may_choose:
             prepared = choose_size(prepared, build, end=end, world=world, screen=screen)
             recipe = prepared.recipe
-        state = _build(prepared, torch_device, initial, screen, world, teaching)
+        state = build_state(prepared, torch_device, initial, screen, world, teaching)
         deadline = None
         if budget_seconds is not None:
             plan = plan_steps(
@@ -190,16 +183,6 @@ def _recipe_of(run: Path) -> Recipe:
     return override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
 
 
-def _prepare(
-    world: World, recipe: Recipe, source: Source, splits: dict[str, Split], screen: Screen
-) -> Prepared:
-    world.now("reading the data set")
-    prepared = prepare(recipe, source, splits, screen)
-    pictures = (len(prepared.train), prepared.train.split.names, prepared.train.split.labels.tolist())
-    world.check_same(same_everywhere(pictures), "training images")
-    return prepared
-
-
 def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepared, TrainState]:
     """The data and the model of a run as they were before its first step."""
     recipe = _recipe_of(run)
@@ -214,7 +197,7 @@ def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepa
     set_threads(recipe.threads)
     splits = reopen_splits(source, run / "split.csv")
     recipe = for_this_machine(recipe, len(splits["train"]), world.local_size)
-    prepared = _prepare(world, recipe, source, splits, screen)
+    prepared = read_pictures(world, recipe, source, splits, screen)
     world.from_main(lambda: add_bad_files(run, prepared.bad_files))
     initial = None
     if not any((run / "checkpoints").glob("step_*")):
@@ -223,7 +206,7 @@ def _reopen(world: World, run: Path, device: str, screen: Screen) -> tuple[Prepa
             recipe, initial = fit_initial(recipe, initial)
     torch_device = world.device(device)
     teaching = _reopen_teaching(world, run, prepared, torch_device, screen)
-    return prepared, _build(prepared, torch_device, initial, screen, world, teaching)
+    return prepared, build_state(prepared, torch_device, initial, screen, world, teaching)
 
 
 def _reopen_teaching(
@@ -241,33 +224,6 @@ def _reopen_teaching(
     teaching = ask_teacher(teacher, prepared, device, world, screen)
     world.from_main(lambda: keep_answers(run, teaching))
     return teaching
-
-
-def _build(
-    prepared: Prepared,
-    device: torch.device,
-    initial: Weights | None,
-    screen: Screen,
-    world: World,
-    teaching: Teaching | None,
-) -> TrainState:
-    settings, recipe = prepared.model_settings, prepared.recipe
-    model = _new_model(prepared, first_settings(settings, recipe), initial, screen)
-    num_classes, labels = len(prepared.source.class_names), prepared.train.split.labels
-    return TrainState(model, recipe, labels, num_classes, device, world, teaching)
-
-
-def _new_model(
-    prepared: Prepared, settings: dict[str, Any], initial: Weights | None, screen: Screen
-) -> nn.Module:
-    torch.manual_seed(torch_seed(prepared.recipe.seed, 0, 2**31))  # a shard number that no step uses
-    model = create_model(**settings)
-    if initial is not None:
-        screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
-    freeze_layers(model, prepared.recipe.freeze)
-    if prepared.recipe.checkpoint_blocks:
-        checkpoint_blocks(model)
-    return model
 
 
 def _run(

@@ -24,8 +24,8 @@ from mixlab.data.sources import open_source
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training import loop
-from mixlab.training.setup import reopen_splits
 from mixlab.training.signals import Interrupted
+from mixlab.training.splits import reopen_splits
 
 QUIET = Screen(quiet=True)
 

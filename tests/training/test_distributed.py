@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 import mixlab
 from benchmarks.reliability import kills, ranks, worlds
+from mixlab.checkpoint.checkpoints import load_newest_checkpoint
 from mixlab.checkpoint.sharded import read_index
-from mixlab.checkpoint.store import load_newest_checkpoint
 from mixlab.errors import DiskError, ImageError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import mixlab
 from benchmarks.reliability import damage, faults, kills, power, ranks
 from mixlab import files
-from mixlab.checkpoint import store
+from mixlab.checkpoint import checkpoints
 from mixlab.data import order
 from mixlab.report.screen import Screen
 from mixlab.training import step as step_module
@@ -22,8 +22,8 @@ FAULTS = [*((number, False) for number in (28, 5, 1)), (None, False), (None, Tru
 @pytest.mark.parametrize(("error", "after"), FAULTS)
 def test_a_fault_or_kill_at_any_call_of_a_save_leaves_a_checkpoint(error, after, tmp_path):
     for step in (1, 2):
-        store.save_checkpoint(tmp_path / "c", faults.example(step))
-    total = faults.count_calls(lambda: store.save_checkpoint(tmp_path / "c", faults.example(3)))
+        checkpoints.save_checkpoint(tmp_path / "c", faults.example(step))
+    total = faults.count_calls(lambda: checkpoints.save_checkpoint(tmp_path / "c", faults.example(3)))
     found = {faults.try_one(tmp_path / "c", call, error, after) for call in range(total)}
     assert found == {"previous", "new"}
 
@@ -66,7 +66,7 @@ def test_without_a_part_of_the_save_the_checks_fail(removed, tmp_path, monkeypat
         monkeypatch.setattr(files, "_fsync", lambda path: None if path.is_dir() else real(path))
         assert set(power.run(40, seed=2)) != {"ok"}
     else:
-        monkeypatch.setattr(store, "_sha256", lambda path: "always the same")
+        monkeypatch.setattr(checkpoints, "sha256", lambda path: "always the same")
         assert damage.run(tmp_path, "flips", 60, seed=1)["missed"] != []
 
 
@@ -85,12 +85,12 @@ def test_without_the_rename_a_fault_leaves_half_a_checkpoint(tmp_path, monkeypat
             return None
 
     for step in (1, 2):
-        store.save_checkpoint(tmp_path / "c", faults.example(step))
-    monkeypatch.setattr(store, "written_whole", InPlace)
+        checkpoints.save_checkpoint(tmp_path / "c", faults.example(step))
+    monkeypatch.setattr(checkpoints, "written_whole", InPlace)
     monkeypatch.setattr(
-        store, "remove", lambda path: shutil.rmtree(path) if path.name < "step_00000002" else None
+        checkpoints, "remove", lambda path: shutil.rmtree(path) if path.name < "step_00000002" else None
     )
-    total = faults.count_calls(lambda: store.save_checkpoint(tmp_path / "c", faults.example(3)))
+    total = faults.count_calls(lambda: checkpoints.save_checkpoint(tmp_path / "c", faults.example(3)))
     found = {faults.try_one(tmp_path / "c", call, None, False) for call in range(total)}
     assert found - {"previous", "new"}
 

@@ -9,7 +9,7 @@ from mixlab.data.sources import read_split_csv
 from mixlab.errors import UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import Recipe, override
-from mixlab.training.setup import split_source
+from mixlab.training.splits import split_source
 
 
 def uneven(*parts: str) -> Source:

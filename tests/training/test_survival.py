@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 import mixlab
 from benchmarks.reliability import ranks
 from benchmarks.reliability.faults import count_calls, inject
-from mixlab.checkpoint import store
-from mixlab.checkpoint.store import Checkpoint, load_newest_checkpoint, save_checkpoint
+from mixlab.checkpoint.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint, sweep
 from mixlab.data import loader
 from mixlab.data import workers as worker_module
 from mixlab.errors import DataError, DiskError, TrainingError, UsageError, WeightsError
@@ -206,7 +205,7 @@ def test_nothing_is_pruned_for_a_checkpoint_that_cannot_be_read_back(tmp_path, m
         raise WeightsError("model.safetensors is damaged", where=str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_verify", rotten)
+        patch.setattr("mixlab.checkpoint.checkpoints._verify", rotten)
         with pytest.raises(DiskError, match="cannot be read back"):
             write(3)
     assert {"step_00000001", "step_00000002"} <= {path.name for path in tmp_path.iterdir()}
@@ -339,7 +338,7 @@ def test_every_write_of_a_save_can_fail_and_an_older_or_the_new_checkpoint_is_th
         found, rejected = load_newest_checkpoint(tmp_path / "c")
         assert found.step in (before, before + 1)
         assert rejected == []
-        store.sweep(tmp_path / "c")
+        sweep(tmp_path / "c")
 
 
 def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):

@@ -24,8 +24,8 @@ from mixlab.report.screen import Screen
 from mixlab.training import course, loop
 from mixlab.training.evaluate import evaluate
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import reopen_splits, split_source
 from mixlab.training.signals import Interrupted
+from mixlab.training.splits import reopen_splits, split_source
 
 QUIET = Screen(quiet=True)
 # Everything that draws random numbers or keeps state, at once.
