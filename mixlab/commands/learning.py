@@ -224,7 +224,7 @@ def _train_new(
 
 
 def runs(folder: Path = Path("runs"), /) -> None:
-    """List the runs in a folder, best first.
+    """List the runs in a folder, best first: by validation accuracy, or test accuracy where nothing was held out.
 
     Parameters
     ----------

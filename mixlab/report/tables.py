@@ -148,10 +148,10 @@ def show_few_shot(result: dict[str, Any], screen: Screen) -> None:
 
 def show_runs(rows: list[dict[str, Any]], screen: Screen) -> None:
     """`mixlab runs`."""
-    table = Table("run", "test", "validation", "steps", "time", "finished")
+    table = Table("run", "validation", "test", "steps", "time", "finished")
     for row in rows:
         ratios = [
-            "-" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("test_top1", "validation_top1")
+            "-" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("validation_top1", "test_top1")
         ]
         finished = "yes" if row["finished"] else "no"
         table.add_row(

@@ -168,7 +168,10 @@ def _commit() -> str | None:
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """A row for each run under `folder`, best test (else validation) accuracy first, unfinished ones last."""
+    """A row for each run under `folder`, best first: by validation accuracy, on which runs are chosen.
+
+    After them come those that held nothing out, by test accuracy.
+    """
     from mixlab.report.run_log import read_run_log
 
     rows = []
@@ -189,4 +192,4 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
                 "finished": "end" in last,
             }
         )
-    return sorted(rows, key=lambda row: (row["test_top1"] or -1, row["validation_top1"] or -1), reverse=True)
+    return sorted(rows, key=lambda row: (row["validation_top1"] or -1, row["test_top1"] or -1), reverse=True)

@@ -66,8 +66,8 @@ function drawRuns() {
     });
     line.insertCell().append(box);
     line.insertCell().textContent = row.run + (row.finished ? "" : " (not finished)");
-    line.insertCell().textContent = percent(row.test_top1);
     line.insertCell().textContent = percent(row.validation_top1);
+    line.insertCell().textContent = percent(row.test_top1);
     line.insertCell().textContent = row.steps.toLocaleString("en");
     line.insertCell().textContent = time(row.seconds);
     return line;
