@@ -22,10 +22,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# A page for each module, from its docstrings: build/api/index.html. pdoc does not see what `mixlab` imports when asked
-# for it, and says so; those functions are on the pages of the modules that they come from.
+# A page for each module, from its docstrings: build/api/index.html. pdoc sees what `mixlab` imports only when asked
+# for it, so it is asked for first.
 api: $(READY)
-	$(BIN)/pdoc --docformat numpy --output-directory build/api mixlab $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(wildcard mixlab/*/__init__.py mixlab/[a-z]*.py))))
+	$(BIN)/python -c "import mixlab; [getattr(mixlab, name) for name in mixlab.__all__]; from pdoc.__main__ import cli; cli()" --docformat numpy --output-directory build/api mixlab $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(wildcard mixlab/*/__init__.py mixlab/[a-z]*.py))))
 
 format: $(READY)
 	$(BIN)/ruff format .

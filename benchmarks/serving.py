@@ -7,6 +7,7 @@ RUN: weights. Each mode starts a server of its own, in a process of its own, and
     mixed     N requests of C clients, three in four good pictures (answers compared with the model's), others hostile
     overload  four times as many clients as are answered at once, 1,000 slow ones, some that go away, a body of 10 GB
     fuzz      N cases of bytes that are nearly HTTP, over raw sockets
+    schema    some N requests that schemathesis (its command `st`, not installed with mixlab) makes of /openapi.json
     batching  images a second and the 99th percentile with batches of up to 32, and of 1, in turns
     kills     a decoding process killed every 10 seconds, for S seconds
 """
@@ -23,6 +24,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -306,6 +308,34 @@ def fuzz(run: str, num_cases: int, num_clients: int) -> dict[str, Any]:
     }
 
 
+def schema(run: str, num_requests: int) -> dict[str, Any]:
+    """Three operations take a body, and have a third of the cases each; the others have only a few."""
+    with serving(run) as (port, _), tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [
+            "st", "run", f"http://127.0.0.1:{port}/openapi.json", "-n", str(num_requests // 3),
+            "--phases", "coverage,fuzzing", "-c", "not_a_server_error", "--continue-on-failure", "--no-color",
+            "--report", "json", "--report-json-path", str(report),
+        ]  # fmt: skip
+        environment = os.environ | {
+            "SCHEMATHESIS_HOOKS": "schema_hooks",
+            "PYTHONPATH": str(Path(__file__).parent),
+        }
+        subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr)  # 1 where it found something
+        found = json.loads(report.read_text())
+        alive = Client(port).post("/predict", pictures()[0])[0] == 200
+    return {
+        "mode": "schema",
+        "version": found["schemathesis_version"],
+        "cases": found["test_cases"]["generated"],
+        "server_errors": found["test_cases"]["with_failures"],
+        "errors": found["errors"],
+        "operations": found["operations"]["tested"],
+        "seconds": round(found["running_time"]),
+        "alive": alive,
+    }
+
+
 def batching(run: str, num_clients: int, rounds: int = 5, seconds: float = 6.0) -> dict[str, Any]:
     good = pictures()
     found: dict[int, list[tuple[float, float]]] = {32: [], 1: []}
@@ -390,7 +420,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run")
     parser.add_argument(
-        "modes", nargs="+", choices=["mixed", "overload", "fuzz", "batching", "kills", "serve"]
+        "modes", nargs="+", choices=["mixed", "overload", "fuzz", "schema", "batching", "kills", "serve"]
     )
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--clients", type=int, default=64)
@@ -405,6 +435,7 @@ def main() -> None:
         "mixed": lambda: mixed(options.run, options.requests, options.clients),
         "overload": lambda: overload(options.run, 4 * 256),
         "fuzz": lambda: fuzz(options.run, options.requests, options.clients),
+        "schema": lambda: schema(options.run, options.requests),
         "batching": lambda: batching(options.run, options.clients),
         "kills": lambda: kills(options.run, options.clients, options.seconds),
     }

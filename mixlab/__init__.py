@@ -1,6 +1,9 @@
 """mixlab: train, evaluate, compare and use MLP-Mixer image classifiers.
 
 `train`, `finetune`, `load` and `create_model` are found here; importing mixlab itself imports neither torch nor timm.
+
+The rest by subject: `mixlab.models`, `mixlab.data`, `mixlab.checkpoint`, `mixlab.training`, `mixlab.recipes`,
+`mixlab.evaluation`, `mixlab.serving`, `mixlab.studies`, `mixlab.report`, `mixlab.commands`.
 """
 
 import time
@@ -31,4 +34,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module, attribute = _LAZY[name]
-    return getattr(import_module(module), attribute)
+    globals()[name] = found = getattr(import_module(module), attribute)
+    return found
