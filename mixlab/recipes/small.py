@@ -29,7 +29,8 @@ def small_images() -> Recipe:
     """Tens of thousands of small pictures, by a pyramid of the size that a budget has time for, else Mini.
 
     CIFAR-10 from scratch, Mini, with `--budget 10m --val-fraction 0`: 86.4 % (n=2: 86.7, 86.1), 2 cores EPYC (Zen 5),
-    commit 553a665; 80.5 % (n=3), Micro/4 by the budget's choice, 2 cores EPYC (Zen 3), commit 5218644.
+    commit 553a665; 81.9 % (n=3), the same on Zen 4, commit eeffb26; 80.5 % (n=3), Micro/4 by the budget's choice,
+    2 cores EPYC (Zen 3), commit 5218644.
     """
     return replace(
         small_images_flat(),
