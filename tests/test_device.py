@@ -33,3 +33,26 @@ def test_memory_of_a_result_is_used_again_unless_forbidden():
         assert kept == str(value == "1")
         faults[value] = int(count)
     assert 5 * faults["1"] < faults["0"], faults
+
+
+HOLES = """
+import torch
+from mixlab.device import current_memory_bytes, keep_memory, return_memory
+keep_memory()
+if {returns}: return_memory()
+torch.set_num_threads(1)
+pieces = [torch.ones(4 << 20) for _ in range(20)]  # 16 MiB each
+before = current_memory_bytes()
+del pieces[::2]
+print(before - current_memory_bytes())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+def test_memory_between_pieces_in_use_goes_back_where_it_is_asked_for():
+    freed = {}
+    for returns in (True, False):
+        run = [sys.executable, "-c", HOLES.format(returns=returns)]
+        freed[returns] = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout) >> 20
+    assert freed[True] > 150, freed
+    assert freed[False] < 20, freed
