@@ -56,7 +56,7 @@ def measure(job: dict[str, Any], steps: int) -> dict[str, Any]:
     import torch
 
     from mixlab.data.loader import Batch
-    from mixlab.device import current_memory_bytes, peak_memory_bytes, set_threads
+    from mixlab.device import current_memory_bytes, peak_memory_bytes, return_memory, set_threads
     from mixlab.models.catalog import create_model
     from mixlab.models.cost import measure_cost
     from mixlab.models.fast import fast
@@ -75,6 +75,7 @@ def measure(job: dict[str, Any], steps: int) -> dict[str, Any]:
     if job["mode"] == "train":
         if recipe.checkpoint_blocks:
             checkpoint_blocks(model)
+            return_memory()
         state = TrainState(model.train(), recipe, label.numpy(), NUM_CLASSES, torch.device("cpu"))
         for step in range(steps):
             began = time.perf_counter()

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixlab.device import return_memory
 from mixlab.errors import UsageError
 from mixlab.models.mixer import Mixer
 
@@ -15,11 +14,8 @@ from mixlab.models.mixer import Mixer
 def checkpoint_blocks(model: nn.Module) -> None:
     """Switch gradient checkpointing on (Chen et al. 2016, arXiv 1604.06174); training keeps its bits.
 
-    From then on freed memory goes back to the system, or what is saved here would be lost in pieces of other sizes.
-
     UsageError for a model whose blocks cannot be computed again.
     """
-    return_memory()
     if isinstance(model, Mixer):
         model.checkpoint_blocks = True
         return

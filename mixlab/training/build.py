@@ -8,6 +8,7 @@ from torch import nn
 from mixlab.checkpoint.store import Weights
 from mixlab.data.dataset import Source, Split
 from mixlab.data.random import torch_seed
+from mixlab.device import return_memory
 from mixlab.models.catalog import create_model
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
@@ -58,4 +59,5 @@ def new_model(
     freeze_layers(model, prepared.recipe.freeze)
     if prepared.recipe.checkpoint_blocks:
         checkpoint_blocks(model)
+        return_memory()  # what this saves would be lost otherwise, in pieces of other sizes
     return model

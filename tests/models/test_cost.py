@@ -14,7 +14,7 @@ from mixlab.models.recompute import checkpoint_blocks
 
 MEASURE = """
 import json, sys, torch
-from mixlab.device import current_memory_bytes, peak_memory_bytes, set_threads
+from mixlab.device import current_memory_bytes, peak_memory_bytes, return_memory, set_threads
 from mixlab.models.cost import measure_cost
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.serving.backends import build_model, inference, training
@@ -27,6 +27,7 @@ model = build_model(name, (side, side))
 image = torch.randn(batch_size, 3, side, side)
 if "again" in sys.argv:
     checkpoint_blocks(model)
+    return_memory()
 call = training("mixlab", model) if train else inference("mixlab", model.requires_grad_(False), image, 2)
 with torch.set_grad_enabled(train):
     for _ in range(3):

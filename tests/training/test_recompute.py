@@ -47,10 +47,14 @@ def test_training_ends_with_the_same_bits(case, tmp_path, monkeypatch):
 
     for place in ("mixlab.models.mixer", "mixlab.models.fast_training", "torch.utils.checkpoint"):
         monkeypatch.setattr(f"{place}.checkpoint", counted)
+    returned = []
+    monkeypatch.setattr("mixlab.training.build.return_memory", lambda: returned.append(1))
     plain = train(tmp_path / "plain", **CASES[case])
     assert not calls
+    assert not returned
     assert_equal(plain, train(tmp_path / "again", checkpoint_blocks=True, **CASES[case]))
     assert len(calls) >= 6 * 4  # steps and blocks
+    assert returned
 
 
 def test_a_run_resumes_with_it_to_the_bits_of_one_without(tmp_path, monkeypatch):
