@@ -65,6 +65,7 @@ def recipe_of(
         "data.interpolation": "bicubic",
         "batch_size": batch_size,
         "accumulate": 1,
+        "precision": "auto",
         "keep_weights": "best",
         "steps": cell["steps"],
         "seed": cell["seed"],

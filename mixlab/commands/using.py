@@ -158,7 +158,7 @@ def doctor() -> None:
     import os
     from importlib.util import find_spec
 
-    from mixlab.device import describe_machine, keep_memory, pick_device, set_threads
+    from mixlab.device import describe_machine, keep_memory, multiplies_bf16, pick_device, set_threads
     from mixlab.models.fast_training import has_fast_passes
     from mixlab.report.tables import show_facts
 
@@ -167,6 +167,7 @@ def doctor() -> None:
     facts["threads"] = set_threads(None)
     facts["memory_kept_for_tensors"] = keep_memory()
     facts["fast_passes_of_mixers"] = has_fast_passes()
+    facts["bf16_products"] = multiplies_bf16()
     facts["openmp_wait"] = os.environ.get("OMP_WAIT_POLICY") or os.environ.get(
         "GOMP_SPINCOUNT", "its default"
     )

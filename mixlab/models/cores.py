@@ -64,11 +64,11 @@ class Cores:
 
     A batch is cut into parts, computed by one core each, and their gradients are added in order, so the bits depend
     on the number of threads alone. Processes are taken where a model's operations are short (`are_short`) and this
-    machine can fork; its parameters are then moved into memory that all of them see.
+    machine can fork; its parameters are then moved into memory that all of them see. dtype: as FastTraining has it.
     """
 
-    def __init__(self, model: Mixer) -> None:
-        self._model = FastTraining(model)
+    def __init__(self, model: Mixer, dtype: torch.dtype = torch.float32) -> None:
+        self._model = FastTraining(model, dtype)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._at_once = images_at_once(model.config)
         self._apart = are_short(model.config) and can_fork()

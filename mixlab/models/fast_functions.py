@@ -4,6 +4,9 @@ The tokens of all images stand as a table X of S rows and B x C columns, so that
 matrices and nothing is ever transposed: token mixing is W2 gelu(W1 X), channel mixing takes the same memory as
 S x B rows of C. oneDNN computes the products; a residual sum, or the slope of the GELU, comes in the same pass.
 
+X may be bfloat16: products, norms and GELUs then compute in float32 and round their results, and weights are rounded
+as they come in. Their gradients are those of the rounded ones.
+
 Axes as in mixer.py: B batch, S tokens, C hidden_dim; D the hidden width of an MLP.
 """
 
@@ -62,14 +65,12 @@ def _through_gelu(
     h: Tensor, kept: Tensor, form: Gelu, x: Tensor, weight: Tensor, grid: tuple[int, int] | None = None
 ) -> Tensor:
     """The gradient of h, where `product(x, weight)` is that of its GELU, shifted where there is a grid."""
-    if form == "erf":
-        gradient = product(x, weight)
-        if grid is not None:
-            gradient = _moved_product(torch.ones(()).expand_as(h), gradient, grid, back=True)
-        return torch.ops.aten.gelu_backward(gradient, h)
+    if grid is None and form == "tanh":
+        return product_and("mul", x, weight, gelu_slope(h, kept))
+    gradient = product(x, weight)
     if grid is not None:
-        return _moved_product(gelu_slope(h, kept), product(x, weight), grid, back=True)
-    return product_and("mul", x, weight, gelu_slope(h, kept))
+        gradient = _moved(gradient, grid, back=True)
+    return torch.ops.aten.gelu_backward(gradient, h) if form == "erf" else gradient.mul_(gelu_slope(h, kept))
 
 
 class Product(torch.autograd.Function):
@@ -77,6 +78,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
@@ -88,11 +90,8 @@ class Product(torch.autograd.Function):
         return x_grad, product(gradient.t(), x.t()), gradient.sum(0)
 
 
-def _moved_product(first: Tensor, second: Tensor, grid: tuple[int, int], *, back: bool = False) -> Tensor:
-    """`shift` of first times second, tables (S x B, D) over a grid, in the pass of the product.
-
-    back: the gradient of that, where second is the gradient of the shifted and first is what it was multiplied by.
-    """
+def _moved(x: Tensor, grid: tuple[int, int], *, back: bool = False) -> Tensor:
+    """`shift` of a table (S x B, D) over a grid; back: from the gradient of the shifted, that of what was shifted."""
     height, width = grid
     whole, front, rear = slice(None), slice(0, -1), slice(1, None)
     moves = (  # where in the grid a group goes, and whence
@@ -102,23 +101,21 @@ def _moved_product(first: Tensor, second: Tensor, grid: tuple[int, int], *, back
         (whole, front, whole, rear),
         (whole, whole, whole, whole),
     )
-    shape = (height, width, -1, first.shape[-1])
-    out = torch.zeros_like(first).view(shape)
-    first, second = first.view(shape), second.view(shape)
+    shape = (height, width, -1, x.shape[-1])
+    out, x_HWBD = torch.zeros_like(x), x.view(shape)
+    out_HWBD = out.view(shape)
     for group, (to_row, to_column, row, column) in zip(shift_groups(shape[-1]), moves, strict=True):
         at, source = (to_row, to_column, whole, group), (row, column, whole, group)
         if back:
-            torch.mul(first[source], second[at], out=out[source])
-        else:
-            torch.mul(first[source], second[source], out=out[at])
-    return out.view(-1, shape[-1])
+            at, source = source, at
+        out_HWBD[at] = x_HWBD[source]
+    return out
 
 
 def _moved_gelu(h: Tensor, kept: Tensor, form: Gelu, grid: tuple[int, int] | None) -> Tensor:
     """The GELU of h from what was kept of it, shifted where there is a grid."""
-    if grid is None:
-        return kept if form == "erf" else h * kept
-    return _moved_product(kept, torch.ones(()).expand_as(kept) if form == "erf" else h, grid)
+    a = kept if form == "erf" else h * kept
+    return a if grid is None else _moved(a, grid)
 
 
 class Mixing(torch.autograd.Function):
@@ -132,6 +129,7 @@ class Mixing(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
         eps: float, form: Gelu, columns: bool, grid: tuple[int, int] | None, add: bool,
     ) -> Tensor:  # fmt: skip
+        w1, b1, w2, b2 = (parameter.to(x.dtype) for parameter in (w1, b1, w2, b2))
         rows = x.view(-1, len(scale))
         normed, mean, rstd = torch.native_layer_norm(rows, scale.shape, scale, shift, eps)
         if columns:
@@ -205,6 +203,7 @@ class Axial(torch.autograd.Function):
         add: bool,
     ) -> Tensor:
         height, width = len(columns), len(rows)
+        columns, rows = columns.to(x.dtype), rows.to(x.dtype)
         normed, mean, rstd = torch.native_layer_norm(x.view(-1, len(scale)), scale.shape, scale, shift, eps)
         tall = normed.view(height, -1).t()
         y = product_and("add", columns, tall, x.view(height, -1)) if add else product(columns, tall)

@@ -38,11 +38,15 @@ def is_plain(model: nn.Module) -> TypeGuard[Mixer]:
 
 
 class FastTraining(nn.Module):
-    """The plain Mixer `model`, with its own parameters, computed as above."""
+    """The plain Mixer `model`, with its own parameters, computed as above.
 
-    def __init__(self, model: Mixer) -> None:
+    dtype: of activations and products; float32 or, faster where the processor multiplies it itself, bfloat16. The
+    last norm and the head stay float32.
+    """
+
+    def __init__(self, model: Mixer, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
 
     def draw(self, num_images: int) -> list[Tensor | None]:
         """Which images keep each residual branch, (B, 1, 1) or None where all do, as `model` itself draws them."""
@@ -59,7 +63,9 @@ class FastTraining(nn.Module):
         num_images = len(image_BCHW)
         keep = self.draw(num_images) if keep is None else keep
         x = Product.apply(
-            patch_rows(image_BCHW, config.patch_size), model.stem.weight.flatten(1), model.stem.bias
+            patch_rows(image_BCHW.to(self.dtype), config.patch_size),
+            model.stem.weight.flatten(1),
+            model.stem.bias,
         )
         x = x.view(config.num_patches, num_images * config.hidden_dim)
         for block, *kept in zip(model.blocks, keep[::2], keep[1::2], strict=True):
@@ -70,7 +76,7 @@ class FastTraining(nn.Module):
                 )
             else:
                 x = self._block(block, x, num_images, kept)
-        x = model.pre_head_norm(x.view(-1, num_images, config.features_dim))
+        x = model.pre_head_norm(x.view(-1, num_images, config.features_dim).float())
         logits: Tensor = model.head(x.mean(dim=0))
         return logits
 

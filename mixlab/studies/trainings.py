@@ -88,7 +88,10 @@ class Preset:
 
 
 # Plain AdamW for all: no family has a recipe of its own here.
-PLAIN = {"optimizer.name": "adamw", "optimizer.lr": 2e-3, "keep_weights": "last"}
+PLAIN = {
+    "optimizer.name": "adamw", "optimizer.lr": 2e-3, "keep_weights": "last",
+    "precision": "fp32", "model.gelu": "tanh",
+}  # fmt: skip
 
 
 def presets(seeds: dict[str, int], *, paper_seeds: int) -> dict[str, Preset]:

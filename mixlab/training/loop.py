@@ -33,6 +33,7 @@ from mixlab.training.setup import (
     check_model,
     for_this_machine,
     open_data,
+    pick_precision,
     resolve,
     with_absolute_paths,
 )
@@ -97,7 +98,11 @@ def train(
         if initial is not None:
             recipe, initial = fit_initial(recipe, initial)
         may_choose = budget_seconds is not None and is_size_open(recipe)
-        recipe = world.from_main(lambda: resolve(recipe, splits["train"], world.local_size))
+        recipe = world.from_main(
+            lambda: pick_precision(
+                resolve(recipe, splits["train"], world.local_size), torch_device, world.size
+            )
+        )
         check_model(recipe, len(source.class_names))  # before reading the pictures, which may take long
         check_curriculum(recipe)
         teacher = open_teacher(recipe, source.class_names, world.local_size * len(splits["train"]))

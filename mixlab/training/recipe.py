@@ -83,7 +83,9 @@ class Recipe:
         the way back: less memory, the same bits, about a third more computation (docs/results.md).
     ema_decay: weights used are an exponential moving average of this decay; 0 is off.
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
-    keep_weights: `best` on validation, or `last`. precision: `bf16` and `fp16` autocast, on a GPU.
+    keep_weights: `best` on validation, or `last`. precision: of activations and products. `bf16` is faster on a
+        GPU (autocast, as `fp16` is) and, for a Mixer, on a CPU with AVX-512 BF16 (docs/results.md); weights, their
+        updates and the head stay fp32. `auto` takes bf16 for a Mixer on such a CPU, else fp32.
     threads: CPU threads of a process, part of the recipe because they change the last bits; None takes one a core,
         and 1 with virtual shards.
     checkpoint_seconds: a checkpoint after the first step that ends this long after the last one, or 60 times as long
@@ -97,8 +99,8 @@ class Recipe:
     coarse_share: this share of the steps, the first ones, sees patches `coarse_factor` times as large, which takes
         less time; then the weights are resampled to the model's own patches (training/curriculum.py).
     budget_seconds: a note of the --budget from which `steps` was set.
-    fast: a Mixer in fp32 on a CPU takes mixlab's own passes forward and back, a core for each few images: the same
-        gradients within rounding, sooner (docs/results.md); false leaves all to torch.
+    fast: a Mixer on a CPU, in fp32 or in the CPU's own bf16, takes mixlab's own passes forward and back, a core for
+        each few images: the same gradients within rounding, sooner (docs/results.md); false leaves all to torch.
     parallel: how several processes (torchrun) share the work: `ddp` has the model on each, `fsdp` spreads it.
     virtual_shards: cut every batch into this many parts and add their gradients in a fixed order, so that the result
         has the same bits on any number of processes up to this one; 0 is off, and faster.
@@ -123,7 +125,7 @@ class Recipe:
     keep_weights: Literal["best", "last"] = "best"
     seed: int = 0
     threads: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     compile: bool = False
     fast: bool = True
     checkpoint_seconds: float = 15.0

@@ -14,7 +14,7 @@ from mixlab.data.loader import BadFile, Images, check_bad_share, load_images
 from mixlab.data.permutation import PixelPermutation
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.sources import open_source
-from mixlab.device import memory_bytes, num_cores
+from mixlab.device import memory_bytes, multiplies_bf16, num_cores
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.models.catalog import (
     FAMILIES,
@@ -115,6 +115,18 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
         data = replace(data, num_workers=cores)
     threads = recipe.threads or (1 if recipe.virtual_shards else cores)
     return replace(recipe, data=data, model=model, threads=threads)
+
+
+def pick_precision(recipe: Recipe, device: torch.device, num_processes: int) -> Recipe:
+    """A resolved recipe whose precision, if it is `auto`, is bf16 where mixlab's own passes compute it fast.
+
+    device: of the training. num_processes: of all of it, on all machines.
+    """
+    if recipe.precision != "auto":
+        return recipe
+    is_ours = not str(recipe.model.name).startswith("timm/") and recipe.fast and not recipe.compile
+    is_fast = is_ours and device.type == "cpu" and num_processes == 1 and multiplies_bf16()
+    return replace(recipe, precision="bf16" if is_fast else "fp32")
 
 
 def _patch_side(model: ModelConfig, permutation: str) -> int:

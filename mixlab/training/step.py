@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
 from mixlab.data.random import torch_seed
-from mixlab.device import autocast
+from mixlab.device import autocast, multiplies_bf16
 from mixlab.errors import DataError, UsageError, WeightsError
 from mixlab.models.cores import Cores
 from mixlab.models.fast_training import is_plain
@@ -99,9 +99,11 @@ class TrainState:
             )
         inner = self.ddp or self.model
         is_alone = inner is self.model and not self.is_spread
-        wanted = recipe.fast and is_alone and not recipe.compile and recipe.precision == "fp32"
-        if wanted and is_plain(self.model):
-            self.cores = Cores(self.model)
+        if recipe.fast and is_alone and not recipe.compile and is_plain(self.model):
+            if recipe.precision == "fp32":
+                self.cores = Cores(self.model)
+            elif recipe.precision == "bf16" and multiplies_bf16():
+                self.cores = Cores(self.model, torch.bfloat16)
         self.forward: Any = torch.compile(inner) if recipe.compile else inner
 
     @property

@@ -88,6 +88,25 @@ def test_gradients_are_the_models(case, threads):
         )  # some are zero by nature
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_is_nearer_than_torchs_own(case):
+    """The error of all gradients against float64, beside that of torch's autocast, whose head is bfloat16 too."""
+    name, size, options = CASES[case]
+    model = drawn(name, size, **{**options, "stochastic_depth": 0.0})
+    image, target = batch(model, 37)
+    expected = torch.cat([gradient.flatten() for gradient in exact_gradients(model, image, target)])
+    Cores(model, torch.bfloat16).backward(image, target, mean_loss)
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+    ours = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(image)
+    mean_loss(logits.float(), target).backward()
+    torchs = torch.cat([p.grad.flatten() for p in model.parameters()])
+    mine, other = ((found - expected).norm() / expected.norm() for found in (ours, torchs))
+    assert 1e-4 < mine < min(other, 0.01)
+
+
 def test_logits_are_the_models_and_another_size_is_refused():
     model = drawn("mixer_nano4", (28, 20))
     image, _ = batch(model, 3)
