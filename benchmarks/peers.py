@@ -80,6 +80,7 @@ def run(*arguments: str, folder: Path, **environment: str) -> dict[str, Any]:
 def train_cifar(cifar: Path, folder: Path, model: str = CIFAR_SIZE, steps: int = STEPS, **keys: str) -> float:
     """Images a second of `mixlab train`, from the first step to the last."""
     shutil.rmtree(folder / "runs", ignore_errors=True)
+    keys = {"precision": "fp32", "gelu": "tanh"} | keys  # as the other side has it
     options = [text for key, value in keys.items() for text in (f"--{key}", value)]
     common = ("--steps", str(steps), "--batch-size", str(TRAINING_BATCH), "--optimizer.name", "adamw")
     result = run("train", str(cifar), "--model", model, *common, *options, "--run", "speed", folder=folder)
@@ -295,18 +296,28 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     cifar = options.cifar.resolve()
     if name == "evaluation":
         return evaluation(cifar, folder)
-    if name == "train-loader":
+    if name.startswith("train-loader"):
+        precision = "bf16" if name == "train-loader-bf16" else "fp32"
         sides = {
-            "mixlab": lambda: train_cifar(cifar, folder),
+            "mixlab": lambda: train_cifar(cifar, folder, precision=precision),
             "timm": lambda: theirs("timm_train", str(cifar)),
         }
         return turns(sides, 3) | {"unit": "images/s"}
     return busy(cifar, folder, fast="false" if name == "busy-torch" else "true")
 
 
-OTHERS = ("train-loader", "evaluation", "loader-500", "loader-12mp", "busy", "busy-torch")
+OTHERS = (
+    "train-loader",
+    "train-loader-bf16",
+    "evaluation",
+    "loader-500",
+    "loader-12mp",
+    "busy",
+    "busy-torch",
+)
 TITLES = {
     "train-loader": "Training the CIFAR-size model on a folder of CIFAR-10 with the loader, batches of 128",
+    "train-loader-bf16": "The same, mixlab in bfloat16 (`--precision bf16`), timm in float32 as it comes",
     "evaluation": "Evaluation of 10,000 CIFAR pictures, whole command",
     "loader-500": "JPEG files of 500 x 375 to training batches of 224 pixels",
     "loader-12mp": "JPEG files of 4000 x 3000 to training batches of 224 pixels",
