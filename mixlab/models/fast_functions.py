@@ -67,9 +67,7 @@ def _through_gelu(
     """The gradient of h, where `product(x, weight)` is that of its GELU, shifted where there is a grid."""
     if grid is None and form == "tanh":
         return product_and("mul", x, weight, gelu_slope(h, kept))
-    gradient = product(x, weight)
-    if grid is not None:
-        gradient = _moved(gradient, grid, back=True)
+    gradient = _shifted(product(x, weight), grid, back=True)
     return torch.ops.aten.gelu_backward(gradient, h) if form == "erf" else gradient.mul_(gelu_slope(h, kept))
 
 
@@ -90,8 +88,13 @@ class Product(torch.autograd.Function):
         return x_grad, product(gradient.t(), x.t()), gradient.sum(0)
 
 
-def _moved(x: Tensor, grid: tuple[int, int], *, back: bool = False) -> Tensor:
-    """`shift` of a table (S x B, D) over a grid; back: from the gradient of the shifted, that of what was shifted."""
+def _shifted(x: Tensor, grid: tuple[int, int] | None, *, back: bool = False) -> Tensor:
+    """`shift` of a table (S x B, D) over a grid, or x itself without one.
+
+    back: from the gradient of the shifted, that of what was shifted.
+    """
+    if grid is None:
+        return x
     height, width = grid
     whole, front, rear = slice(None), slice(0, -1), slice(1, None)
     moves = (  # where in the grid a group goes, and whence
@@ -112,12 +115,6 @@ def _moved(x: Tensor, grid: tuple[int, int], *, back: bool = False) -> Tensor:
     return out
 
 
-def _moved_gelu(h: Tensor, kept: Tensor, form: Gelu, grid: tuple[int, int] | None) -> Tensor:
-    """The GELU of h from what was kept of it, shifted where there is a grid."""
-    a = kept if form == "erf" else h * kept
-    return a if grid is None else _moved(a, grid)
-
-
 class Mixing(torch.autograd.Function):
     """x (S, B x C) -> x + W2 gelu(W1 norm(x) + b1) + b2 over its columns (token mixing) or its rows of C.
 
@@ -136,8 +133,9 @@ class Mixing(torch.autograd.Function):
             h = product(w1, normed.view_as(x).t()).add_(b1[:, None])
         else:
             h = product(normed, w1, b1)
-        kept = F.gelu(h) if form == "erf" else gelu_gate(h)
-        a = _moved_gelu(h, kept, form, grid)
+        # What the way back needs of the GELU beside h: its shifted result, or the gate that gives it again.
+        kept = _shifted(F.gelu(h), grid) if form == "erf" else gelu_gate(h)
+        a = kept if form == "erf" else _shifted(h * kept, grid)
         if columns:
             y = (product_and("add", w2, a.t(), x) if add else product(w2, a.t())).add_(b2[:, None])
         else:
@@ -151,7 +149,7 @@ class Mixing(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, normed, mean, rstd, h, kept, scale, shift, w1, w2 = ctx.saved_tensors
         gradient = gradient.contiguous()
-        a = _moved_gelu(h, kept, ctx.form, ctx.grid)
+        a = kept if ctx.form == "erf" else _shifted(h * kept, ctx.grid)
         if ctx.columns:
             w2_grad = product(gradient, a)
             h_grad = _through_gelu(h, kept, ctx.form, w2.t(), gradient.t())

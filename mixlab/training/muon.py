@@ -1,7 +1,7 @@
 """Muon in fp32: momentum whose matrices are made nearly orthogonal before each update (Jordan et al. 2024).
 
-torch's own Muon computes in bfloat16, which a CPU does slowly. This one takes all matrices of one shape at
-once. Biases, norms, the stem and the head are left to AdamW, of which it is a subclass.
+torch's own Muon computes in bfloat16, which most CPUs do slowly. This one takes all matrices of one shape at
+once, and bfloat16 only if asked. Biases, norms, the stem and the head are left to AdamW, of which it is a subclass.
 """
 
 import math
@@ -13,6 +13,7 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the published quintic iteration
 ITERATIONS = 5
+WIDE = 128  # sides from which bfloat16 is the faster one where a CPU multiplies it; measured (LOG.md)
 MOMENTUM = 0.95
 
 
@@ -32,7 +33,8 @@ class Muon(torch.optim.AdamW):
     """AdamW, except that parameter groups with `orthogonal=True` hold matrices and follow Muon.
 
     Such a group's update is lr * sqrt(max(1, rows / columns)) times the orthogonalised Nesterov momentum, after
-    decoupled weight decay, as in the published code.
+    decoupled weight decay, as in the published code. Its `wide_dtype` is what wide matrices are orthogonalised
+    in, None for their own.
     """
 
     @torch.no_grad()
@@ -63,7 +65,8 @@ class Muon(torch.optim.AdamW):
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
             ahead = torch.lerp(torch.stack(gradients), torch.stack(momenta), MOMENTUM)
-            updates = orthogonalize(ahead)
+            dtype = group["wide_dtype"] if min(rows, columns) >= WIDE else None
+            updates = orthogonalize(ahead.to(dtype or ahead.dtype)).to(ahead.dtype)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
             torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scale)

@@ -110,16 +110,19 @@ def freeze_layers(model: nn.Module, count: int) -> None:
             module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, wide_dtype: torch.dtype | None = None
+) -> torch.optim.Optimizer:
     """Parameter groups: decayed kernels, the rest, and for muon the MLPs' matrices; for each layer if they differ.
 
-    `base_lr` of a group is what the schedule multiplies. Frozen parameters are left out.
+    `base_lr` of a group is what the schedule multiplies. Frozen parameters are left out. wide_dtype: in which Muon
+    orthogonalises wide matrices; None for their own.
     """
     decayed = {"weight_decay": config.weight_decay, "base_lr": config.lr}
     kinds: dict[str, dict[str, Any]] = {
         "kernels": decayed,
         "rest": {"weight_decay": 0.0, "base_lr": config.lr},
-        "matrices": decayed | {"base_lr": config.muon_lr, "orthogonal": True},
+        "matrices": decayed | {"base_lr": config.muon_lr, "orthogonal": True, "wide_dtype": wide_dtype},
     }
     layers = layer_numbers(model) if config.layer_decay != 1.0 else {}
     last = max(layers.values(), default=0)

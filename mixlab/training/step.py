@@ -89,7 +89,8 @@ class TrainState:
             check_shardable(self.model, recipe)
             for spread in (self.model, self.ema.module) if self.ema else (self.model,):
                 shard_model(spread, device)
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        wide_dtype = torch.bfloat16 if recipe.precision == "bf16" else None
+        self.optimizer = build_optimizer(self.model, recipe.optimizer, wide_dtype)
         check_shards(self.model, recipe, world)
         self.shard_sum = ShardSum(self.model, world, self.num_shards) if recipe.virtual_shards else None
         self.ddp: DistributedDataParallel | None = None

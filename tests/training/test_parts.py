@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
@@ -200,6 +201,27 @@ def test_muon_is_the_published_one_for_matrices_and_adamw_for_the_rest():
             assert np.abs(parameter.detach().numpy() - expected).max() < 1e-12
         else:
             assert torch.equal(parameter, twins[name])
+
+
+def test_muon_in_bfloat16_turns_wide_matrices_the_same_way():
+    """Within the iteration's own slack, which lets singular values be 0.7 to 1.2; narrow ones keep their bits."""
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(192, 128, bias=False), nn.Linear(128, 64, bias=False)) for _ in "ab"]
+    models[1].load_state_dict(models[0].state_dict())
+    before = models[0][0].weight.detach().clone()
+    config = OptimizerConfig(name="muon", muon_lr=1.0, weight_decay=0.0)
+    for model, wide_dtype in zip(models, (None, torch.bfloat16), strict=True):
+        optimizer = build_optimizer(model, config, wide_dtype)
+        optimizer.param_groups[-1]["lr"] = 1.0
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    exact, rounded = (before - model[0].weight.detach() for model in models)
+    assert torch.equal(models[0][1].weight, models[1][1].weight)
+    assert 0 < (exact - rounded).norm() < 0.05 * exact.norm()
+    singular = torch.linalg.svdvals(rounded)
+    assert 0.6 < float(singular.min()) < float(singular.max()) < 1.3
 
 
 def test_muons_state_survives_a_checkpoint():
