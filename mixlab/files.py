@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mixlab.errors import DiskError
 
+_UMASK = os.umask(0o077)  # can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -25,6 +28,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
+                if file.is_file():
+                    file.chmod(0o666 & ~_UMASK)  # safetensors' files can be read by their owner alone
                 _fsync(file)
             if temporary.is_dir():
                 _fsync(temporary)

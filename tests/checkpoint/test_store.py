@@ -47,6 +47,13 @@ def test_weights_are_read_back_equal_with_all_that_belongs_to_them(saved):
     assert not loaded.model.training
 
 
+def test_others_may_read_weights_as_they_may_other_files(saved, tmp_path):
+    folder, _ = saved
+    (tmp_path / "plain").write_text("")
+    usual = (tmp_path / "plain").stat().st_mode
+    assert [file.name for file in folder.iterdir() if file.is_file() and file.stat().st_mode != usual] == []
+
+
 def test_timm_weights_are_read_back_equal(tmp_path):
     settings = {"name": "timm/resnet10t", "num_classes": 3, "image_size": (32, 32), "in_channels": 3}
     model = create_model(**settings)
