@@ -39,7 +39,7 @@ def items_of_workers(
         loader = torch.utils.data.DataLoader(
             pictures,
             batch_size=None,
-            sampler=list(range(step, num_steps)),
+            sampler=range(step, num_steps),
             num_workers=num_workers,
             prefetch_factor=4,
             collate_fn=_as_it_is,

@@ -73,10 +73,10 @@ class Screen:
 
 
 class Bar:
-    """One running piece of work; `update` tells how far it is."""
+    """One running piece of work; `update` tells how far it is, of `total`, which may change."""
 
     def __init__(self, screen: Screen, label: str, total: int, start: int, rich_task: Any) -> None:
-        self._screen, self._label, self._total, self._start = screen, label, total, start
+        self._screen, self._label, self.total, self._start = screen, label, total, start
         self._rich_task = rich_task
         self._started = self._last_line = time.monotonic()
 
@@ -84,11 +84,11 @@ class Bar:
         """Show `done` of the total, with `note`, and the time left at the speed so far."""
         now = time.monotonic()
         fresh = done - self._start
-        left = (now - self._started) / fresh * (self._total - done) if fresh > 0 else None
-        note = f"{done}/{self._total}  {note}" + (f"  ETA {format_seconds(left)}" if left is not None else "")
+        left = (now - self._started) / fresh * (self.total - done) if fresh > 0 else None
+        note = f"{done}/{self.total}  {note}" + (f"  ETA {format_seconds(left)}" if left is not None else "")
         if self._rich_task is not None:
             progress, task = self._rich_task
-            progress.update(task, completed=done, note=note)
+            progress.update(task, completed=done, total=self.total, note=note)
         elif now - self._last_line >= LINE_SECONDS:
             self._screen.say(f"{self._label} {note}")
             self._last_line = now

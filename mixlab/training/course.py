@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from mixlab.training.curriculum import is_coarse, num_coarse_steps, refine, sett
 from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError, explain_out_of_memory
 from mixlab.training.fsdp import local, save_spread, together, whole
+from mixlab.training.pace import Pace, read_changes
 from mixlab.training.run_folder import add_bad_files, add_nonfinite_batch, read_bad_files
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.setup import Prepared
@@ -36,7 +38,9 @@ from mixlab.training.step import StepResult, TrainState, train_step
 from mixlab.training.tracking import Rows, open_tracker
 
 SAVE_PAUSE = 60  # times what a save takes, between two of them: one to two per cent of the time
-NUM_LOG_ROWS = 1000  # of training, in metrics.jsonl, at most
+NUM_LOG_ROWS = 1000  # of training, in metrics.jsonl, about
+FOREVER = 1 << 40  # steps
+NOTED_SHARE = 0.05  # of a plan, by which it must change to be mentioned
 
 
 class Training:
@@ -65,12 +69,16 @@ class Training:
         self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
         self._new_bad: list[BadFile] = []  # of them those that this process has met and not told the others
         self._has_weights = self.world.from_main((run / CONFIG_NAME).is_file)
+        self.planned_steps = self.recipe.steps or 0
+        self.pace = Pace(run, self.world.from_main(lambda: read_changes(run)))
         self.num_skipped = 0  # batches left out because their loss or gradient was not finite
 
     def steps(self, signals: list[int], deadline: float | None) -> None:
         """Train from `self.step` to the recipe's last step, an early stop, the deadline or a signal."""
         recipe, prepared = self.recipe, self.prepared
         assert recipe.steps is not None
+        # What came first of a run with coarse patches cannot be made longer or shorter afterwards.
+        self.pace.begin(self.step, None if recipe.coarse_share else deadline)
         per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
         pictures = TrainingPictures(
             images=prepared.train,
@@ -84,7 +92,7 @@ class Training:
         batches = training_batches(
             pictures,
             first_step=self.step,
-            num_steps=recipe.steps,
+            num_steps=FOREVER if deadline is not None else self.pace.at(FOREVER, self.planned_steps),
             num_workers=recipe.data.num_workers or 0,
             on_bad=self._new_bad.append,
             timeout_seconds=recipe.timeout_seconds,
@@ -109,14 +117,19 @@ class Training:
                 if row is not None:
                     self._write("train", row)
                     bar.update(self.step, rows.text)
+                fitting = self.pace.look(self.step, self._num_steps) if self.world.is_main else 0
                 due = self.world.is_main and time.monotonic() - last_save >= self._save_interval()
                 late = deadline is not None and time.monotonic() > deadline
-                is_late, is_due, is_busy, has_bad, stops = self.world.largest(
-                    [late, due, self.saver.is_busy, len(self._new_bad) > 0, len(signals) > 0]
+                is_late, is_due, is_busy, has_bad, stops, fitting = self.world.largest(
+                    [late, due, self.saver.is_busy, len(self._new_bad) > 0, len(signals) > 0, fitting]
                 )
+                if fitting and self.world.is_main:
+                    self._guarded(partial(self.pace.change, self.step, fitting))
+                self._set_steps(fitting or self.pace.at(self.step, self._num_steps))
+                bar.total = self._num_steps
                 if has_bad:
                     self._share_bad_files()
-                is_last = self.step == recipe.steps or bool(is_late)
+                is_last = self.step >= self._num_steps or bool(is_late)
                 if self.step % per_epoch == 0 or is_last:
                     self._end_epoch(per_epoch, bar)
                     self.seconds = seconds_before + time.monotonic() - sitting_began
@@ -126,13 +139,29 @@ class Training:
                     last_save = time.monotonic()
                 if stops:
                     return
-                if is_last and self.step < recipe.steps:
+                if is_last and self.step < self._num_steps:
                     self.notes.append(
-                        f"The budget ended after {self.step} of {recipe.steps} planned steps, because the machine "
-                        "became slower than it was when it was measured."
+                        f"The budget ended after {self.step} of {self._num_steps} planned steps, because the "
+                        "machine became slower than it was when it was measured."
                     )
+                if is_last:
+                    self._note_length()
                     break
                 self.world.now(f"reading the pictures of step {self.step + 1}")
+
+    @property
+    def _num_steps(self) -> int:
+        assert self.recipe.steps is not None
+        return self.recipe.steps
+
+    def _set_steps(self, steps: int) -> None:
+        if steps != self._num_steps:
+            self.recipe = self.state.recipe = replace(self.recipe, steps=steps)
+
+    def _note_length(self) -> None:
+        planned, steps = self.planned_steps, self._num_steps
+        if abs(steps - planned) > NOTED_SHARE * planned:
+            self.notes.append(f"The plan of {planned} steps became {steps}, as the machine's speed changed.")
 
     def _step(self, batch: Batch) -> StepResult | None:
         """One training step; None for a batch left out because it was not finite, up to `skip_nonfinite` of them."""
@@ -291,6 +320,7 @@ class Training:
             tensors = read_shards(checkpoint.parts, self.state.place)
         self.state.load(tensors, checkpoint.state["scaler"])
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
+        self._set_steps(self.pace.at(self.step, self.planned_steps))
         self.best = checkpoint.state["best"] or self.best
         self.epochs_without_gain = checkpoint.state["epochs_without_gain"]
         self.num_skipped = checkpoint.state["num_skipped"]
