@@ -125,7 +125,9 @@ def pick_precision(recipe: Recipe, device: torch.device, num_processes: int) -> 
     if recipe.precision != "auto":
         return recipe
     is_ours = not str(recipe.model.name).startswith("timm/") and recipe.fast and not recipe.compile
-    is_fast = is_ours and device.type == "cpu" and num_processes == 1 and multiplies_bf16()
+    # Virtual shards promise the same bits on any number of processes.
+    is_alone = num_processes == 1 and not recipe.virtual_shards
+    is_fast = is_ours and device.type == "cpu" and is_alone and multiplies_bf16()
     return replace(recipe, precision="bf16" if is_fast else "fp32")
 
 

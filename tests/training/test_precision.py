@@ -23,6 +23,7 @@ RECIPE = Recipe(model=ModelConfig(name="mixer_pico2"), precision="auto", steps=1
         ({"model": ModelConfig(name="mixer_pyramid_micro2")}, "cpu", 1, True, "bf16"),
         ({}, "cpu", 1, False, "fp32"),
         ({}, "cpu", 2, True, "fp32"),
+        ({"virtual_shards": 8}, "cpu", 1, True, "fp32"),
         ({}, "cuda", 1, True, "fp32"),
         ({"fast": False}, "cpu", 1, True, "fp32"),
         ({"compile": True}, "cpu", 1, True, "fp32"),
