@@ -88,10 +88,7 @@ class Preset:
 
 
 # Plain AdamW for all: no family has a recipe of its own here.
-PLAIN = {
-    "optimizer.name": "adamw", "optimizer.lr": 2e-3, "keep_weights": "last",
-    "precision": "fp32", "model.gelu": "tanh",
-}  # fmt: skip
+PLAIN = {"optimizer.name": "adamw", "lr": 2e-3, "keep_weights": "last", "precision": "fp32", "gelu": "tanh"}
 
 
 def presets(seeds: dict[str, int], *, paper_seeds: int) -> dict[str, Preset]:
