@@ -42,7 +42,7 @@ MODELS: dict[str, tuple[str, int, int, str, tuple[str, ...], dict[str, Any]]] = 
     "train-cifar-erf": (CIFAR_SIZE, 32, 128, "train", ("timm",), {"gelu": "erf"}),
     "train-micro": ("mixer_micro4", 32, 128, "train", ("timm", "jax"), {}),
     "train-s16": ("mixer_s16", 224, 16, "train", ("timm", "jax"), {}),
-    "train-b16": ("mixer_b16", 224, 16, "train", ("timm",), {}),
+    "train-b16": ("mixer_b16", 224, 16, "train", ("timm", "jax"), {}),
 }
 STEPS, TRAINING_BATCH = 120, 128
 
