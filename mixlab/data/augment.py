@@ -3,7 +3,7 @@
 Shapes: pixels uint8 (B, channels, H, W); epoch one integer; index int64 (B,), the images' numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,8 @@ from mixlab.data.policy_tf import apply_policy_tf
 from mixlab.data.random import Purpose, uniform
 from mixlab.errors import UsageError
 
+LONG = 12.0  # epochs; see LOG.md, 2026-11-27
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -27,7 +29,7 @@ class AugmentConfig:
     flip: mirror left-right with probability 1/2.
     policy: `randaugment` (policy_layers random operations at policy_magnitude of 10), `randaugment_tf` (the authors'
         variant of it, see data/policy_tf.py), `trivialaugment` (one operation at a random strength, Muller and
-        Hutter 2021), or `none`.
+        Hutter 2021), or `none`; `auto`: by the length of the training, see `settled`.
     erase_prob: probability of a grey rectangle of 2 to 33 % of the picture (Zhong et al. 2017).
     mixup_alpha, cutmix_alpha: Beta parameters; 0 is off; with both on, each batch draws one of the two.
     """
@@ -36,7 +38,7 @@ class AugmentConfig:
     crop_padding: int = 4
     min_area: float = 0.08
     flip: bool = False
-    policy: Literal["none", "randaugment", "randaugment_tf", "trivialaugment"] = "none"
+    policy: Literal["none", "randaugment", "randaugment_tf", "trivialaugment", "auto"] = "none"
     policy_layers: int = 2
     policy_magnitude: float = 9.0
     erase_prob: float = 0.0
@@ -62,6 +64,19 @@ class AugmentConfig:
         return self.crop in ("resized", "inception")
 
 
+def settled(config: AugmentConfig, epochs: float) -> AugmentConfig:
+    """`config` for a training of so many epochs: `auto` is no policy where pictures are seen only a few times.
+
+    From LONG epochs on it is RandAugment of one layer at 5, and pictures are shifted by at least 4 pixels.
+    """
+    if config.policy != "auto":
+        return config
+    if epochs < LONG:
+        return replace(config, policy="none")
+    padding = max(config.crop_padding, 4)
+    return replace(config, policy="randaugment", policy_layers=1, policy_magnitude=5.0, crop_padding=padding)
+
+
 def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, index: np.ndarray) -> Tensor:
     """uint8 (B, channels, H, W) -> the same shape, changed as `config` says.
 
@@ -76,6 +91,7 @@ def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, ind
         flipped = uniform(seed, epoch, index, Purpose.FLIP, 1)[:, 0] < 0.5
         chosen = torch.from_numpy(np.flatnonzero(flipped))
         pixels = pixels.index_copy(0, chosen, pixels[chosen].flip(3))
+    assert config.policy != "auto", "the length of the training decides it: settled()"
     if config.policy != "none":
         num_layers = 1 if config.policy == "trivialaugment" else config.policy_layers
         draws = uniform(seed, epoch, index, Purpose.POLICY, 3 * num_layers)

@@ -35,7 +35,7 @@ def small_images() -> Recipe:
     return replace(
         small_images_flat(),
         name="small_images",
-        augment=AugmentConfig(crop="pad", crop_padding=2, flip=True),
+        augment=AugmentConfig(crop="pad", crop_padding=2, flip=True, policy="auto"),
         model=ModelConfig(name="mixer_pyramid", branch_init_scale=0.1, gelu="erf"),
         optimizer=OptimizerConfig(name="muon", lr=3e-3, muon_lr=0.03, weight_decay=0.05),
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mixlab.data.augment import LONG, settled
 from mixlab.data.loader import TrainingPictures, training_batches
 from mixlab.device import memory_bytes, peak_memory_bytes
 from mixlab.errors import TrainingError, UsageError
@@ -76,7 +77,10 @@ def _for_trial(recipe: Recipe, size: int) -> Recipe:
 def _try(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, device: torch.device) -> int | None:
     """Peak memory in bytes of a few steps on a copy, by this process alone; None if memory ran out."""
     pictures = TrainingPictures(
-        images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+        images=prepared.train,
+        augment=settled(recipe.augment, LONG),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
     )
     trial: Any = None
     try:

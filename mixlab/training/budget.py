@@ -5,6 +5,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 
+from mixlab.data.augment import LONG, settled
 from mixlab.data.loader import TrainingPictures, evaluation_batches, training_batches
 from mixlab.data.order import steps_per_epoch
 from mixlab.errors import UsageError
@@ -115,7 +116,7 @@ def step_seconds(prepared: Prepared, trial: TrainState, measure_seconds: float, 
     recipe, world = prepared.recipe, trial.world
     pictures = TrainingPictures(
         images=prepared.train,
-        augment=recipe.augment,
+        augment=settled(recipe.augment, LONG),  # the dearest, as long as nobody knows the length
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         num_shards=trial.num_shards,

@@ -35,6 +35,7 @@ from mixlab.training.setup import (
     open_data,
     pick_precision,
     resolve,
+    settle_augment,
     with_absolute_paths,
 )
 from mixlab.training.signals import Interrupted, catch_signals
@@ -112,6 +113,12 @@ def train(
             model = new_model(prepared, prepared.model_settings, initial, screen)
             recipe = find_batch_size(prepared, model, torch_device, world, screen)
             prepared = replace(prepared, recipe=recipe)
+        per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
+        if budget_seconds is None:
+            recipe = replace(recipe, steps=recipe.steps or max(round((recipe.epochs or 10) * per_epoch), 1))
+            prepared = settle_augment(replace(prepared, recipe=recipe), per_epoch)
+        elif teacher is not None:  # its views are drawn before the length is known
+            prepared = settle_augment(prepared, per_epoch)
         end = None if budget_seconds is None else started + budget_seconds
         teaching = None
         if teacher is not None:
@@ -122,19 +129,15 @@ def train(
 
         if end is not None and may_choose:
             prepared = choose_size(prepared, build, end=end, world=world, screen=screen)
-            recipe = prepared.recipe
         state = build_state(prepared, torch_device, initial, screen, world, teaching)
         deadline = None
         if budget_seconds is not None:
             plan = plan_steps(
                 prepared, state, budget_seconds=budget_seconds, started=started, lr_grid=lr_grid
             )
-            recipe, deadline = plan.recipe, plan.deadline
-        elif recipe.steps is None:
-            per_epoch = steps_per_epoch(len(prepared.train), recipe.batch_size)
-            recipe = replace(recipe, steps=max(round((recipe.epochs or 10) * per_epoch), 1))
-        prepared = replace(prepared, recipe=recipe)
-        tried = None
+            deadline = plan.deadline
+            prepared = settle_augment(replace(prepared, recipe=plan.recipe), per_epoch)
+        recipe, tried = prepared.recipe, None
         if lr_grid is not None:
             del state  # its memory is needed for the trials
             recipe, tried = choose_lr(prepared, lr_grid, build, screen)

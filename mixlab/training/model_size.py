@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from mixlab.data.order import steps_per_epoch
 from mixlab.errors import UsageError
 from mixlab.models.catalog import DIMENSIONS, FAMILIES, display_name, name_with_patch
@@ -23,27 +25,35 @@ IMAGES = 45_000  # that an epoch of the runs below had
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A size, patches `coarse` times as large as usual, and how its error falls with the length of a run.
+    """A size, patches `coarse` times as large as usual, and what whole runs of it gave.
 
-    scale, power: of the line scale * epochs ** -power through whole runs' shares of wrong answers on validation.
+    runs: (epochs, share of wrong answers on validation), the shortest first.
     """
 
     model: str
     coarse: int
-    scale: float
-    power: float
+    runs: tuple[tuple[float, float], ...]
 
     def error(self, num_images: float) -> float:
-        """The share of wrong answers on CIFAR-10 to expect from a run that sees so many images."""
-        return self.scale * (num_images / IMAGES) ** -self.power
+        """The share of wrong answers on CIFAR-10 to expect from a run that sees so many images.
+
+        Straight lines through the runs on log-log paper, the first extended to shorter runs; a longer run than all
+        counts as the longest.
+        """
+        epochs, errors = np.log(np.array(self.runs)).T
+        wanted = np.log(num_images / IMAGES)
+        if wanted < epochs[0]:
+            slope = (errors[1] - errors[0]) / (epochs[1] - epochs[0])
+            return float(np.exp(errors[0] + slope * (wanted - epochs[0])))
+        return float(np.exp(np.interp(wanted, epochs, errors)))
 
 
-# From the smallest to the largest. Fitted to runs of `small_images` on CIFAR-10 (45,000 images, validation accuracy,
-# one seed each; LOG.md, 2026-11-26). Which rung is best matters here, not how hard the person's own pictures are.
+# From the smallest to the largest. Runs of `small_images` on CIFAR-10 (45,000 images, validation accuracy, one seed
+# each; LOG.md, 2026-11-26 and 27). Which rung is best matters here, not how hard the person's own pictures are.
 RUNGS = (
-    Rung(model="mixer_pyramid_micro", coarse=2, scale=0.378, power=0.252),
-    Rung(model="mixer_pyramid_micro", coarse=1, scale=0.368, power=0.313),
-    Rung(model="mixer_pyramid_mini", coarse=1, scale=0.397, power=0.448),
+    Rung(model="mixer_pyramid_micro", coarse=2, runs=((3, 0.287), (10, 0.212))),
+    Rung(model="mixer_pyramid_micro", coarse=1, runs=((3, 0.261), (5, 0.222), (8, 0.192))),
+    Rung(model="mixer_pyramid_mini", coarse=1, runs=((3, 0.243), (5, 0.193), (10.6, 0.138), (29.4, 0.115))),
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixlab.data.augment import settled
 from mixlab.data.dataset import Source, Split
 from mixlab.data.decode import describe
 from mixlab.data.loader import BadFile, Images, check_bad_share, load_images
@@ -129,6 +130,13 @@ def pick_precision(recipe: Recipe, device: torch.device, num_processes: int) -> 
     is_alone = num_processes == 1 and not recipe.virtual_shards
     is_fast = is_ours and device.type == "cpu" and is_alone and multiplies_bf16()
     return replace(recipe, precision="bf16" if is_fast else "fp32")
+
+
+def settle_augment(prepared: Prepared, steps_per_epoch: int) -> Prepared:
+    """`prepared` with the augmentation that its number of steps asks for; one that is not known yet counts as few."""
+    recipe = prepared.recipe
+    augment = settled(recipe.augment, (recipe.steps or 0) / steps_per_epoch)
+    return replace(prepared, recipe=replace(recipe, augment=augment))
 
 
 def _patch_side(model: ModelConfig, permutation: str) -> int:

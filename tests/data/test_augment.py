@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from mixlab.data.augment import AugmentConfig, augment, crop_boxes, draw_crops, erase, mix, shift_crop
+from mixlab.data.augment import (
+    LONG,
+    AugmentConfig,
+    augment,
+    crop_boxes,
+    draw_crops,
+    erase,
+    mix,
+    settled,
+    shift_crop,
+)
 from mixlab.errors import UsageError
 
 EVERYTHING = AugmentConfig(crop="pad", crop_padding=3, flip=True, policy="trivialaugment", erase_prob=0.5)
@@ -91,6 +101,21 @@ def test_mixup_and_cutmix_targets_say_what_the_picture_holds():
         cut, target = mix(image, given, AugmentConfig(cutmix_alpha=1.0), seed=0, step=step, shard=0)
         own_share = (cut == image).float().mean(dim=(1, 2, 3))
         assert torch.allclose(own_share, target[torch.arange(6), label])
+
+
+def test_the_length_of_a_training_decides_an_open_policy_and_no_other():
+    given = AugmentConfig(crop="pad", crop_padding=2, policy="auto")
+    short, long = settled(given, LONG - 0.1), settled(given, LONG)
+    assert (short.policy, short.crop_padding) == ("none", 2)
+    assert (long.policy, long.policy_layers, long.policy_magnitude, long.crop_padding) == (
+        "randaugment",
+        1,
+        5.0,
+        4,
+    )
+    assert settled(EVERYTHING, 1000.0) == settled(EVERYTHING, 0.0) == EVERYTHING
+    with pytest.raises(AssertionError, match="settled"):
+        augment(pictures(), given, seed=0, epoch=0, index=np.arange(30))
 
 
 def test_without_mixing_pictures_and_targets_stay():

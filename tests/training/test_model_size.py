@@ -111,3 +111,25 @@ def test_patches_that_do_not_divide_the_pictures_are_left_out(pictures, monkeypa
     name, measured = train(pictures, monkeypatch, 1e-9, budget="10m", data__image_size=(12, 12))
     assert measured[0] == "mixer_pyramid_micro1"
     assert name == "mixer_pyramid_mini1"
+
+
+@pytest.mark.parametrize(("epochs", "policy", "padding"), [(11, "none", 2), (12, "randaugment", 4)])
+def test_how_often_pictures_are_seen_decides_what_is_done_to_them(
+    epochs, policy, padding, pictures, tmp_path
+):
+    options = {
+        "batch_size": 60,
+        "threads": 1,
+        "screen": QUIET,
+        "run": tmp_path / "run",
+        "data__val_fraction": 0,
+    }
+    mixlab.train("small_images", str(pictures), epochs=epochs, **options)
+    recipe = from_toml(tmp_path / "run" / "recipe.toml")
+    assert (recipe["augment.policy"], recipe["augment.crop_padding"]) == (policy, padding)
+
+
+def test_an_augmentation_of_ones_own_stays(pictures, tmp_path):
+    options = {"batch_size": 24, "threads": 1, "screen": QUIET, "run": tmp_path / "run"}
+    mixlab.train("small_images", str(pictures), epochs=12, augment__policy="none", **options)
+    assert from_toml(tmp_path / "run" / "recipe.toml")["augment.policy"] == "none"
