@@ -144,7 +144,8 @@ def bench(
     models
         Names from `mixlab models`; mixer_s16 by default.
     against
-        With commas: eager (the plain model), timm, timm-compile, onnxruntime, openvino, jax; `none` for none.
+        With commas: eager (the plain model), timm, timm-compile, onnxruntime, onnxruntime-int8 (8-bit products, other
+        logits), openvino, jax; `none` for none.
     train
         Measure a training step (forward, backward, AdamW) instead of inference.
     scale

@@ -24,7 +24,8 @@ from mixlab.models.fast_training import is_plain
 from mixlab.models.mixer import Mixer
 
 Call = Callable[[Tensor], Tensor]
-BACKENDS = ("mixlab", "eager", "timm", "timm-compile", "onnxruntime", "openvino", "jax")
+BACKENDS = ("mixlab", "eager", "timm", "timm-compile", "onnxruntime", "onnxruntime-int8", "openvino", "jax")
+ROUGH = ("onnxruntime-int8",)  # compute something else, on purpose
 TRAINING_BACKENDS = ("mixlab", "eager", "timm", "timm-compile", "jax")
 NUM_CLASSES = 1000
 LEARNING_RATE = 1e-4
@@ -79,12 +80,16 @@ def inference(
         return torch.compile(twin) if backend == "timm-compile" else twin
     if backend == "jax":
         return _jax_inference(model, official_code)
-    return {"onnxruntime": _onnxruntime, "openvino": _openvino}[backend](model, example, threads)
+    if backend == "openvino":
+        return _openvino(model, example, threads)
+    return _onnxruntime(model, example, threads, is_int8=backend == "onnxruntime-int8")
 
 
-def _onnxruntime(model: nn.Module, example: Tensor, threads: int) -> Call:
+def _onnxruntime(model: nn.Module, example: Tensor, threads: int, *, is_int8: bool) -> Call:
+    """is_int8: all products in 8 bits, ranges from `example`."""
     import onnxruntime
 
+    from mixlab.serving.int8 import all_products
     from mixlab.serving.runtimes import to_onnx
 
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +97,8 @@ def _onnxruntime(model: nn.Module, example: Tensor, threads: int) -> Call:
         to_onnx(model, example, path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        content = all_products(path, example.numpy(), "image") if is_int8 else path.read_bytes()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 

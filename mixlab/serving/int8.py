@@ -39,7 +39,7 @@ def quantise(
     names = [node.name for node in model.graph.node if node.op_type in PRODUCTS]
     if not names:
         raise UsageError("there is no product to quantise in this model", where=str(source))
-    ranges = _ranges(source, calibration[:NUM_CALIBRATION])
+    ranges = _ranges(source, _batches(calibration[:NUM_CALIBRATION], INPUT))
     before = run_session(source.read_bytes(), threads)
     exact = _logits(before, calibration)
     top1 = _accuracy(exact, labels)
@@ -72,6 +72,15 @@ def quantise(
         "num_calibration": len(calibration), "top1_before": top1, "top1_after": after, "products": worst_first,
         "num_int8": len(chosen), "num_float32": len(kept_exact),
     }  # fmt: skip
+
+
+def all_products(source: Path, values: np.ndarray, name: str) -> bytes:
+    """Any ONNX file with every product in 8 bits, ranges from `values`, what goes into its input `name`."""
+    import onnx
+
+    model = onnx.load(source)
+    products = [node.name for node in model.graph.node if node.op_type in PRODUCTS]
+    return _quantised(model, _ranges(source, _batches(values, name)), products)
 
 
 def compare_speed(first: Path, second: Path, pixels: np.ndarray, threads: int) -> float:
@@ -114,19 +123,22 @@ def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(axis=1) == labels).mean())
 
 
-class _Pictures:
+def _batches(values: np.ndarray, name: str) -> list[dict[str, np.ndarray]]:
+    size = min(CALIBRATION_BATCH, len(values))  # all of one size: they are put together to arrays
+    return [{name: values[i : i + size]} for i in range(0, len(values) // size * size, size)]
+
+
+class _Reader:
     """What ONNX Runtime's calibration reads."""
 
-    def __init__(self, pixels: np.ndarray) -> None:
-        size = min(CALIBRATION_BATCH, len(pixels))  # all of one size: they are put together to arrays
-        whole = len(pixels) // size * size
-        self.batches = [{INPUT: pixels[i : i + size]} for i in range(0, whole, size)]
+    def __init__(self, batches: list[dict[str, np.ndarray]]) -> None:
+        self.batches = list(batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self.batches.pop(0) if self.batches else None
 
 
-def _ranges(source: Path, pixels: np.ndarray) -> Any:
+def _ranges(source: Path, batches: list[dict[str, np.ndarray]]) -> Any:
     """The range of every tensor that goes into a product, outliers left out."""
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
@@ -140,7 +152,7 @@ def _ranges(source: Path, pixels: np.ndarray) -> Any:
         )
         calibrator.set_execution_providers(["CPUExecutionProvider"])
         with quiet():
-            calibrator.collect_data(_Pictures(pixels))
+            calibrator.collect_data(_Reader(batches))
             found = calibrator.compute_data()
     source.with_name(f"{source.stem}_augmented.onnx").unlink(missing_ok=True)
     return found
@@ -165,9 +177,9 @@ def _quantised(model: Any, ranges: Any, names: Sequence[str]) -> bytes:
     )
     quantizer.quantize_model()
     written = quantizer.model.model
-    about = next(prop.value for prop in model.metadata_props if prop.key == METADATA_KEY)
-    if not any(prop.key == METADATA_KEY for prop in written.metadata_props):
-        entry = written.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, about
+    kept = {prop.key for prop in written.metadata_props}
+    for prop in model.metadata_props:
+        if prop.key == METADATA_KEY and METADATA_KEY not in kept:
+            written.metadata_props.add(key=prop.key, value=prop.value)
     content: bytes = written.SerializeToString()
     return content

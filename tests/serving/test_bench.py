@@ -33,6 +33,20 @@ def test_every_backend_computes_the_models_logits(backend, gelu):
             assert (call(part) - model(part)).abs().max() < 1e-4
 
 
+def test_eight_bits_compute_nearly_the_models_logits():
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = create_model("mixer_pico2", num_classes=5, image_size=(8, 12)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    image = torch.randn(16, 3, 8, 12)
+    with torch.no_grad():
+        expected = model(image)
+        found = inference("onnxruntime-int8", model, image, threads=1)(image)
+    error = (found - expected).square().mean().sqrt() / expected.std()
+    assert 1e-4 < error < 0.2
+
+
 def test_the_models_of_all_processes_are_the_same_and_do_not_answer_zero():
     first, second = build_model("mixer_pico2", (8, 8)), build_model("mixer_pico2", (8, 8))
     image = torch.randn(2, 3, 8, 8)

@@ -113,7 +113,7 @@ def test_patches_that_do_not_divide_the_pictures_are_left_out(pictures, monkeypa
     assert name == "mixer_pyramid_mini1"
 
 
-@pytest.mark.parametrize(("epochs", "policy", "padding"), [(11, "none", 2), (12, "randaugment", 4)])
+@pytest.mark.parametrize(("epochs", "policy", "padding"), [(14, "none", 2), (15, "randaugment", 4)])
 def test_how_often_pictures_are_seen_decides_what_is_done_to_them(
     epochs, policy, padding, pictures, tmp_path
 ):
@@ -131,5 +131,5 @@ def test_how_often_pictures_are_seen_decides_what_is_done_to_them(
 
 def test_an_augmentation_of_ones_own_stays(pictures, tmp_path):
     options = {"batch_size": 24, "threads": 1, "screen": QUIET, "run": tmp_path / "run"}
-    mixlab.train("small_images", str(pictures), epochs=12, augment__policy="none", **options)
+    mixlab.train("small_images", str(pictures), epochs=15, augment__policy="none", **options)
     assert from_toml(tmp_path / "run" / "recipe.toml")["augment.policy"] == "none"
