@@ -87,19 +87,15 @@ def inference(
 
 def _onnxruntime(model: nn.Module, example: Tensor, threads: int, *, is_int8: bool) -> Call:
     """is_int8: all products in 8 bits, ranges from `example`."""
-    import onnxruntime
-
-    from mixlab.serving.int8 import all_products
+    from mixlab.serving.int8 import all_products, run_session
     from mixlab.serving.runtimes import to_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         to_onnx(model, example, path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         content = all_products(path, example.numpy(), "image") if is_int8 else path.read_bytes()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    runner = run_session(content, threads)
+    return lambda image: torch.from_numpy(runner(image.numpy()))
 
 
 def _openvino(model: nn.Module, example: Tensor, threads: int) -> Call:

@@ -36,7 +36,7 @@ def quantise(
     import onnx
 
     model = onnx.load(source)
-    names = [node.name for node in model.graph.node if node.op_type in PRODUCTS]
+    names = _products(model)
     if not names:
         raise UsageError("there is no product to quantise in this model", where=str(source))
     ranges = _ranges(source, _batches(calibration[:NUM_CALIBRATION], INPUT))
@@ -79,8 +79,7 @@ def all_products(source: Path, values: np.ndarray, name: str) -> bytes:
     import onnx
 
     model = onnx.load(source)
-    products = [node.name for node in model.graph.node if node.op_type in PRODUCTS]
-    return _quantised(model, _ranges(source, _batches(values, name)), products)
+    return _quantised(model, _ranges(source, _batches(values, name)), _products(model))
 
 
 def compare_speed(first: Path, second: Path, pixels: np.ndarray, threads: int) -> float:
@@ -104,7 +103,7 @@ def accuracy_of(path: Path, pixels: np.ndarray, labels: np.ndarray, threads: int
 
 
 def run_session(content: bytes, threads: int) -> Runner:
-    """An ONNX model in ONNX Runtime on so many cores: pixels in, logits out."""
+    """An ONNX model with one input in ONNX Runtime on so many cores: what it takes in, logits out."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -112,6 +111,11 @@ def run_session(content: bytes, threads: int) -> Runner:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda pixels: np.asarray(session.run([OUTPUT], {session.get_inputs()[0].name: pixels})[0])
+
+
+def _products(model: Any) -> list[str]:
+    """The names of an ONNX model's products."""
+    return [node.name for node in model.graph.node if node.op_type in PRODUCTS]
 
 
 def _logits(runner: Runner, pixels: np.ndarray) -> np.ndarray:
