@@ -69,7 +69,9 @@ class Group:
 GROUPS = {
     "flat-10m": Group("10m", "test", 3, {"small_images_flat": {"recipe": "small_images_flat"}}),
     "pyramid-10m": Group("10m", "test", 3, {"small_images": {"recipe": "small_images"}}),
-    "flat-30m": Group("30m", "test", 2, {"small_images_flat": {"recipe": "small_images_flat"}}),
+    "flat-30m": Group(
+        "30m", "test", 2, {"small_images_flat": {"recipe": "small_images_flat", "model.name": "mixer_mini"}}
+    ),
     "pyramid-30m": Group("30m", "test", 2, {"small_images": {"recipe": "small_images"}}),
     "equal-macs": Group(
         "10m", "test", 3, {"pyramid": MINI, "flat": EQUAL_FLAT}, {"recipe": "small_images"}, "pyramid"

@@ -25,6 +25,7 @@ MODELS = {
     "mixer_l16": (224, "paper, Table 1"),
     "mixer_h14": (224, "paper, Table 1"),
     "mixer_nano4": (32, "small images, hours of training"),
+    "mixer_mini4": (32, "small images, tens of minutes of training"),
     "mixer_micro4": (32, "small images, minutes of training"),
     "mixer_pico2": (8, "8-pixel images such as digits"),
     "mixer_pyramid_micro2": (32, "small images, minutes of training"),

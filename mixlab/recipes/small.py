@@ -36,7 +36,7 @@ def small_images() -> Recipe:
     return replace(
         small_images_flat(),
         name="small_images",
-        augment=AugmentConfig(crop="pad", crop_padding=2, flip=True, policy="auto"),
+        augment=replace(small_images_flat().augment, crop_padding=2),
         model=ModelConfig(name="mixer_pyramid", branch_init_scale=0.1, gelu="erf"),
         optimizer=OptimizerConfig(name="muon", lr=3e-3, muon_lr=0.03, weight_decay=0.05),
     )
@@ -51,7 +51,7 @@ def small_images_flat() -> Recipe:
     """
     return Recipe(
         name="small_images_flat",
-        augment=AugmentConfig(crop="pad", crop_padding=4, flip=True),
+        augment=AugmentConfig(crop="pad", crop_padding=4, flip=True, policy="auto"),
         model=ModelConfig(branch_init_scale=0.1, gelu="erf"),
         optimizer=OptimizerConfig(name="muon", lr=3e-3, muon_lr=0.02, weight_decay=0.05),
         schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),
