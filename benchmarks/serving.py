@@ -133,16 +133,20 @@ def is_right(answer: dict[str, Any], expected: list[dict[str, Any]]) -> bool:
     )
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process and its children, those of theirs included."""
-    total, waiting = 0, [pid]
+def resident(pid: int) -> tuple[int, int]:
+    """Bytes of a process, and of its children, those of theirs included."""
+    own, children, waiting = 0, 0, [pid]
     while waiting:
         one = waiting.pop()
         with suppress(OSError):
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+            size = int(Path(f"/proc/{one}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+            if one == pid:
+                own = size
+            else:
+                children += size
             for task in Path(f"/proc/{one}/task").iterdir():
                 waiting += [int(child) for child in (task / "children").read_text().split()]
-    return total
+    return own, children
 
 
 def mixed(run: str, num_requests: int, num_clients: int) -> dict[str, Any]:
@@ -175,14 +179,18 @@ def mixed(run: str, num_requests: int, num_clients: int) -> dict[str, Any]:
                     wrong += bad
 
         everyone(num_requests // 10, 0)  # until caches and pools have their size
-        before, began = resident(pid), time.monotonic()
-        everyone(num_requests - num_requests // 10, num_clients)
-        seconds, after = time.monotonic() - began, resident(pid)
+        sizes, began = [resident(pid)], time.monotonic()
+        for tenth in range(1, 10):
+            everyone(num_requests // 10, tenth * num_clients)
+            sizes.append(resident(pid))
+        seconds = time.monotonic() - began
     return {
         "mode": "mixed", "requests": sum(statuses.values()), "clients": num_clients,
         "statuses": dict(sorted(statuses.items())), "wrong_answers": wrong,
-        "requests_per_second": round((num_requests - num_requests // 10) / seconds, 1),
-        "memory_growth": round(after / before - 1, 4), "memory_mib": round(after / 2**20),
+        "requests_per_second": round(num_requests // 10 * 9 / seconds, 1),
+        "memory_growth": round(sum(sizes[-1]) / sum(sizes[0]) - 1, 4),  # from the first tenth to the last
+        "server_mib": [round(own / 2**20, 1) for own, _ in sizes],
+        "decoders_mib": [round(children / 2**20, 1) for _, children in sizes],
     }  # fmt: skip
 
 
@@ -229,7 +237,7 @@ def overload(run: str, num_clients: int) -> dict[str, Any]:
             with suppress(OSError):
                 answers[client.recv(12).decode() or "closed"] += 1
             client.close()
-        memory = resident(pid)
+        memory = sum(resident(pid))
     return {
         "mode": "overload", "clients": num_clients, "statuses": dict(sorted(statuses.items())),
         "slow_clients": dict(answers), "recovery_seconds": round(recovery, 2), "memory_mib": round(memory / 2**20),
