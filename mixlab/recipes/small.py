@@ -31,7 +31,8 @@ def small_images() -> Recipe:
     CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 85.60 +- 0.04 % (n=3), Mini by the budget's choice in
     bf16, 2 cores EPYC (Zen 4), commits 6585962 and f5d641e; before that, in fp32, 86.4 % (n=2), Mini, 2 cores EPYC
     (Zen 5), commit 553a665; 80.5 % (n=3), Micro/4 by the budget's choice, 2 cores EPYC (Zen 3), commit 5218644.
-    With `--budget 30m`: 89.18 % (n=1), Mini by the budget's choice in bf16, 2 cores EPYC (Zen 4), commit f5d641e.
+    With `--budget 30m`: 89.1 % (n=2), Mini by the budget's choice in bf16, 2 cores EPYC (Zen 4), commits f5d641e and
+    48d062c.
     """
     return replace(
         small_images_flat(),
