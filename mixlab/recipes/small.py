@@ -47,8 +47,8 @@ def small_images_flat() -> Recipe:
     """Tens of thousands of small pictures, by a flat Mixer.
 
     CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 81.8 % (n=3; 17.6 epochs, before
-    `policy` was `auto`) in bf16, 2 cores EPYC (Zen 4), commit bc9c39b; in fp32 79.2 % (n=2; 10.5 epochs), 2 cores EPYC
-    (Zen 3), commit 7489b51; 76.6 % (n=3; 6.6 epochs) on that machine when it was slower, commit 5218644. With
+    `policy` was `auto`) in bf16, 2 cores EPYC (Zen 4), commit bc9c39b; in fp32 79.2 % (n=2; 10.5 epochs), 2 cores
+    EPYC (Zen 3), commit 7489b51; 76.6 % (n=3; 6.6 epochs) on that machine when it was slower, commit 5218644. With
     `--budget 30m --model mixer_mini`: 85.8 % (n=2; 40 epochs) in bf16, 2 cores EPYC (Zen 4), commit 48d062c.
     """
     return Recipe(
