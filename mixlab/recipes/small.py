@@ -34,10 +34,11 @@ def small_images() -> Recipe:
     With `--budget 30m`: 89.1 % (n=2), Mini by the budget's choice in bf16, 2 cores EPYC (Zen 4), commits f5d641e and
     48d062c.
     """
+    flat = small_images_flat()
     return replace(
-        small_images_flat(),
+        flat,
         name="small_images",
-        augment=replace(small_images_flat().augment, crop_padding=2),
+        augment=replace(flat.augment, crop_padding=2),
         model=ModelConfig(name="mixer_pyramid", branch_init_scale=0.1, gelu="erf"),
         optimizer=OptimizerConfig(name="muon", lr=3e-3, muon_lr=0.03, weight_decay=0.05),
     )
@@ -46,9 +47,9 @@ def small_images() -> Recipe:
 def small_images_flat() -> Recipe:
     """Tens of thousands of small pictures, by a flat Mixer.
 
-    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 81.8 % (n=3; 17.6 epochs, before
-    `policy` was `auto`) in bf16, 2 cores EPYC (Zen 4), commit bc9c39b; in fp32 79.2 % (n=2; 10.5 epochs), 2 cores
-    EPYC (Zen 3), commit 7489b51; 76.6 % (n=3; 6.6 epochs) on that machine when it was slower, commit 5218644. With
+    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 81.8 % (n=3; 17.6 epochs, before `policy` was
+    `auto`) in bf16, 2 cores EPYC (Zen 4), commit bc9c39b; in fp32 79.2 % (n=2; 10.5 epochs), 2 cores EPYC (Zen 3),
+    commit 7489b51; 76.6 % (n=3; 6.6 epochs) on that machine when it was slower, commit 5218644. With
     `--budget 30m --model mixer_mini`: 85.8 % (n=2; 40 epochs) in bf16, 2 cores EPYC (Zen 4), commit 48d062c.
     """
     return Recipe(
