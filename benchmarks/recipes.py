@@ -1,13 +1,14 @@
 """Recipes against each other on CIFAR-10, as a person types them: whole commands of `mixlab train`, timed.
 
     python -m benchmarks.recipes DATA GROUP [GROUP ...] [--seeds N] [--minutes M] [--runs DIR]
-        [--csv docs/recipes.csv]
+        [--csv docs/recipes.csv] [--part K/N]
 
 DATA: the folder with train/CLASS/* and test/CLASS/*. Groups, see GROUPS: what is chosen on (`val`: a tenth of train
 is held out, and the test split is not even in sight) or reported (`test`: trained on all of train, test read once).
 A cell is group x name x seed, on one machine; every cell is a row of the CSV file, and a second call measures only
 what is missing in it. Nothing else may run meanwhile. --minutes: begin no cell that would end later. A table comes
-at the end.
+at the end. --part: every N-th cell only, from the K-th on. The groups with `threads` 1 compare settings, not machines:
+two commands, `--part 0/2` and `--part 1/2`, run them side by side, which makes 1.3 times as many steps.
 """
 
 import argparse
@@ -77,11 +78,11 @@ GROUPS = {
         "10m", "test", 3, {"pyramid": MINI, "flat": EQUAL_FLAT}, {"recipe": "small_images"}, "pyramid"
     ),
     "deit-rates": Group(
-        "10m",
+        "7m",
         "val",
         1,
         {f"{name} {lr:g}": TIMM[name] | {"optimizer.lr": lr} for name in TIMM for lr in (5e-4, 1e-3, 2e-3)},
-        DEIT,
+        DEIT | {"threads": 1},
     ),
     "sizes": Group(
         "3m",
@@ -109,7 +110,7 @@ GROUPS = {
             "coarse patches first": {"coarse_share": 0.4},
             "SAM in the last fifth": {"optimizer.sam_rho": 0.05, "optimizer.sam_from": 0.8},
         },
-        {"recipe": "small_images", "model.name": "mixer_pyramid_micro"},
+        {"recipe": "small_images", "model.name": "mixer_pyramid_micro", "threads": 1},
     ),
 }
 
@@ -208,16 +209,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="instead of the group's own number")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--runs", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--part", default="0/1", help="K/N: every N-th cell, from the K-th on")
     parser.add_argument("--csv", type=Path, default=Path("docs/recipes.csv"))
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
     machine = machine_name(describe_machine())
+    part, num_parts = map(int, options.part.split("/"))
     cells = [
         dict(zip(CELL, (group, name, seed, machine), strict=True))
         for group in options.groups
         for seed in range(options.seeds or GROUPS[group].seeds)
         for name in GROUPS[group].names
-    ]
+    ][part::num_parts]
 
     def are_in_time() -> Iterator[dict[str, Any]]:
         for cell in cells:
