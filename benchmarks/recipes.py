@@ -7,8 +7,8 @@ DATA: the folder with train/CLASS/* and test/CLASS/*. Groups, see GROUPS: what i
 is held out, and the test split is not even in sight) or reported (`test`: trained on all of train, test read once).
 A cell is group x name x seed, on one machine; every cell is a row of the CSV file, and a second call measures only
 what is missing in it. Nothing else may run meanwhile. --minutes: begin no cell that would end later. A table comes
-at the end. --part: every N-th cell only, from the K-th on. The groups with `threads` 1 compare settings, not machines:
-two commands, `--part 0/2` and `--part 1/2`, run them side by side, which makes 1.3 times as many steps.
+at the end. --part: every N-th cell only, from the K-th on. Groups with `threads` 1 are there to choose settings: two
+commands, `--part 0/2` and `--part 1/2`, run them side by side, a core each, which makes 1.3 times as many steps.
 """
 
 import argparse
