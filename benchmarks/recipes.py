@@ -90,6 +90,16 @@ GROUPS = {
         | {f"{name} 0.001, crop and flip": TIMM[name] | PLAIN | {"optimizer.lr": 1e-3} for name in TIMM},
         DEIT | {"threads": 1},
     ),
+    "deit-10m": Group(
+        "10m",
+        "test",
+        3,
+        {
+            "timm mixer": TIMM["mixer"] | {"optimizer.lr": 1e-3},
+            "timm vit": TIMM["vit"] | {"optimizer.lr": 2e-3},
+        },
+        DEIT,
+    ),  # the best rates of the group before it
     "sizes": Group(
         "3m",
         "val",

@@ -1,0 +1,117 @@
+"""Exports against the model that they come from: targets x models x batches, on real pictures.
+
+    python -m benchmarks.exports [--targets onnx openvino torch-export] [--models mixer_s16 ...] [--scaled 1000]
+
+Models: the shipped weights, and sizes whose weights are drawn here, heads too. Pictures: parts of scikit-learn's two
+photos. Each graph takes any number of pictures; a row is of one number. A second table is of the graphs that scale
+pictures of any size themselves (`--resize-in-graph`), on `--scaled` pictures. Prints both; minutes.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.store import Weights
+from mixlab.data.preprocess import Preprocess
+from mixlab.errors import MixlabError
+from mixlab.models.catalog import create_model, display_name, settings_of
+from mixlab.models.mixer import Mixer
+from mixlab.serving.export import BATCHES, ENDINGS, compare_pixels, export, open_exported, sample_pictures
+from mixlab.serving.graph import PixelModel
+
+SHIPPED = ("mixer_cifar:cifar10", "mixer_pyramid_cifar:cifar10")
+# Name -> height and width in pixels.
+DRAWN = {
+    "mixer_s32": (224, 224), "mixer_s16": (224, 224), "mixer_b32": (224, 224), "mixer_b16": (224, 224),
+    "mixer_s16 160 x 288": (160, 288),
+}  # fmt: skip
+NUM_PICTURES = 64
+
+
+def weights_of(model: str) -> Weights:
+    """Those that ship, or a size as drawn, but for its head, which would be zero."""
+    if model in SHIPPED:
+        return open_weights(model)
+    size = DRAWN[model]
+    torch.manual_seed(0)
+    network = create_model(model.split()[0], num_classes=1000, image_size=size).eval()
+    assert isinstance(network, Mixer)
+    torch.nn.init.normal_(network.head.weight, std=0.05)
+    return Weights(
+        model=network,
+        model_settings=settings_of(network.config),
+        preprocess=Preprocess(image_size=size),
+        class_names=tuple(map(str, range(1000))),
+        provenance={},
+    )
+
+
+def show(*cells: Any) -> None:
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def compare(weights: Weights, to: str, path: Path) -> list[dict[str, Any]]:
+    """One graph for all batches, written and compared; what `compare_pixels` says of each batch."""
+    pictures = sample_pictures(NUM_PICTURES, weights.preprocess)
+    export(weights, path, to=to, pictures=pictures[:1])
+    runner, graph = open_exported(path, to), PixelModel(weights.model, weights.preprocess).eval()
+    pixels = np.stack([weights.preprocess.pixels(picture).transpose(1, 2, 0) for picture in pictures])
+    return [compare_pixels(graph, runner, pixels, (batch,)) for batch in BATCHES]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", choices=ENDINGS, default=list(ENDINGS))
+    parser.add_argument("--models", nargs="+", choices=(*SHIPPED, *DRAWN), default=[*SHIPPED, *DRAWN])
+    parser.add_argument(
+        "--scaled", type=int, default=1000, help="pictures of the second table; 0: leave it out"
+    )
+    options = parser.parse_args(arguments)
+    show("model", "pixels", "target", "batch", "largest difference", "largest logit", "same top-1")
+    show(*["---"] * 7)
+    for model in options.models:
+        weights = weights_of(model)
+        name, pixels = (
+            display_name(weights.model_settings["name"]),
+            " x ".join(map(str, weights.preprocess.image_size)),
+        )
+        for to in options.targets:
+            with tempfile.TemporaryDirectory() as folder:
+                for found in compare(weights, to, Path(folder) / "model"):
+                    show(
+                        name,
+                        pixels,
+                        to,
+                        found["batches"][0],
+                        f"{found['max_difference']:.1e}",
+                        f"{found['largest_logit']:.1f}",
+                        f"{found['same_top1']} of {found['num_compared']}",
+                    )
+    if not options.scaled:
+        return
+    print()
+    show("model", "target", "pictures", "largest difference of a pixel", "same top-1")
+    show(*["---"] * 5)
+    for model in filter(SHIPPED.__contains__, options.models):
+        weights = weights_of(model)
+        pictures = sample_pictures(options.scaled, weights.preprocess)
+        for to in options.targets:
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    found = export(
+                        weights, Path(folder) / "model", to=to, pictures=pictures, resize_in_graph=True
+                    )
+                except MixlabError as error:
+                    show(model, to, len(pictures), error, "")
+                    continue
+            same = f"{found['same_top1']} of {found['num_pictures']}"
+            show(model, to, found["num_pictures"], f"{found['max_pixel_difference']} of 255", same)
+
+
+if __name__ == "__main__":
+    main()
