@@ -118,6 +118,9 @@ GROUPS = {
             "CutMix": {"augment.cutmix_alpha": 1.0},
             "mixup 0.2": {"augment.mixup_alpha": 0.2},
             "EMA 0.99": {"ema_decay": 0.99},
+            "flips in turns": {"augment.flip_alternates": True},
+            "linear decay": {"schedule.decay": "linear"},
+            "whitened stem": {"whiten_stem": True},
             "RandAugment 1, 5": {
                 "augment.policy": "randaugment",
                 "augment.policy_layers": 1,

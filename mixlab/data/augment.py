@@ -26,7 +26,8 @@ class AugmentConfig:
     crop: `pad` shifts by up to crop_padding pixels over a black border; `resized` cuts a random box of
         min_area to all of the picture, with a side ratio of 3:4 to 4:3, and scales it; `inception` does so with the
         boxes that TensorFlow draws, as the authors did: smaller ones more often; `none`.
-    flip: mirror left-right with probability 1/2.
+    flip: mirror left-right with probability 1/2; flip_alternates: by chance in the first epoch only, then every
+        picture in turns with itself (Jordan 2024, arXiv 2404.00498).
     policy: `randaugment` (policy_layers random operations at policy_magnitude of 10), `randaugment_tf` (the authors'
         variant of it, see data/policy_tf.py), `trivialaugment` (one operation at a random strength, Muller and
         Hutter 2021), or `none`; `auto`: by the length of the training, see `settled`.
@@ -38,6 +39,7 @@ class AugmentConfig:
     crop_padding: int = 4
     min_area: float = 0.08
     flip: bool = False
+    flip_alternates: bool = False
     policy: Literal["none", "randaugment", "randaugment_tf", "trivialaugment", "auto"] = "none"
     policy_layers: int = 2
     policy_magnitude: float = 9.0
@@ -88,7 +90,9 @@ def augment(pixels: Tensor, config: AugmentConfig, *, seed: int, epoch: int, ind
         offsets = (draws * (2 * config.crop_padding + 1)).astype(np.int64)
         pixels = shift_crop(pixels, offsets, config.crop_padding)
     if config.flip:
-        flipped = uniform(seed, epoch, index, Purpose.FLIP, 1)[:, 0] < 0.5
+        flipped = uniform(seed, 0 if config.flip_alternates else epoch, index, Purpose.FLIP, 1)[:, 0] < 0.5
+        if config.flip_alternates and epoch % 2:
+            flipped = ~flipped
         chosen = torch.from_numpy(np.flatnonzero(flipped))
         pixels = pixels.index_copy(0, chosen, pixels[chosen].flip(3))
     assert config.policy != "auto", "the length of the training decides it: settled()"

@@ -20,6 +20,7 @@ from mixlab.training.optimizer import freeze_layers
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import Prepared, prepare
 from mixlab.training.step import TrainState
+from mixlab.training.whitening import whiten_stem
 
 
 def read_pictures(
@@ -56,6 +57,8 @@ def new_model(
     model = create_model(**settings)
     if initial is not None:
         screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
+    if prepared.recipe.whiten_stem:
+        whiten_stem(model, prepared.train)
     freeze_layers(model, prepared.recipe.freeze)
     if prepared.recipe.checkpoint_blocks:
         checkpoint_blocks(model)

@@ -1,0 +1,37 @@
+"""A stem that begins with whitened patches.
+
+The pixels of a patch are nearly alike: most of what a stem as drawn gives is their mean, and the rest is lost beside
+it. The stem's first kernel is therefore multiplied by the whitening of the training pictures' patches: what it
+gives has as much variance as before, but evenly in all directions. Jordan 2024 (arXiv 2404.00498) has the like before a
+convolutional network, after Page 2019.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mixlab.data.loader import Images
+from mixlab.errors import UsageError
+from mixlab.models.mixer import Mixer
+
+NUM_PICTURES = 2048  # evenly from the training split
+FLOOR = 1e-3  # added to every variance: rounding to 8 bits has 1e-5
+
+
+@torch.no_grad()
+def whiten_stem(model: nn.Module, train: Images) -> None:
+    """Change the stem of `model`, as drawn, for patches of the pictures in `train`."""
+    if not isinstance(model, Mixer):
+        raise UsageError("only a Mixer has a stem to whiten", where="whiten_stem", hint="leave it out")
+    chosen = np.unique(np.linspace(0, len(train) - 1, NUM_PICTURES).astype(np.int64))
+    image = train.preprocess.normalize(train.pictures(chosen)).double()
+    side = model.config.patch_size
+    patches = F.unfold(image, side, stride=side).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(dim=0)
+    variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+    whitening = directions @ torch.diag((variances.clamp(min=0) + FLOOR).rsqrt()) @ directions.T
+    kernel = model.stem.weight.flatten(1).double() @ whitening
+    model.stem.weight.copy_(kernel.view_as(model.stem.weight))
+    assert model.stem.bias is not None
+    model.stem.bias.copy_(-kernel @ mean)
