@@ -121,6 +121,7 @@ GROUPS = {
             "flips in turns": {"augment.flip_alternates": True},
             "linear decay": {"schedule.decay": "linear"},
             "whitened stem": {"whiten_stem": True},
+            "these three": {"augment.flip_alternates": True, "schedule.decay": "linear", "whiten_stem": True},
             "RandAugment 1, 5": {
                 "augment.policy": "randaugment",
                 "augment.policy_layers": 1,

@@ -1,8 +1,8 @@
 """A stem that begins with whitened patches.
 
 The pixels of a patch are nearly alike: most of what a stem as drawn gives is their mean, and the rest is lost beside
-it. The stem's first kernel is therefore multiplied by the whitening of the training pictures' patches: what it
-gives has as much variance as before, but evenly in all directions. Jordan 2024 (arXiv 2404.00498) has the like before a
+it. The stem's first kernel is therefore multiplied by the whitening of the training pictures' patches: what it gives
+has as much variance as before, but evenly in all directions. Jordan 2024 (arXiv 2404.00498) has the like before a
 convolutional network, after Page 2019.
 """
 
