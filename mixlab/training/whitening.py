@@ -6,32 +6,52 @@ has as much variance as before, but evenly in all directions. Jordan 2024 (arXiv
 convolutional network, after Page 2019.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mixlab.data.loader import Images
-from mixlab.errors import UsageError
+from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.models.mixer import Mixer
 
-NUM_PICTURES = 2048  # evenly from the training split
-FLOOR = 1e-3  # added to every variance: rounding to 8 bits has 1e-5
+NUM_PICTURES = 2048
+FLOOR = 1e-3  # added to every variance, of normalised pixels: rounding to 8 bits has some 1e-5
 
 
 @torch.no_grad()
 def whiten_stem(model: nn.Module, train: Images) -> None:
-    """Change the stem of `model`, as drawn, for patches of the pictures in `train`."""
+    """Change the stem of `model`, as drawn, for patches of the pictures in `train`.
+
+    UsageError if it is no Mixer.
+    """
     if not isinstance(model, Mixer):
         raise UsageError("only a Mixer has a stem to whiten", where="whiten_stem", hint="leave it out")
-    chosen = np.unique(np.linspace(0, len(train) - 1, NUM_PICTURES).astype(np.int64))
-    image = train.preprocess.normalize(train.pictures(chosen)).double()
+    pictures = list(_some_pictures(train))
+    if not pictures:
+        raise DataError("no picture of those looked at could be read", where="whiten_stem")
+    image = train.preprocess.normalize(torch.cat(pictures)).double()
     side = model.config.patch_size
     patches = F.unfold(image, side, stride=side).transpose(1, 2).flatten(0, 1)
-    mean = patches.mean(dim=0)
     variances, directions = torch.linalg.eigh(torch.cov(patches.T))
     whitening = directions @ torch.diag((variances.clamp(min=0) + FLOOR).rsqrt()) @ directions.T
     kernel = model.stem.weight.flatten(1).double() @ whitening
     model.stem.weight.copy_(kernel.view_as(model.stem.weight))
     assert model.stem.bias is not None
-    model.stem.bias.copy_(-kernel @ mean)
+    model.stem.bias.copy_(-kernel @ patches.mean(dim=0))
+
+
+def _some_pictures(train: Images) -> Iterator[Tensor]:
+    """At most NUM_PICTURES, evenly from the split; of a stream, which would be read to its end, the first."""
+    encoded, count = train.split.encoded, min(NUM_PICTURES, len(train))
+    if encoded is not None and encoded.window:
+        chosen = np.arange(count)
+    else:
+        chosen = np.linspace(0, len(train) - 1, count).astype(np.int64)
+    for index in chosen:
+        try:
+            yield train.pictures([index])
+        except ImageError:  # the loader will say so
+            continue

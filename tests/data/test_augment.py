@@ -49,6 +49,17 @@ def test_shift_crop_is_a_window_of_the_padded_picture():
     assert torch.equal(shifted[1], pixels[1])
 
 
+def test_alternating_flips_show_every_picture_both_ways():
+    pixels = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8)
+    config = AugmentConfig(flip=True, flip_alternates=True)
+    epochs = [augment(pixels, config, seed=0, epoch=epoch, index=np.arange(400)) for epoch in range(4)]
+    same = (epochs[0] == pixels).flatten(1).all(dim=1)
+    assert 0.4 < same.double().mean() < 0.6
+    for epoch, found in enumerate(epochs):
+        expected = same if epoch % 2 == 0 else ~same
+        assert torch.equal(found, torch.where(expected[:, None, None, None], pixels, pixels.flip(3)))
+
+
 def test_flips_mirror_half_of_the_pictures():
     pixels = pictures(400)
     flipped = augment(pixels, AugmentConfig(flip=True), seed=0, epoch=0, index=np.arange(400))
