@@ -52,6 +52,6 @@ def _some_pictures(train: Images) -> Iterator[Tensor]:
         chosen = np.linspace(0, len(train) - 1, count).astype(np.int64)
     for index in chosen:
         try:
-            yield train.pictures([index])
+            yield train.pictures(np.array([index]))
         except ImageError:  # the loader will say so
             continue
