@@ -76,10 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     show(*["---"] * 7)
     for model in options.models:
         weights = weights_of(model)
-        name, pixels = (
-            display_name(weights.model_settings["name"]),
-            " x ".join(map(str, weights.preprocess.image_size)),
-        )
+        name = display_name(weights.model_settings["name"])
+        pixels = " x ".join(map(str, weights.preprocess.image_size))
         for to in options.targets:
             with tempfile.TemporaryDirectory() as folder:
                 for found in compare(weights, to, Path(folder) / "model"):

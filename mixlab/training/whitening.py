@@ -25,7 +25,7 @@ FLOOR = 1e-3  # added to every variance, of normalised pixels: rounding to 8 bit
 def whiten_stem(model: nn.Module, train: Images) -> None:
     """Change the stem of `model`, as drawn, for patches of the pictures in `train`.
 
-    UsageError if it is no Mixer.
+    UsageError if it is no Mixer, DataError if none of the pictures looked at can be read.
     """
     if not isinstance(model, Mixer):
         raise UsageError("only a Mixer has a stem to whiten", where="whiten_stem", hint="leave it out")
