@@ -3,6 +3,7 @@
 All of it is sums, products and comparisons of tensors, so that every runtime can have it.
 """
 
+import PIL
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError
 
 LUMA = (19595, 38470, 7471)  # ITU-R 601 in 1/65536, as Pillow has it
+PILLOW_MAJOR = int(PIL.__version__.split(".")[0])
 
 
 class PixelModel(nn.Module):
@@ -51,8 +53,9 @@ class PictureModel(nn.Module):
 class Scale(nn.Module):
     """RGB picture uint8 (height, width, 3) -> whole numbers, float32 (model height, model width, channels).
 
-    Pillow's antialiased resampling as a product with a matrix for each side, rounded after each as Pillow does: along
-    the rows first, which Pillow from version 13 on does second where the height shrinks much more.
+    Pillow's antialiased resampling as a product with a matrix for each side, rounded after each and in the order of
+    the Pillow that is installed: along the rows first, but from version 13 on second where the height loses more than
+    twice as many pixels as the width.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
@@ -72,8 +75,12 @@ class Scale(nn.Module):
         top, bottom, left, right = self._box(height, width)
         across = self._matrix(columns, left, right, own.image_size[1])
         down = self._matrix(rows, top, bottom, own.image_size[0])
-        narrow = _rounded(torch.matmul(across, image))  # along the rows first, as Pillow does
-        return _rounded(torch.matmul(down, narrow.flatten(1)).unflatten(1, narrow.shape[1:]))
+        pixels = _along(down, _rounded(torch.matmul(across, image)))
+        if PILLOW_MAJOR < 13:
+            return pixels
+        lost = (height - own.image_size[0], width - own.image_size[1])
+        columns_first = (lost[0] > 0) & (lost[0] > 2 * lost[1])
+        return torch.where(columns_first, _rounded(torch.matmul(across, _along(down, image))), pixels)
 
     def _box(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`Preprocess.box` in tensors: top, bottom, left, right."""
@@ -103,6 +110,10 @@ class Scale(nn.Module):
         else:
             weight = torch.clamp(1 - x, min=0.0)
         return (weight / weight.sum(dim=1, keepdim=True)).float()
+
+
+def _along(matrix: Tensor, image: Tensor) -> Tensor:
+    return _rounded(torch.matmul(matrix, image.flatten(1)).unflatten(1, image.shape[1:]))
 
 
 def _rounded(values: Tensor) -> Tensor:
