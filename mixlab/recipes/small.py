@@ -54,14 +54,15 @@ def small_images_flat() -> Recipe:
     """
     return Recipe(
         name="small_images_flat",
-        augment=AugmentConfig(crop="pad", crop_padding=4, flip=True, policy="auto"),
+        augment=AugmentConfig(crop="pad", crop_padding=4, flip=True, flip_alternates=True, policy="auto"),
         model=ModelConfig(branch_init_scale=0.1, gelu="erf"),
         optimizer=OptimizerConfig(name="muon", lr=3e-3, muon_lr=0.02, weight_decay=0.05),
-        schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),
+        schedule=ScheduleConfig(decay="linear", warmup_fraction=0.05),
         loss=LossConfig(label_smoothing=0.1),
         epochs=30,
         batch_size=128,
         precision="auto",
+        whiten_stem=True,
     )
 
 

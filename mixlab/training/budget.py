@@ -106,9 +106,9 @@ def plan_steps(
 
 
 def for_measuring(recipe: Recipe) -> Recipe:
-    """The recipe of a trial: without an end, and of SAM's the dearest steps."""
+    """The recipe of a trial: without an end, of SAM's the dearest steps, and no picture read before them."""
     optimizer = replace(recipe.optimizer, sam_from=0.0)
-    return replace(recipe, steps=1_000_000, compile=False, optimizer=optimizer)
+    return replace(recipe, steps=1_000_000, compile=False, optimizer=optimizer, whiten_stem=False)
 
 
 def step_seconds(prepared: Prepared, trial: TrainState, measure_seconds: float, end: float) -> float:

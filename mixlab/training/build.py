@@ -10,6 +10,7 @@ from mixlab.data.dataset import Source, Split
 from mixlab.data.random import torch_seed
 from mixlab.device import return_memory
 from mixlab.models.catalog import create_model
+from mixlab.models.mixer import Mixer
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
 from mixlab.training.curriculum import first_settings
@@ -45,6 +46,8 @@ def build_state(
     """Model and optimizer before the first step, the same for every rank and every time."""
     settings, recipe = prepared.model_settings, prepared.recipe
     model = new_model(prepared, first_settings(settings, recipe), initial, screen)
+    if recipe.whiten_stem and initial is None and isinstance(model, Mixer):
+        whiten_stem(model, prepared.train)
     num_classes, labels = len(prepared.source.class_names), prepared.train.split.labels
     return TrainState(model, recipe, labels, num_classes, device, world, teaching)
 
@@ -57,8 +60,6 @@ def new_model(
     model = create_model(**settings)
     if initial is not None:
         screen.say(load_initial(model, initial, prepared.recipe, prepared.source.class_names))
-    if prepared.recipe.whiten_stem:
-        whiten_stem(model, prepared.train)
     freeze_layers(model, prepared.recipe.freeze)
     if prepared.recipe.checkpoint_blocks:
         checkpoint_blocks(model)

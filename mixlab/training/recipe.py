@@ -94,7 +94,8 @@ class Recipe:
     init_from: start from the weights in this run, folder or file, or of this published name. init_grid: how
         they are fitted to another image size: `resample` for any; for whole multiples `dense` or `blocks`, the
         paper's Appendix C with the block-diagonal matrices stored whole (all of it trains) or as blocks.
-    whiten_stem: the stem begins with patches whitened, see training/whitening.py.
+    whiten_stem: a Mixer that does not start from weights begins with patches whitened (training/whitening.py); a
+        model of timm as it is drawn.
     freeze: this many layers keep their initial weights: 1 the stem, 2 the first block too, and so on; -1 all but
         the head.
     coarse_share: this share of the steps, the first ones, sees patches `coarse_factor` times as large, which takes
@@ -192,8 +193,6 @@ class Recipe:
                 where="coarse_share",
                 hint="leave it out, or train a run with larger patches and start from its weights",
             )
-        if self.whiten_stem and self.init_from is not None:
-            raise UsageError("weights to start from have a stem of their own", where="whiten_stem")
         if self.distill.is_on and self.loss.name != "softmax":
             raise UsageError(
                 f"a teacher's probabilities are of one class an image, the {self.loss.name} loss is not",

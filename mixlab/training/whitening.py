@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixlab.data.loader import Images
-from mixlab.errors import DataError, ImageError, UsageError
+from mixlab.errors import DataError, ImageError
 from mixlab.models.mixer import Mixer
 
 NUM_PICTURES = 2048
@@ -22,25 +22,27 @@ FLOOR = 1e-3  # added to every variance, of normalised pixels: rounding to 8 bit
 
 
 @torch.no_grad()
-def whiten_stem(model: nn.Module, train: Images) -> None:
+def whiten_stem(model: Mixer, train: Images) -> None:
     """Change the stem of `model`, as drawn, for patches of the pictures in `train`.
 
-    UsageError if it is no Mixer, DataError if none of the pictures looked at can be read.
+    DataError if none of the pictures looked at can be read.
     """
-    if not isinstance(model, Mixer):
-        raise UsageError("only a Mixer has a stem to whiten", where="whiten_stem", hint="leave it out")
-    pictures = list(_some_pictures(train))
-    if not pictures:
-        raise DataError("no picture of those looked at could be read", where="whiten_stem")
-    image = train.preprocess.normalize(torch.cat(pictures)).double()
     side = model.config.patch_size
-    patches = F.unfold(image, side, stride=side).transpose(1, 2).flatten(0, 1)
-    variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    for picture in _some_pictures(train):
+        image = train.preprocess.normalize(picture).double()
+        patches = F.unfold(image, side, stride=side).transpose(1, 2).flatten(0, 1)
+        count += len(patches)
+        total, products = total + patches.sum(dim=0), products + patches.T @ patches
+    if not count:
+        raise DataError("no picture of those looked at could be read", where="whiten_stem")
+    mean = total / count
+    variances, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     whitening = directions @ torch.diag((variances.clamp(min=0) + FLOOR).rsqrt()) @ directions.T
     kernel = model.stem.weight.flatten(1).double() @ whitening
     model.stem.weight.copy_(kernel.view_as(model.stem.weight))
     assert model.stem.bias is not None
-    model.stem.bias.copy_(-kernel @ patches.mean(dim=0))
+    model.stem.bias.copy_(-kernel @ mean)
 
 
 def _some_pictures(train: Images) -> Iterator[Tensor]:

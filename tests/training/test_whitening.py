@@ -9,10 +9,8 @@ import mixlab
 from mixlab.data.dataset import Split
 from mixlab.data.loader import load_images
 from mixlab.data.preprocess import Preprocess
-from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
-from mixlab.training.recipe import Recipe
 from mixlab.training.whitening import whiten_stem
 
 PREPROCESS = Preprocess(image_size=(16, 16), channels=3, mean=(0.4,) * 3, std=(0.2,) * 3)
@@ -64,9 +62,34 @@ def test_a_run_begins_with_it_in_the_same_way_each_time(tmp_path):
     assert not torch.equal(kernels[0], kernels[2])
 
 
-def test_where_there_is_no_such_stem_it_is_said(images, tmp_path):
-    model = create_model("timm/baseline_vit_micro", num_classes=2, image_size=(16, 16))
-    with pytest.raises(UsageError, match="only a Mixer"):
-        whiten_stem(model, images)
-    with pytest.raises(UsageError, match="stem of their own"):
-        Recipe(whiten_stem=True, init_from="mixer_cifar:cifar10")
+def test_one_picture_without_any_variance_leaves_finite_weights(images):
+    model = create_model("mixer_pico4", num_classes=2, image_size=(16, 16))
+    one = np.zeros((1, 16, 16, 3), np.uint8)
+    split = Split(names=("0",), labels=np.zeros(1, np.int64), pixels=one)
+    whiten_stem(model, load_images(split, PREPROCESS))
+    assert torch.isfinite(model.stem.weight).all()
+    assert torch.isfinite(model.stem.bias).all()
+
+
+def test_only_a_mixer_drawn_at_first_is_whitened(tmp_path):
+    options = {
+        "recipe": "digits",
+        "data": "digits",
+        "screen": QUIET,
+        "steps": 1,
+        "epochs": None,
+        "batch_size": 8,
+    }
+    options |= {"threads": 1, "lr": 1e-9, "warmup_fraction": 0.0, "ema_decay": 0.0}
+    vit = {"model__name": "timm/baseline_vit_micro", "model__patch_size": 2, "cutmix_alpha": 0.0}
+    stems = [
+        mixlab.load(
+            mixlab.train(run=tmp_path / str(on), whiten_stem=on, **options | vit)["run"]
+        ).model.patch_embed
+        for on in (True, False)
+    ]
+    assert torch.equal(stems[0].proj.weight, stems[1].proj.weight)
+    first = mixlab.train(run=tmp_path / "first", whiten_stem=True, **options)["run"]
+    then = mixlab.train(run=tmp_path / "then", whiten_stem=True, init_from=str(first), **options)["run"]
+    kernels = [mixlab.load(run).model.stem.weight for run in (first, then)]
+    assert torch.allclose(*kernels, atol=1e-6)
