@@ -32,7 +32,7 @@ def small_images() -> Recipe:
     bf16, 2 cores EPYC (Zen 4), commits 6585962 and f5d641e; before that, in fp32, 86.4 % (n=2), Mini, 2 cores EPYC
     (Zen 5), commit 553a665; 80.5 % (n=3), Micro/4 by the budget's choice, 2 cores EPYC (Zen 3), commit 5218644.
     With `--budget 30m`: 89.1 % (n=2), Mini by the budget's choice in bf16, 2 cores EPYC (Zen 4), commits f5d641e and
-    48d062c.
+    48d062c. All before the stem was whitened, flips took turns and the rate fell linearly; since then not yet measured.
     """
     flat = small_images_flat()
     return replace(
@@ -50,7 +50,8 @@ def small_images_flat() -> Recipe:
     CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 81.8 % (n=3; 17.6 epochs, before `policy` was
     `auto`) in bf16, 2 cores EPYC (Zen 4), commit bc9c39b; in fp32 79.2 % (n=2; 10.5 epochs), 2 cores EPYC (Zen 3),
     commit 7489b51; 76.6 % (n=3; 6.6 epochs) on that machine when it was slower, commit 5218644. With
-    `--budget 30m --model mixer_mini`: 85.8 % (n=2; 40 epochs) in bf16, 2 cores EPYC (Zen 4), commit 48d062c.
+    `--budget 30m --model mixer_mini`: 85.8 % (n=2; 40 epochs) in bf16, 2 cores EPYC (Zen 4), commit 48d062c. All
+    before the stem was whitened, flips took turns and the rate fell linearly; since then not yet measured.
     """
     return Recipe(
         name="small_images_flat",
