@@ -32,7 +32,7 @@ def small_images() -> Recipe:
     bf16, 2 cores EPYC (Zen 4), commits 6585962 and f5d641e; before that, in fp32, 86.4 % (n=2), Mini, 2 cores EPYC
     (Zen 5), commit 553a665; 80.5 % (n=3), Micro/4 by the budget's choice, 2 cores EPYC (Zen 3), commit 5218644.
     With `--budget 30m`: 89.1 % (n=2), Mini by the budget's choice in bf16, 2 cores EPYC (Zen 4), commits f5d641e and
-    48d062c. All before the stem was whitened, flips took turns and the rate fell linearly; since then not yet measured.
+    48d062c. All before the whitened stem, flips in turns and linear decay; since then not yet measured.
     """
     flat = small_images_flat()
     return replace(

@@ -119,7 +119,9 @@ def test_scaling_in_tensors_is_pillows(fit, interpolation, channels):
     )  # fmt: skip
     scale, worst = Scale(preprocess), 0
     rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((24, 32), (7, 9), (25, 301), (301, 25))]
+    noise = [
+        rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((24, 32), (7, 9), (25, 301), (301, 25))
+    ]
     # Of tall ones Pillow 13 takes the columns first, and clips on the way: another order is seen in noise.
     for picture in [*PICTURES[:20], *noise]:
         found = scale(torch.from_numpy(picture)).numpy()
