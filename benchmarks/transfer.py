@@ -66,6 +66,7 @@ def recipe_of(
         "batch_size": batch_size,
         "accumulate": 1,
         "precision": "auto",
+        "whiten_stem": True,  # of the start from scratch: weights keep their stem
         "keep_weights": "best",
         "steps": cell["steps"],
         "seed": cell["seed"],

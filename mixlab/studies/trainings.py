@@ -87,9 +87,8 @@ class Preset:
         return changes | ({"model.patch_size": patch_side(resolved)} if is_vit else {})
 
 
-# Nothing beside AdamW: no family has a recipe of its own here.
 PLAIN = {"optimizer.name": "adamw", "lr": 2e-3, "keep_weights": "last", "precision": "fp32", "gelu": "tanh"}
-PLAIN |= {"policy": "none", "flip_alternates": False, "decay": "cosine", "whiten_stem": False}
+PLAIN |= {"policy": "none", "flip_alternates": False, "decay": "cosine", "whiten_stem": False}  # AdamW only
 
 
 def presets(seeds: dict[str, int], *, paper_seeds: int) -> dict[str, Preset]:
