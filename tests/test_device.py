@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+import mixlab.device
 
 COUNT_FAULTS = """
 import resource, torch
@@ -56,3 +59,20 @@ def test_memory_between_pieces_in_use_goes_back_where_it_is_asked_for():
         freed[returns] = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout) >> 20
     assert freed[True] > 150, freed
     assert freed[False] < 20, freed
+
+
+@pytest.mark.parametrize(
+    ("supported", "seconds", "expected"),
+    [(True, 0.5, True), (True, 0.9, False), (True, 1.8, False), (False, 0.5, False)],
+)
+def test_bf16_is_faster_only_where_a_product_takes_less_time(monkeypatch, supported, seconds, expected):
+    clock = 0.0
+
+    def linear(rows, columns):
+        nonlocal clock
+        clock += seconds if rows.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(mixlab.device, "multiplies_bf16", lambda: supported)
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(mixlab.device.time, "perf_counter", lambda: clock)
+    assert mixlab.device.is_bf16_faster() is expected

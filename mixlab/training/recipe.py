@@ -84,8 +84,9 @@ class Recipe:
     ema_decay: weights used are an exponential moving average of this decay; 0 is off.
     early_stop: stop after this many epochs without a better validation accuracy; 0 never.
     keep_weights: `best` on validation, or `last`. precision: of activations and products. `bf16` is faster on a
-        GPU (autocast, as `fp16` is) and, for a Mixer, on a CPU with AVX-512 BF16 (docs/results.md); weights, their
-        updates and the head stay fp32. `auto` takes bf16 for a Mixer on such a CPU, else fp32.
+        GPU (autocast, as `fp16` is) and, for a Mixer, on some CPUs with AVX-512 BF16 (docs/results.md); weights,
+        their updates and the head stay fp32. `auto` takes bf16 for a Mixer on a CPU whose products are measured to be
+        faster in it, else fp32.
     threads: CPU threads of a process, part of the recipe because they change the last bits; None takes one a core,
         and 1 with virtual shards.
     checkpoint_seconds: a checkpoint after the first step that ends this long after the last one, or 60 times as long

@@ -15,7 +15,7 @@ from mixlab.data.loader import BadFile, Images, check_bad_share, load_images
 from mixlab.data.permutation import PixelPermutation
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.sources import open_source
-from mixlab.device import memory_bytes, multiplies_bf16, num_cores
+from mixlab.device import is_bf16_faster, memory_bytes, num_cores
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.models.catalog import (
     FAMILIES,
@@ -128,7 +128,7 @@ def pick_precision(recipe: Recipe, device: torch.device, num_processes: int) -> 
     is_ours = not str(recipe.model.name).startswith("timm/") and recipe.fast and not recipe.compile
     # Virtual shards promise the same bits on any number of processes.
     is_alone = num_processes == 1 and not recipe.virtual_shards
-    is_fast = is_ours and device.type == "cpu" and is_alone and multiplies_bf16()
+    is_fast = is_ours and device.type == "cpu" and is_alone and is_bf16_faster()
     return replace(recipe, precision="bf16" if is_fast else "fp32")
 
 

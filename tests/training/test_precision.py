@@ -1,4 +1,4 @@
-"""`precision: auto`: bf16 only where mixlab's own passes compute it on a processor that multiplies it."""
+"""`precision: auto`: bf16 only where mixlab's own passes compute it on a processor that multiplies it faster."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ RECIPE = Recipe(model=ModelConfig(name="mixer_pico2"), precision="auto", steps=1
 
 
 @pytest.mark.parametrize(
-    ("changes", "device", "num_processes", "multiplies", "expected"),
+    ("changes", "device", "num_processes", "is_faster", "expected"),
     [
         ({}, "cpu", 1, True, "bf16"),
         ({"model": ModelConfig(name="mixer_pyramid_micro2")}, "cpu", 1, True, "bf16"),
@@ -32,8 +32,8 @@ RECIPE = Recipe(model=ModelConfig(name="mixer_pico2"), precision="auto", steps=1
         ({"precision": "fp32"}, "cpu", 1, True, "fp32"),
     ],
 )
-def test_what_auto_becomes(monkeypatch, changes, device, num_processes, multiplies, expected):
-    monkeypatch.setattr(mixlab.training.setup, "multiplies_bf16", lambda: multiplies)
+def test_what_auto_becomes(monkeypatch, changes, device, num_processes, is_faster, expected):
+    monkeypatch.setattr(mixlab.training.setup, "is_bf16_faster", lambda: is_faster)
     recipe = replace(RECIPE, **changes)
     assert pick_precision(recipe, torch.device(device), num_processes).precision == expected
 
