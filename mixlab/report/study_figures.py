@@ -138,52 +138,6 @@ def curves_by_model(curves: Rows, models: Sequence[str], settings: Sequence[str]
     return figure
 
 
-def frontier(
-    panels: Sequence[tuple[str, str, str, Sequence[tuple[str, str, float, float]]]], *, y_label: str
-) -> Figure:
-    """Scatter plots with the points that no other beats: (title, x label, better: `more` or `less`, points).
-
-    A point is (family, name, x, y); more of y is better, and the x axis is logarithmic.
-    """
-    figure = Figure(figsize=(5.6 * len(panels), 4.6), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    families = list(dict.fromkeys(point[0] for _, _, _, points in panels for point in points))
-    for ax, (title, x_label, better, points) in zip(grid, panels, strict=True):
-        for number, family in enumerate(families):
-            mine = [point for point in points if point[0] == family]
-            ax.plot(
-                [point[2] for point in mine], [point[3] for point in mine], MARKERS[number % len(MARKERS)],
-                color=COLORS[number % len(COLORS)], markersize=7, label=family,
-            )  # fmt: skip
-        for _, name, x, y in points:
-            ax.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=SMALL - 1)
-        best = pareto([(x, y) for _, _, x, y in points], more=better == "more")
-        ax.plot(*zip(*best, strict=True), color=GREY, linewidth=1, linestyle="--", zorder=0)
-        ax.set_xscale("log")
-        tidy(ax, title, x_label, y_label if ax is grid[0] else "")
-        ax.margins(x=0.15, y=0.08)
-    figure.legend(
-        *grid[0].get_legend_handles_labels(),
-        fontsize=SMALL,
-        frameon=False,
-        ncols=len(families),
-        loc="outside upper center",
-    )
-    return figure
-
-
-def pareto(points: Sequence[tuple[float, float]], *, more: bool) -> list[tuple[float, float]]:
-    """The points that no other beats in both, by x: more of y is better, and more of x, or less."""
-    order = sorted(points, key=lambda point: (-point[0] if more else point[0], -point[1]))
-    kept: list[tuple[float, float]] = []
-    highest = -np.inf
-    for point in order:
-        if point[1] > highest:
-            kept.append(point)
-            highest = point[1]
-    return sorted(kept)
-
-
 def unit_pictures(units: np.ndarray, pairs: np.ndarray, grid: tuple[int, int], columns: int = 16) -> Figure:
     """Pairs of units (D, S) as pictures of the grid, side by side in order; pairs: int (n, 2)."""
     rows = -(-len(pairs) * 2 // columns)

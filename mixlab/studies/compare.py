@@ -14,7 +14,8 @@ import torch
 from mixlab.checkpoint.store import load_weights
 from mixlab.device import set_threads
 from mixlab.models.fast import fast
-from mixlab.report.study_figures import accuracies, frontier
+from mixlab.report.frontier import frontier
+from mixlab.report.study_figures import accuracies
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
 from mixlab.studies.published import (
     alternate,

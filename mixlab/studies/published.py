@@ -12,7 +12,7 @@ import torch
 from mixlab.device import describe_machine, machine_name, set_threads
 from mixlab.models.catalog import create_model
 from mixlab.models.fast import fast
-from mixlab.report.study_figures import frontier
+from mixlab.report.frontier import frontier
 from mixlab.studies.harness import Answer, Finding, Options, Shown
 from mixlab.studies.trainings import Row, read_rows, write_rows
 
@@ -85,7 +85,10 @@ def paper_tables(published: list[Row]) -> list[tuple[str, list[str], list[list[s
 
 
 def paper_frontier(published: list[Row]) -> Shown:
-    """Table 3, pre-trained on JFT-300M: the rows with all numbers, one a model and resolution."""
+    """Table 3, pre-trained on JFT-300M: the rows with all numbers, named by model and resolution.
+
+    Where these are the same twice, the epochs of pre-training tell them apart.
+    """
     rows = [
         row
         for row in published
@@ -93,15 +96,16 @@ def paper_frontier(published: list[Row]) -> Shown:
         and row["pretraining"] == "JFT-300M"
         and row["images_per_second_per_core"]
     ]
+    kinds = [(row["model"], row["resolution"]) for row in rows]
+    names = [
+        f"{row['model'].removeprefix(row['family'] + '-')}@{row['resolution']}"
+        + (f", {row['epochs']} epochs" if kinds.count(kind) > 1 else "")
+        for kind, row in zip(kinds, rows, strict=True)
+    ]
     points = {
         key: [
-            (
-                row["family"],
-                f"{row['model'].removeprefix(row['family'] + '-')}@{row['resolution']}",
-                float(row[key]),
-                float(row["imagenet"]),
-            )
-            for row in rows
+            (row["family"], name, float(row[key]), float(row["imagenet"]))
+            for name, row in zip(names, rows, strict=True)
         ]
         for key in ("images_per_second_per_core", "core_days")
     }

@@ -1,16 +1,21 @@
 """`mixlab study compare`: the paper's tables as data, measuring in turns, and the frontier."""
 
 import json
+from itertools import combinations
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from mixlab.errors import UsageError
 from mixlab.models.describe import describe_settings
+from mixlab.report.frontier import frontier, pareto
 from mixlab.report.screen import Screen
-from mixlab.report.study_figures import pareto
 from mixlab.studies import compare
 from mixlab.studies.harness import Options, conduct
-from mixlab.studies.published import PAIRS, alternate, paper_results
+from mixlab.studies.published import PAIRS, alternate, paper_frontier, paper_results
 
 
 def test_the_papers_tables_are_whole():
@@ -55,6 +60,27 @@ def test_the_frontier_is_what_no_other_point_beats():
     assert pareto(points, more=True) == [(1.0, 5.0), (3.0, 4.5), (4.0, 1.0)]
     assert pareto(points, more=False) == [(1.0, 5.0)]
     assert pareto([(2.0, 5.0), (1.0, 3.0), (3.0, 4.0)], more=False) == [(1.0, 3.0), (2.0, 5.0)]
+
+
+def test_names_of_points_cover_neither_points_nor_each_other():
+    figure = paper_frontier(paper_results()).figure
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for ax in figure.axes:
+        boxes = [Text.get_window_extent(label, renderer) for label in ax.texts]
+        names = [label.get_text() for label in ax.texts]
+        assert {name for name in names if names.count(name) > 1} == {"H/14@224"}  # of a Mixer and of a ViT
+        assert not [pair for pair in combinations(boxes, 2) if Bbox.intersection(*pair)]
+        middles = ax.transData.transform(np.concatenate([line.get_xydata() for line in ax.lines]))
+        assert not any(box.contains(*middle) for box in boxes for middle in middles)
+        assert all(ax.bbox.containsx(box.x0) and ax.bbox.containsx(box.x1) for box in boxes)
+
+
+def test_places_that_span_no_decade_begin_at_zero():
+    points = [("Mixer", "a", 640.0, 70.0), ("ViT", "b", 650.0, 60.0)]
+    panels = [("", "", "less", points), ("", "", "less", [*points, ("ViT", "c", 6.0, 50.0)])]
+    near, far = frontier(panels, y_label="").axes
+    assert (near.get_xscale(), near.get_xlim()[0], far.get_xscale()) == ("linear", 0, "log")
 
 
 def planted(mixer, vit, resnet):
