@@ -192,8 +192,7 @@ def _findings(tops: dict[str, dict[str, float]], speeds: dict[str, dict[str, str
                 Finding(
                     statement=statement,
                     paper=paper,
-                    here=f"{other} minus Mixer: {gap.text(100, sign=True)} points, 95 % interval "
-                    f"{gap.interval(100)}.",
+                    here=f"{other} minus Mixer: {gap.text(100, sign=True, unit='points', interval=True)}.",
                     verdict=is_above_zero(gap),
                     limits=scale,
                 )

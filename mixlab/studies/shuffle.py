@@ -134,7 +134,7 @@ def _answer(
     for model in models:
         cells = [mean_of(list(_by_seed(rows, model, setting).values())).text(100) for setting in SETTINGS]
         lost = [
-            f"{drop.text(100)}; 95 %: {drop.interval(100)}" if (drop := drops.get((model, setting))) else ""
+            drop.text(100, interval=True) if (drop := drops.get((model, setting))) else ""
             for setting in (SHARED, GLOBAL)
         ]
         at_test = [
@@ -232,8 +232,8 @@ def _findings(rows: list[Row], drops: dict[tuple[str, str], Mean], proof: dict[s
             Finding(
                 statement="A Mixer learns as well when patches, and the pixels in them, are shuffled alike.",
                 paper="Original and patch + pixel curves match perfectly (Figure 4).",
-                here=f"Accuracy changes by {difference.text(100, 2, sign=True)} points, 95 % interval "
-                f"{difference.interval(100, 2)}. Exactly: with the permutation absorbed, trained weights give the "
+                here=f"Accuracy changes by {difference.text(100, 2, sign=True, unit='points', interval=True)}. "
+                f"Exactly: with the permutation absorbed, trained weights give the "
                 f"same logits within {exact:.1e}, and a training from absorbed initial weights has the same "
                 f"losses within {coupled:.1e}.",
                 verdict="open" if difference.n == 1 else "holds" if inside and is_exact else "does not hold",
@@ -246,7 +246,7 @@ def _findings(rows: list[Row], drops: dict[tuple[str, str], Mean], proof: dict[s
             Finding(
                 statement="A ResNet does not.",
                 paper="Its accuracy drops significantly (Figure 4).",
-                here=f"It loses {drop.text(100)} % of its accuracy, 95 % interval {drop.interval(100)}.",
+                here=f"It loses {drop.text(100, unit='% of its accuracy', interval=True)}.",
                 verdict=is_above_zero(drop),
                 limits=scale,
             )
@@ -262,12 +262,12 @@ def _findings(rows: list[Row], drops: dict[tuple[str, str], Mean], proof: dict[s
         )
         gaps = [resnet[seed] - mixer[seed] for seed in mixer if seed in resnet]
         gap = mean_of(gaps)
+        lost = " against ".join(drops[model, GLOBAL].text(100, unit="%") for model in ("Mixer", "ResNet"))
         findings.append(
             Finding(
                 statement="Under one permutation of all pixels a Mixer loses less than a ResNet.",
                 paper="About 45 % against about 75 % of the original accuracy.",
-                here=f"{drops['Mixer', GLOBAL].text(100)} % against {drops['ResNet', GLOBAL].text(100)} %; the "
-                f"ResNet loses {gap.text(100, sign=True)} points more, 95 % interval {gap.interval(100)}.",
+                here=f"{lost}. What the ResNet loses more: {gap.text(100, sign=True, unit='points', interval=True)}.",
                 verdict=is_above_zero(gap),
                 limits=scale,
             )

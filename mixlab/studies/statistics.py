@@ -20,17 +20,25 @@ class Mean:
     high: float | None
     n: int
 
-    def text(self, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
-        """`81.3 +- 0.4 (n=3)`, all multiplied by `scale`."""
-        form = f"{'+' if sign else ''}.{digits}f"
-        spread = "" if self.deviation is None else f" ± {scale * self.deviation:.{digits}f}"
-        return f"{scale * self.mean:{form}}{spread} (n={self.n})"
-
-    def interval(self, scale: float = 1.0, digits: int = 1) -> str:
-        """`-0.3 to 1.2`, or that there is none."""
-        if self.low is None or self.high is None:
-            return "no interval from one seed"
-        return f"{scale * self.low:.{digits}f} to {scale * self.high:.{digits}f}"
+    def text(
+        self,
+        scale: float = 1.0,
+        digits: int = 1,
+        *,
+        sign: bool = False,
+        unit: str = "",
+        interval: bool = False,
+    ) -> str:
+        """`81.3 ± 0.4 % (n=3; 95 % interval 80.3 to 82.3)`, multiplied by `scale`; unit and interval if asked."""
+        parts = [f"{scale * self.mean:{'+' if sign else ''}.{digits}f}"]
+        if self.deviation is not None:
+            parts.append(f"± {scale * self.deviation:.{digits}f}")
+        parts += [unit] if unit else []
+        notes = f"n={self.n}"
+        if interval:
+            bounds = [f"{scale * bound:.{digits}f}" for bound in (self.low, self.high) if bound is not None]
+            notes += f"; 95 % interval {' to '.join(bounds)}" if bounds else "; no interval from one seed"
+        return f"{' '.join(parts)} ({notes})"
 
 
 def mean_of(values: Sequence[float]) -> Mean:

@@ -19,7 +19,7 @@ def test_the_interval_is_students(n):
 def test_one_seed_has_no_interval_and_says_so():
     found = mean_of([0.5])
     assert found.text(100) == "50.0 (n=1)"
-    assert found.interval() == "no interval from one seed"
+    assert found.text(100, unit="%", interval=True) == "50.0 % (n=1; no interval from one seed)"
     assert is_above_zero(found) == "open"
     with pytest.raises(ValueError, match="no values"):
         mean_of([])
@@ -30,3 +30,5 @@ def test_a_verdict_needs_an_interval_on_one_side_of_zero():
     assert is_above_zero(mean_of([-0.1, -0.11, -0.12])) == "does not hold"
     assert is_above_zero(mean_of([0.1, -0.11, 0.05])) == "open"
     assert mean_of([0.1, 0.2]).text(100, sign=True) == "+15.0 ± 7.1 (n=2)"
+    whole = mean_of([0.1, 0.2]).text(100, unit="points", interval=True)
+    assert whole == "15.0 ± 7.1 points (n=2; 95 % interval -48.5 to 78.5)"
