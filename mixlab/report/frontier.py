@@ -62,7 +62,7 @@ def frontier(
 def name_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> list[Annotation]:
     """Write the name of each point (name, x, y) beside it, where it covers the least of points and other names.
 
-    No other point is nearer to it. A name that has to stand away from its point is joined to it by a line.
+    A name without such a place near its point, or only nearer to another one, stands away and is joined by a line.
     """
     renderer = FigureCanvasAgg(ax.get_figure(root=True)).get_renderer()
     half = renderer.points_to_pixels(MARK_POINTS / 2)
