@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase
 
 from mixlab.report.figures import GREY, SMALL, tidy
-from mixlab.report.study_figures import COLORS, MARKERS
+from mixlab.report.study_figures import COLORS, MARKERS, legend_above
 
 MARK_POINTS = 7.0  # the size of a marker
 # Where the name of a point may stand, in points of print to the right of it and up: near it, then away from it.
@@ -46,20 +46,14 @@ def frontier(
             ax.set_xscale("log")
         else:
             ax.set_xlim(0, 1.2 * max(places))
-    figure.legend(
-        *grid[0].get_legend_handles_labels(),
-        fontsize=SMALL,
-        frameon=False,
-        ncols=len(families),
-        loc="outside upper center",
-    )
+    legend_above(figure, grid[0], len(families))
     figure.draw_without_rendering()  # the axes take their places, which those of the names follow from
     for ax, (_, _, _, points) in zip(grid, panels, strict=True):
         name_points(ax, [(name, x, y) for _, name, x, y in points])
     return figure
 
 
-def name_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> list[Annotation]:
+def name_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """Write the name of each point (name, x, y) beside it, where it covers the least of points and other names.
 
     A name without such a place near its point, or only nearer to another one, stands away and is joined by a line.
@@ -68,7 +62,6 @@ def name_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> list[An
     half = renderer.points_to_pixels(MARK_POINTS / 2)
     middles = ax.transData.transform([(x, y) for _, x, y in points])
     taken = [Bbox([middle - half, middle + half]) for middle in middles]
-    named = []
     for own, (name, x, y) in enumerate(points):
         tried = []
         for number, (right, up) in enumerate(NAME_PLACES):
@@ -93,8 +86,6 @@ def name_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> list[An
             if other is not label:
                 other.remove()
         taken.append(box)
-        named.append(label)
-    return named
 
 
 def _shared_area(one: Bbox, other: BboxBase) -> float:

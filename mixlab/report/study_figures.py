@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -14,6 +15,17 @@ from mixlab.report.figures import BLUE, GREY, ORANGE, SMALL, tidy
 COLORS = (BLUE, "#E69F00", "#009E73", ORANGE, "#CC79A7", "#56B4E9", GREY)
 DASHES, MARKERS = ("-", "--", ":", "-."), "osD^vP"
 Rows = Sequence[Mapping[str, str]]
+
+
+def legend_above(figure: Figure, ax: Axes, columns: int) -> None:
+    """What the lines of `ax` are, above all axes of `figure`."""
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        fontsize=SMALL,
+        frameon=False,
+        ncols=columns,
+        loc="outside upper center",
+    )
 
 
 def accuracies(rows: Rows, settings: Sequence[str], *, chance: float) -> Figure:
@@ -51,13 +63,7 @@ def accuracies(rows: Rows, settings: Sequence[str], *, chance: float) -> Figure:
     ax.grid(axis="x", visible=False)
     ax.set_ylim(0, None)
     ax.margins(y=0.12)
-    figure.legend(
-        *ax.get_legend_handles_labels(),
-        fontsize=SMALL,
-        frameon=False,
-        ncols=len(settings),
-        loc="outside upper center",
-    )
+    legend_above(figure, ax, len(settings))
     return figure
 
 
@@ -128,13 +134,7 @@ def curves_by_model(curves: Rows, models: Sequence[str], settings: Sequence[str]
         tidy(ax, model, "epoch", "validation accuracy" if ax is panels[0] else "")
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        fontsize=SMALL,
-        frameon=False,
-        ncols=len(settings),
-        loc="outside upper center",
-    )
+    legend_above(figure, panels[0], len(settings))
     return figure
 
 
@@ -193,13 +193,7 @@ def layer_numbers(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Fi
         ax.margins(y=0.08)
         ax.set_ylim(bottom=0)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        fontsize=SMALL,
-        frameon=False,
-        ncols=len(kinds),
-        loc="outside upper center",
-    )
+    legend_above(figure, axes[0], len(kinds))
     return figure
 
 
@@ -220,8 +214,5 @@ def over_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ax.margins(y=0.08)
         ax.set_ylim(bottom=0)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), fontsize=SMALL, frameon=False, ncols=min(len(layers), 8),
-        loc="outside upper center",
-    )  # fmt: skip
+    legend_above(figure, axes[0], min(len(layers), 8))
     return figure
