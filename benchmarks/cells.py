@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixlab.studies.trainings import read_rows
+from mixlab.studies.rows import read_rows
 
 
 def measure_missing(

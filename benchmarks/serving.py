@@ -169,25 +169,25 @@ def mixed(run: str, num_requests: int, num_clients: int) -> dict[str, Any]:
                     found[f"hostile {status}"] += 1
             return found, bad
 
-        def everyone(count: int, first: int) -> None:
+        each = -(-num_requests // (10 * num_clients))  # rounded up, so that no fewer are made than asked for
+
+        def everyone(first: int) -> None:
             nonlocal wrong
             with concurrent.futures.ThreadPoolExecutor(num_clients) as pool:
-                for found, bad in pool.map(
-                    work, range(first, first + num_clients), [count // num_clients] * num_clients
-                ):
+                for found, bad in pool.map(work, range(first, first + num_clients), [each] * num_clients):
                     statuses.update(found)
                     wrong += bad
 
-        everyone(num_requests // 10, 0)  # until caches and pools have their size
+        everyone(0)  # until caches and pools have their size
         sizes, began = [resident(pid)], time.monotonic()
         for tenth in range(1, 10):
-            everyone(num_requests // 10, tenth * num_clients)
+            everyone(tenth * num_clients)
             sizes.append(resident(pid))
         seconds = time.monotonic() - began
     return {
         "mode": "mixed", "requests": sum(statuses.values()), "clients": num_clients,
         "statuses": dict(sorted(statuses.items())), "wrong_answers": wrong,
-        "requests_per_second": round(num_requests // 10 * 9 / seconds, 1),
+        "requests_per_second": round(9 * each * num_clients / seconds, 1),
         "memory_growth": round(sum(sizes[-1]) / sum(sizes[0]) - 1, 4),  # from the first tenth to the last
         "server_mib": [round(own / 2**20, 1) for own, _ in sizes],
         "decoders_mib": [round(children / 2**20, 1) for _, children in sizes],
@@ -293,7 +293,7 @@ def fuzz(run: str, num_cases: int, num_clients: int) -> dict[str, Any]:
 
         def work(number: int) -> Counter[str]:
             draw, found = random.Random(number), Counter[str]()
-            for _ in range(num_cases // num_clients):
+            for _ in range(-(-num_cases // num_clients)):
                 try:
                     with socket.create_connection(("127.0.0.1", port), timeout=15) as client:
                         client.sendall(case(draw))

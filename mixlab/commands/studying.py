@@ -37,7 +37,8 @@ def study(
     subject
         Its data set as for `train`, or weights for a study of weights.
     preset
-        cpu, sized for two cores; paper, the paper's own setting.
+        cpu, sized for two cores; paper, the paper's models and recipe on ImageNet-1k, for want of JFT-300M (not run
+        by mixlab's authors).
     smoke
         Every training tiny, to see that all of it works.
     seeds
@@ -47,7 +48,8 @@ def study(
     out
         Folder for all of it; by default studies/NAME, with -smoke behind it for --smoke.
     throughput
-        Of compare: only measure the speed of the paper's large models, Mixer against ViT.
+        Of compare: only measure the speed of the paper's large models, Mixer against ViT; no DATA, and into
+        studies/throughput.
     """
     from mixlab.report.tables import show_studies, show_study
     from mixlab.studies import open_study, study_names
@@ -66,10 +68,15 @@ def study(
     for option, value in (("--seeds", seeds), ("--minutes", minutes)):
         if value is not None and not value > 0:
             raise UsageError(f"must be above 0, got {value}", where=option)
-    choices = {"throughput": throughput}
-    for option, value in choices.items():
-        if value and option not in chosen.choices:
+    for option, value in (("throughput", throughput),):
+        if value and option not in chosen.variants:
             raise UsageError(f"the study {name} has no such option", where=f"--{option}")
+        chosen = chosen.variants[option] if value else chosen
+    if chosen.subject == "" and subject is not None:
+        raise UsageError("this study takes neither data nor weights", where=subject, hint="leave it out")
+    for option, given in (("--preset", preset != "cpu"), ("--seeds", seeds), ("--minutes", minutes)):
+        if given and chosen.subject != "DATA":
+            raise UsageError("this study trains nothing", where=option, hint="leave it out")
     result = conduct(
         chosen,
         Options(
@@ -78,10 +85,9 @@ def study(
             smoke=smoke,
             seeds=seeds,
             minutes=minutes,
-            out=out or Path("studies") / (name + ("-smoke" if smoke else "")),
+            out=out or Path("studies") / (chosen.name + ("-smoke" if smoke else "")),
             threads=threads,
             device=device,
-            choices=choices,
             screen=screen,
         ),
     )

@@ -138,35 +138,42 @@ def curves_by_model(curves: Rows, models: Sequence[str], settings: Sequence[str]
     return figure
 
 
-def unit_pictures(units: np.ndarray, pairs: np.ndarray, grid: tuple[int, int], columns: int = 16) -> Figure:
+def unit_pictures(units: np.ndarray, pairs: np.ndarray, grid: tuple[int, int]) -> Figure:
     """Pairs of units (D, S) as pictures of the grid, side by side in order; pairs: int (n, 2)."""
-    rows = -(-len(pairs) * 2 // columns)
-    figure = Figure(figsize=(0.62 * columns, 0.64 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, unit in zip(axes.flat, pairs.reshape(-1), strict=False):
-        picture = units[unit].reshape(grid)
-        limit = float(np.abs(picture).max()) or 1.0
-        ax.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    return figure
+    pictures = units[pairs.reshape(-1)].reshape(-1, *grid, 1)
+    limits = np.abs(pictures).max(axis=(1, 2, 3), keepdims=True)
+    # From -1 to 1 on the scale of each; a unit of zeros has none.
+    return _tiled(pictures / np.where(limits > 0, limits, 1.0), columns=24 if len(pictures) > 128 else 16)
 
 
-def stem_filters(filters: np.ndarray, columns: int = 32, most: int = 512) -> Figure:
+def stem_filters(filters: np.ndarray) -> Figure:
     """Filters (C, channels, P, P) in their colours, or in greys, each on its own scale."""
-    shown = filters[:most]
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(0.32 * columns, 0.34 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, picture in zip(axes.flat, shown, strict=False):
-        low, high = float(picture.min()), float(picture.max())
-        scaled = (picture - low) / ((high - low) or 1.0)
-        if len(picture) == 3:
-            ax.imshow(scaled.transpose(1, 2, 0), interpolation="nearest")
-        else:
-            ax.imshow(scaled[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    low = filters.min(axis=(1, 2, 3), keepdims=True)
+    high = filters.max(axis=(1, 2, 3), keepdims=True)
+    scaled = ((filters - low) / np.where(high > low, high - low, 1.0)).transpose(0, 2, 3, 1)
+    return _tiled(scaled if scaled.shape[-1] == 3 else scaled[..., :1], columns=32, low=0.0)
+
+
+def _tiled(pictures: np.ndarray, *, columns: int, low: float = -1.0) -> Figure:
+    """Pictures (n, H, W, 1 or 3), values from `low` to 1, in rows, as one image with white gaps.
+
+    Those of one channel are in blue and red about zero, or in greys where `low` is zero.
+    """
+    number, height, width, channels = pictures.shape
+    rows = -(-number // columns)
+    gap = max(round(0.12 * width), 1)
+    sheet = np.full((rows * (height + gap), columns * (width + gap), channels), np.nan)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * (height + gap), place % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    figure = Figure(figsize=(10, 10 * sheet.shape[0] / sheet.shape[1]))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    if channels == 3:
+        ax.imshow(np.where(np.isnan(sheet), 1.0, sheet), interpolation="nearest")
+    else:
+        colors = "RdBu_r" if low < 0 else "gray"
+        ax.imshow(sheet[..., 0], cmap=colors, vmin=low, vmax=1, interpolation="nearest")
     return figure
 
 
@@ -175,6 +182,12 @@ NUMBERS = (
     ("frequency", "frequency, cycles a patch"),
     ("spread", "spread (1: everywhere)"),
 )
+
+
+def _from_zero(ax: Axes) -> None:
+    """An axis from zero to a little above the highest point; a whole one where all are zero."""
+    highest = max(float(np.max(line.get_ydata())) for line in ax.lines)
+    ax.set_ylim(-0.03 * (highest or 1.0), 1.08 * (highest or 1.0))
 
 
 def layer_numbers(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Figure:
@@ -190,8 +203,7 @@ def layer_numbers(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Fi
             )  # fmt: skip
         tidy(ax, "", "layer", label)
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ax.margins(y=0.08)
-        ax.set_ylim(bottom=0)
+        _from_zero(ax)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     legend_above(figure, axes[0], len(kinds))
     return figure
@@ -211,8 +223,7 @@ def over_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 label=f"layer {layer}",
             )  # fmt: skip
         tidy(ax, "", "training step", label)
-        ax.margins(y=0.08)
-        ax.set_ylim(bottom=0)
+        _from_zero(ax)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     legend_above(figure, axes[0], min(len(layers), 8))
     return figure

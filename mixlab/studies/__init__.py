@@ -1,6 +1,7 @@
 """The paper's questions, a module each: `mixlab study NAME`. A module that defines STUDY is one.
 
-What they share: harness.py (what a study is), trainings.py (trainings as cells of a table), statistics.py.
+What they share: harness.py (what a study is), trainings.py (trainings as cells of a table), presets.py (what they
+train), rows.py (CSV files), statistics.py.
 """
 
 import difflib
@@ -15,7 +16,9 @@ SHARED = (
     "statistics",
     "trainings",
     "exactness",
+    "presets",
     "published",
+    "rows",
     "units",
 )  # modules that are no studies
 

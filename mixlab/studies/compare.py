@@ -1,4 +1,4 @@
-"""Does a Mixer match ViTs and CNNs (section 3.2, Tables 2 and 3)? One recipe and one budget for all; speed too.
+"""Does a Mixer match ViTs and CNNs (sections 3.1 to 3.3, Tables 2 and 3)? One recipe and budget for all; speed too.
 
 The paper's own tables are in paper_results.csv and drawn beside. `--throughput` measures the four models for which
 the paper gives the speed-up, on this machine.
@@ -12,33 +12,23 @@ from typing import Any
 import torch
 
 from mixlab.checkpoint.store import load_weights
-from mixlab.device import set_threads
+from mixlab.device import describe_machine, machine_name, set_threads
 from mixlab.models.fast import fast
 from mixlab.report.frontier import frontier
 from mixlab.report.study_figures import accuracies
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
+from mixlab.studies.presets import CPU_MODELS, Preset, describe_preset, presets
 from mixlab.studies.published import (
+    THROUGHPUT,
     alternate,
-    answer_ratios,
     forward,
-    measure_ratios,
-    paper_frontier,
+    paper_frontiers,
     paper_results,
     paper_tables,
 )
+from mixlab.studies.rows import Row, distinct, read_rows, write_rows
 from mixlab.studies.statistics import is_above_zero, mean_of
-from mixlab.studies.trainings import (
-    CPU_MODELS,
-    Cell,
-    Preset,
-    Row,
-    describe_preset,
-    describe_trainings,
-    fill,
-    presets,
-    read_rows,
-    write_rows,
-)
+from mixlab.studies.trainings import Cell, describe_origin, describe_trainings, fill
 from mixlab.training.setup import open_data
 
 SETTING = "from scratch"
@@ -49,8 +39,6 @@ ROUNDS, SPEED_BATCH = 7, 64
 
 def run(options: Options) -> Answer:
     """Train the table, measure how fast the trained models are, and answer beside the paper's tables."""
-    if options.choices.get("throughput"):
-        return answer_ratios(measure_ratios(options))
     preset = PRESETS[options.preset]
     resolved = preset.resolved(options)
     cells = [
@@ -67,7 +55,8 @@ def run(options: Options) -> Answer:
 
 @torch.inference_mode()
 def _speeds(options: Options, rows: list[Row]) -> dict[str, dict[str, str]]:
-    """Images a second and core of the trained models at inference, measured in turns; kept once measured."""
+    """Images a second and core of the trained models at inference, measured in turns; kept once measured, with the
+    machine."""
     path = options.out / SPEEDS
     models = list(dict.fromkeys(row["model"] for row in rows))
     kept = {row["model"]: row for row in read_rows(path)}
@@ -86,10 +75,11 @@ def _speeds(options: Options, rows: list[Row]) -> dict[str, dict[str, str]]:
         works += [forward(plain, image), forward(fast(plain), image)]
         names += [(model, "plain"), (model, "fast")]
     times = alternate(works, 2 if options.smoke else ROUNDS)
-    found: dict[str, dict[str, str]] = {model: {"model": model} for model in models}
+    machine = {"threads": str(threads), "machine": machine_name(describe_machine())}
+    found: dict[str, dict[str, str]] = {model: {"model": model} | machine for model in models}
     for (model, way), seconds in zip(names, times, strict=True):
         found[model][way] = f"{batch / statistics.median(seconds) / threads:.1f}"
-    columns = ("model", "plain", "fast")
+    columns = ("model", "plain", "fast", "threads", "machine")
     write_rows(path, columns, list(found.values()))
     return found
 
@@ -127,18 +117,18 @@ def _answer(
     ]
     by_cost = [(family, name, costs[name], top) for family, name, _, top in local]
     published = paper_results()
-    machine = next(iter(first.values()))["machine"]
+    sort = "time" if preset.minutes is not None else "number of epochs"
     return Answer(
         settings=[
             ("Data", f"{data}, {rows[0]['num_images']} test images"),
             ("Recipe", describe_preset(preset)),
             ("Trainings", describe_trainings(rows)),
-            ("Machine", machine),
-            ("Commit", rows[0]["commit"]),
+            *describe_origin(rows),
+            ("Inference on", distinct(list(speeds.values()), "machine")),
         ],
-        findings=_findings(tops, speeds),
+        findings=_findings(tops, speeds, preset),
         tables=[
-            ("The same recipe and the same time for all", columns, table),
+            (f"The same recipe and the same {sort} for all", columns, table),
             *paper_tables(published),
         ],
         figures=[
@@ -151,7 +141,8 @@ def _answer(
             Shown(
                 name="frontier",
                 heading="Accuracy against speed and cost, measured here",
-                text="Means over seeds. The dashed line joins the models that no other beats in both.",
+                text="Means over seeds. A dashed line joins the models that no other beats in both, where there are "
+                "several.",
                 figure=frontier(
                     [
                         ("Inference", "images per second and core", "more", local),
@@ -160,18 +151,22 @@ def _answer(
                     y_label="test accuracy, %",
                 ),
             ),
-            paper_frontier(published),
+            *paper_frontiers(published),
         ],
         notes=[
-            "Training time is the same for all models by design, so the second panel compares accuracies only."
-        ],
+            "Training time is planned to be the same for all models, so the second panel compares accuracies only."
+        ]
+        if preset.minutes is not None
+        else [],
     )
 
 
-def _findings(tops: dict[str, dict[str, float]], speeds: dict[str, dict[str, str]]) -> list[Finding]:
+def _findings(
+    tops: dict[str, dict[str, float]], speeds: dict[str, dict[str, str]], preset: Preset
+) -> list[Finding]:
     scale = (
-        "Small models, one small set and minutes of training; one recipe, tuned for none of them. The paper's "
-        "figures are of 60 to 430 million parameters, pre-trained on 1.3 to 300 million images."
+        f"{preset.scale}; one recipe, tuned for none of them. The paper's figures are of 19 to 430 million "
+        "parameters, trained on 1.3 to 300 million images."
     )
     findings = []
     for other, statement, paper in (
@@ -210,8 +205,8 @@ def _findings(tops: dict[str, dict[str, float]], speeds: dict[str, dict[str, str
                 else "does not hold"
                 if max(plain, quick) < 0.95
                 else "open",
-                limits="Models of equal multiplications, where the paper's have equal width and depth, on another "
-                "kind of machine: `mixlab study compare --throughput` measures the paper's own.",
+                limits=f"{preset.likeness}; on another kind of machine: `mixlab study compare --throughput` measures "
+                "the paper's own.",
             )
         )
     return findings
@@ -221,8 +216,8 @@ STUDY = Study(
     name="compare",
     title="Mixer, ViT and CNN under one recipe",
     question="With the same recipe and the same time, how accurate and how fast are a Mixer, a ViT and a ResNet?",
-    paper="Section 3.2, Tables 2 and 3, Figures 2 and 3: on the frontier with ViTs and CNNs when pre-trained on much "
-    "data, behind them on little.",
+    paper="Sections 3.1 to 3.3, Tables 2 and 3, Figures 2 and 3: on the frontier with ViTs and CNNs when pre-trained "
+    "on much data, behind them on little.",
     run=run,
-    choices={"throughput": "only measure the speed of the paper's large models, Mixer against ViT"},
+    variants={"throughput": THROUGHPUT},
 )

@@ -19,7 +19,8 @@ from mixlab.models.catalog import create_model
 from mixlab.models.permutation import absorb
 from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options
-from mixlab.studies.trainings import Cell, patch_side
+from mixlab.studies.presets import patch_side
+from mixlab.studies.trainings import Cell
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import open_data, prepare
 from mixlab.training.splits import split_source

@@ -1,4 +1,4 @@
-"""What a Mixer learns (section 4, Figures 5 to 7): token-mixing units and patch embeddings, as pictures and numbers.
+"""What a Mixer learns (section 3.5, Figures 5 to 7): token-mixing units, patch embeddings, in pictures, numbers.
 
 A hidden unit of a token-mixing MLP has a weight for every patch: a picture of the grid. The paper shows them in pairs
 of opposite phase, sorted by frequency, and gives no numbers; here every layer has its share of units with an opposite
@@ -19,11 +19,11 @@ from mixlab.models.catalog import create_model, display_name
 from mixlab.models.mixer import Mixer
 from mixlab.report.study_figures import layer_numbers, over_steps, stem_filters, unit_pictures
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
-from mixlab.studies.trainings import write_rows
+from mixlab.studies.rows import make_folder, write_rows
 from mixlab.studies.units import frequencies, measure, paired, shuffled
 
 NUM_NULLS = 5
-SHOWN_LAYERS, SHOWN_PAIRS = 3, 64  # as in Figure 5
+SHOWN_LAYERS = 3  # as in Figure 5
 COLUMNS = ("step", "layer", "weights", "units", "opposed", "mutual_pairs", "frequency", "spread")
 
 
@@ -39,18 +39,18 @@ def run(options: Options) -> Answer:
     layers = token_units(weights.model, weights.model_settings["name"])
     model: Any = weights.model
     grid = model.config.grid
-    rows = _rows(layers, grid, "trained")
+    rows, drawn = _rows(layers, grid, "trained"), []
     for seed in range(1 if options.smoke else NUM_NULLS):
         torch.manual_seed(seed)
-        fresh = create_model(**weights.model_settings)
-        rows += _rows(token_units(fresh, ""), grid, "as drawn at first")
+        drawn.append(token_units(create_model(**weights.model_settings), ""))
+        rows += _rows(drawn[-1], grid, "as drawn at first")
         rows += _rows([shuffled(units, seed) for units in layers], grid, "shuffled")
     rows = _averaged(rows)
     history = _history(options, weights)
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     text = [{key: "" if row.get(key) is None else str(row[key]) for key in COLUMNS} for row in rows + history]
     write_rows(options.out / "filters.csv", COLUMNS, text)
-    return _answer(weights, options.subject, layers, grid, rows, history)
+    return _answer(weights, options.subject, layers, drawn, rows, history)
 
 
 def token_units(model: Any, name: str) -> list[np.ndarray]:
@@ -105,11 +105,12 @@ def _answer(
     weights: Weights,
     subject: str,
     layers: list[np.ndarray],
-    grid: tuple[int, int],
+    drawn: list[list[np.ndarray]],
     rows: list[Any],
     history: list[Any],
 ) -> Answer:
     model: Any = weights.model
+    grid = model.config.grid
     kinds = ("trained", "as drawn at first", "shuffled")
     by = {(row["weights"], row["layer"]): row for row in rows}
     numbers = range(1, len(layers) + 1)
@@ -131,10 +132,18 @@ def _answer(
             text=f"Input weights of each unit as a picture of the {grid[0]} x {grid[1]} patches, beside its closest "
             "inverse; pairs in order of frequency, low first. Blue is negative, red positive, each unit on its own "
             "scale. As the paper's Figure 5.",
-            figure=unit_pictures(units, paired(units, grid)[:SHOWN_PAIRS], grid),
+            figure=unit_pictures(units, paired(units, grid), grid),
         )
         for number, units in list(enumerate(layers, start=1))[:SHOWN_LAYERS]
     ]
+    shown.append(
+        Shown(
+            name="units-drawn",
+            heading="Hidden units of token mixing, as drawn at first",
+            text="Layer 1 of the same model before any training, drawn in the same way.",
+            figure=unit_pictures(drawn[0][0], paired(drawn[0][0], grid), grid),
+        )
+    )
     stem = model.stem.weight.detach().double().numpy()
     shown.append(
         Shown(
@@ -150,7 +159,8 @@ def _answer(
             name="layers",
             heading="Layer by layer",
             text="Share of units with an opposite partner (cosine below -0.8), frequency and spread of the units of "
-            f"each layer, beside {NUM_NULLS} models as drawn at first and the same weights shuffled in each unit.",
+            f"each layer, beside weights as drawn at first and the same weights shuffled in each unit (means of "
+            f"{len(drawn)}).",
             figure=layer_numbers(rows, kinds),
         )
     )
@@ -213,9 +223,14 @@ def _findings(by: dict[tuple[str, int], Any], num_layers: int) -> list[Finding]:
         Finding(
             statement="Units of the first layer are of low frequency; those of deeper layers have less structure.",
             paper="Some of the first layer are global, some local; deeper ones show no structure that can be named.",
-            here=f"Frequency {first['frequency']:.3f} cycles a patch in layer 1, {last['frequency']:.3f} in layer "
-            f"{num_layers}, {drawn['frequency']:.3f} as drawn at first.",
-            verdict="holds" if structured and last["frequency"] > first["frequency"] else "does not hold",
+            here=f"Frequency {first['frequency']:.3f} cycles a patch in layer 1, "
+            + (f"{last['frequency']:.3f} in layer {num_layers}, " if num_layers > 1 else "")
+            + f"{drawn['frequency']:.3f} as drawn at first.",
+            verdict="open"
+            if num_layers == 1
+            else "holds"
+            if structured and last["frequency"] > first["frequency"]
+            else "does not hold",
             limits=limits,
         ),
     ]
@@ -225,7 +240,8 @@ STUDY = Study(
     name="filters",
     title="What a Mixer learns",
     question="What do the hidden units of token mixing and the patch embeddings look like, and how regular are they?",
-    paper="Section 4 and Figures 5 to 7: pairs of opposite phase and low frequencies in the first token-mixing MLPs.",
+    paper="Section 3.5, Appendix D and Figures 5 to 7: pairs of opposite phase and low frequencies in the first "
+    "token-mixing MLPs.",
     run=run,
     subject="WEIGHTS",
 )

@@ -11,8 +11,6 @@ from mixlab.report.figures import save_figure
 from mixlab.report.page import StudyPage, write_study_page
 from mixlab.report.screen import Screen
 
-PRESETS = ("cpu", "paper")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -20,7 +18,6 @@ class Options:
 
     subject: its data set, or weights. preset: `cpu`, or `paper` for the paper's own setting. smoke: every cell tiny.
     seeds: instead of the preset's number. minutes: of each training, instead of the preset's. out: the folder.
-    choices: what only some studies know, such as `throughput`.
     """
 
     subject: str | None = None
@@ -31,7 +28,6 @@ class Options:
     out: Path
     threads: int | None = None
     device: str = "auto"
-    choices: dict[str, Any] = field(default_factory=dict)
     screen: Screen = field(default_factory=Screen)
 
 
@@ -77,7 +73,8 @@ class Answer:
 class Study:
     """One of the paper's questions. run: measures what is missing below `options.out`, and answers.
 
-    subject: what it is asked about, `DATA` or `WEIGHTS`. choices: options of its own, name -> what for.
+    subject: what it is asked about: `DATA` to train on, `WEIGHTS`, or nothing. variants: options of its own, name ->
+    the study that is asked then.
     """
 
     name: str
@@ -85,8 +82,8 @@ class Study:
     question: str
     paper: str
     run: Callable[[Options], Answer]
-    subject: Literal["DATA", "WEIGHTS"] = "DATA"
-    choices: dict[str, str] = field(default_factory=dict)
+    subject: Literal["DATA", "WEIGHTS", ""] = "DATA"
+    variants: "dict[str, Study]" = field(default_factory=dict)
 
 
 def conduct(study: Study, options: Options) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 OUT/results.csv has a row for each finished cell, OUT/curves.csv its validation accuracy against steps, OUT/runs/ the
 runs. A second call resumes the run it was killed in and goes on. Cells of a model have as many steps as its first
-one, which the minutes of a cell decide, so that settings and seeds differ in nothing else.
+one, for which they are planned once from the minutes of a cell, so that settings and seeds differ in nothing else.
 """
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -17,18 +15,18 @@ from typing import Any
 
 from mixlab.data.sources import open_source
 from mixlab.device import machine_name
-from mixlab.errors import DataError, DiskError, UsageError
-from mixlab.files import remove, write_atomically
-from mixlab.models.catalog import parse_mixer_name
+from mixlab.errors import DataError, UsageError
+from mixlab.files import remove
 from mixlab.models.describe import describe_settings
 from mixlab.recipes import compose
 from mixlab.report.run_log import read_run_log
 from mixlab.studies.harness import Options
+from mixlab.studies.presets import Preset, data_of
+from mixlab.studies.rows import Row, distinct, make_folder, read_rows, write_rows
 from mixlab.training.loop import resume, train
 from mixlab.training.recipe import Recipe, from_toml, override, to_toml
 from mixlab.training.run_folder import locked
-from mixlab.training.setup import model_settings, open_data, resolve
-from mixlab.training.splits import split_source
+from mixlab.training.setup import model_settings, with_absolute_paths
 
 RESULTS, CURVES = "results.csv", "curves.csv"
 KEY = ("model", "setting", "seed")
@@ -38,77 +36,7 @@ COLUMNS = (
 )  # fmt: skip
 TIMED = ("images_per_second", "core_seconds")  # columns that another run of the same cell has otherwise
 CURVE_COLUMNS = (*KEY, "step", "epoch", "top1", "loss")
-# Models of about as many multiplications, for 32 x 32 pixels: 12.9, 12.6, 12.7 and 11.3 million.
-CPU_MODELS = {
-    "Mixer": {"model.name": "mixer_micro"},
-    "ResNet": {"model.name": "timm/baseline_resnet_micro"},
-    "ViT": {"model.name": "timm/baseline_vit_micro"},
-    "pyramid": {"model.name": "mixer_pyramid_micro"},
-}
-PAPER_MODELS = {  # BiT's ResNet50x1, as the paper has it
-    "Mixer": {"model.name": "mixer_b16"},
-    "ResNet": {"model.name": "timm/resnetv2_50x1_bit"},
-    "ViT": {"model.name": "timm/vit_base_patch16_224"},
-}
 SMOKE = {"steps": 3, "batch_size": 16, "checkpoint_seconds": 0.0}
-Row = dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """What a study trains. models: name -> keys of the recipe. seeds: how many each has. recipe: the one by name, and
-    the keys that all share. minutes: of a training, None for the length of the recipe."""
-
-    models: dict[str, dict[str, Any]]
-    seeds: dict[str, int]
-    recipe: str
-    shared: dict[str, Any]
-    minutes: float | None
-
-    def seeds_of(self, model: str, options: Options) -> int:
-        return options.seeds or (1 if options.smoke else self.seeds[model])
-
-    def minutes_of(self, options: Options) -> float | None:
-        return None if options.smoke else options.minutes or self.minutes
-
-    def resolved(self, options: Options) -> Recipe:
-        """The Mixer's recipe with all that follows from the data."""
-        overrides = self.shared | self.models["Mixer"]
-        recipe = compose(options.subject or "digits", recipe=self.recipe, overrides=overrides)
-        recipe = replace(recipe, threads=options.threads)
-        return resolve(recipe, split_source(open_data(recipe), recipe)["train"])
-
-    def changes_of(self, model: str, resolved: Recipe) -> dict[str, Any]:
-        """Keys that a model has for itself, fitted to the data: all see pictures of one size, and patches of one."""
-        assert resolved.data.image_size is not None
-        height, width = resolved.data.image_size
-        changes = self.models[model] | {"data.image_size": f"{height}x{width}"}
-        is_vit = "vit" in changes["model.name"]
-        return changes | ({"model.patch_size": patch_side(resolved)} if is_vit else {})
-
-
-PLAIN = {"optimizer.name": "adamw", "lr": 2e-3, "keep_weights": "last", "precision": "fp32", "gelu": "tanh"}
-PLAIN |= {"policy": "none", "flip_alternates": False, "decay": "cosine", "whiten_stem": False}  # AdamW only
-
-
-def presets(seeds: dict[str, int], *, paper_seeds: int) -> dict[str, Preset]:
-    """`cpu` with so many seeds of each model; `paper` by the authors' recipe, on ImageNet-1k for want of JFT-300M."""
-    return {
-        "cpu": Preset(models=CPU_MODELS, seeds=seeds, recipe="small_images_flat", shared=PLAIN, minutes=6.0),
-        "paper": Preset(
-            models=PAPER_MODELS,
-            seeds=dict.fromkeys(PAPER_MODELS, paper_seeds),
-            recipe="pretrain_imagenet1k",
-            shared={},
-            minutes=None,
-        ),
-    }
-
-
-def patch_side(resolved: Recipe) -> int:
-    """Side of the Mixer's patches."""
-    assert resolved.model.name is not None
-    return resolved.model.patch_size or parse_mixer_name(resolved.model.name)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,30 +73,27 @@ def fill(
     out, screen = options.out, options.screen
     minutes = preset.minutes_of(options)
     shared = preset.shared | (SMOKE if options.smoke else {})
-    data = options.subject or "digits"
+    data = data_of(options)
     base = compose(data, recipe=preset.recipe, overrides=shared, has_budget=minutes is not None)
     base = replace(base, threads=options.threads)
     source = open_source(base.data.source, data_dir=base.data.data_dir)
     if not {"test", "all"} & set(source.splits):
         raise DataError("a study reports on a test split, and there is none", where=source.name)
     columns = (*COLUMNS, *extra_columns)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"the folder cannot be made: {error.strerror}", where=str(out)) from error
+    make_folder(out)
     with locked(out):
         rows, curves = read_rows(out / RESULTS), read_rows(out / CURVES)
         recipes = {cell.folder_name: override(base, cell.changes | {"seed": cell.seed}) for cell in cells}
-        digests = {name: _digest(recipe) for name, recipe in recipes.items()}
+        digests = {name: _digest(recipe, minutes) for name, recipe in recipes.items()}
         _check_same(rows, cells, digests, out)
         missing = [cell for cell in cells if _find(rows, cell) is None]
         if missing:
-            length = ""
             if minutes is not None:
-                length = f", {minutes:g} minutes each, {len(missing) * minutes / 60:.1f} hours in all"
-            screen.say(
-                f"{len(missing)} of {len(cells)} trainings to do{length}; a call that is stopped goes on where it was"
-            )
+                length = f"{minutes:g} minutes each, {len(missing) * minutes / 60:.1f} hours in all"
+            else:
+                length = f"{base.steps} steps each" if base.steps else f"{base.epochs or 10:g} epochs each"
+            screen.say(f"{len(missing)} of {len(cells)} trainings to do, {length}")
+            screen.say("a call that is stopped goes on where it was")
         for number, cell in enumerate(missing, start=1):
             screen.say(f"training {number} of {len(missing)}: {cell.model}, {cell.setting}, seed {cell.seed}")
             recipe = recipes[cell.folder_name]
@@ -185,7 +110,8 @@ def fill(
             write_rows(out / CURVES, CURVE_COLUMNS, curves)
             rows.append(result_row)
             write_rows(out / RESULTS, columns, rows)
-        return [known for cell in cells if (known := _find(rows, cell)) is not None], curves
+        chosen = [row for row in curves if any(_is_of(row, cell) for cell in cells)]
+        return [known for cell in cells if (known := _find(rows, cell)) is not None], chosen
 
 
 def _train(recipe: Recipe, run: Path, minutes: float | None, options: Options) -> dict[str, Any]:
@@ -196,6 +122,7 @@ def _train(recipe: Recipe, run: Path, minutes: float | None, options: Options) -
         recipe,
         run=run,
         budget_seconds=60 * minutes if minutes is not None and recipe.steps is None else None,
+        follow_clock=False,
         device=options.device,
         with_pictures=False,
         screen=options.screen,
@@ -239,10 +166,9 @@ def _curve(run: Path, cell: Cell) -> list[Row]:
     return [cell.key | {key: _text(row.get(key)) for key in CURVE_COLUMNS[len(KEY) :]} for row in rows]
 
 
-def describe_preset(preset: Preset) -> str:
-    """The shared recipe in a line."""
-    keys = ", ".join(f"{key} {value}" for key, value in preset.shared.items())
-    return f"{preset.recipe}{' with ' if keys else ''}{keys}; the same for all models"
+def describe_origin(rows: list[Row]) -> list[tuple[str, str]]:
+    """Where and by which code the trainings were made."""
+    return [("Machine", distinct(rows, "machine")), ("Commit", distinct(rows, "commit"))]
 
 
 def describe_trainings(rows: list[Row]) -> str:
@@ -261,14 +187,17 @@ def _check_same(rows: list[Row], cells: Sequence[Cell], digests: dict[str, str],
         row = _find(rows, cell)
         if row is not None and row["recipe"] != digests[cell.folder_name]:
             raise UsageError(
-                f"it has a result of {cell.model}, {cell.setting}, seed {cell.seed} by another recipe or data set",
+                f"it has a result of {cell.model}, {cell.setting}, seed {cell.seed} by another recipe, data set "
+                "or --minutes",
                 where=str(out / RESULTS),
-                hint="choose another --out, or move that file away",
+                hint="give what it was made with, or choose another --out",
             )
 
 
-def _digest(recipe: Recipe) -> str:
-    return hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:12]
+def _digest(recipe: Recipe, minutes: float | None) -> str:
+    """What decides the result of a cell, however the data's folder is spelt and whatever the machine has of cores."""
+    same = to_toml(with_absolute_paths(replace(recipe, threads=None)))
+    return hashlib.sha256(f"{same}minutes = {minutes}\n".encode()).hexdigest()[:12]
 
 
 def _find(rows: list[Row], cell: Cell) -> Row | None:
@@ -281,20 +210,3 @@ def _is_of(row: Row, cell: Cell) -> bool:
 
 def _text(value: Any) -> str:
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file, none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """The whole file anew, so that it is the old one or the new one, never a part."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())

@@ -50,6 +50,7 @@ def train(
     *,
     run: Path | None = None,
     budget_seconds: float | None = None,
+    follow_clock: bool = True,
     lr_grid: LrGrid | None = None,
     started: float | None = None,
     device: str = "auto",
@@ -61,6 +62,7 @@ def train(
     """Train `recipe` into the new folder `run`; returns the object that `train --json` prints.
 
     budget_seconds: total time from `started` (a time.monotonic(), by default now) to the end; sets the steps.
+    follow_clock: whether their number is set anew while it trains; if not, those planned first are all taken.
     lr_grid: learning rates to try first, of which the best takes the place of the recipe's.
     """
     started = time.monotonic() if started is None else started
@@ -135,7 +137,7 @@ def train(
             plan = plan_steps(
                 prepared, state, budget_seconds=budget_seconds, started=started, lr_grid=lr_grid
             )
-            deadline = plan.deadline
+            deadline = plan.deadline if follow_clock else None
             prepared = settle_augment(replace(prepared, recipe=plan.recipe), per_epoch)
         recipe, tried = prepared.recipe, None
         if lr_grid is not None:

@@ -5,13 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights, save_weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, settings_of
+from mixlab.report.study_figures import stem_filters, unit_pictures
 from mixlab.studies.filters import STUDY
 from mixlab.studies.harness import Options, conduct
+from mixlab.studies.rows import read_rows
 from mixlab.studies.units import cosines, frequencies, measure, paired, shuffled, spreads
 
 GRID = (8, 8)
@@ -95,11 +99,50 @@ def test_the_study_tells_planted_weights_from_drawn_ones(planted, tmp_path):
     assert second["opposite partner, %: trained"] == "0.0"
     assert result["findings"][0]["verdict"] == "holds"
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert names == {"units-1.png", "units-2.png", "stem.png", "layers.png"}
+    assert names == {"units-1.png", "units-2.png", "units-drawn.png", "stem.png", "layers.png"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "pairs of opposite phase" in page
     assert "100.0 %" in page
     json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.figures
+def test_the_checkpoints_of_a_run_are_measured_one_by_one(planted, tmp_path):
+    """A run: its weights, and checkpoints in which the planted layer comes to be."""
+    tensors = open_weights(planted).model.state_dict()
+    key = "blocks.0.token_mixing.fc1.weight"
+    final, noise = tensors[key], torch.randn(tensors[key].shape, generator=torch.Generator().manual_seed(1))
+    for step, share in ((10, 0.0), (20, 1.0)):
+        folder = planted / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        save_file(tensors | {key: share * final + (1 - share) * noise}, folder / "model.safetensors")
+    coarse = planted / "checkpoints" / "step_00000005"  # of a curriculum, with other shapes
+    coarse.mkdir()
+    save_file(tensors | {key: torch.zeros(12, 16)}, coarse / "model.safetensors")
+    conduct(STUDY, Options(subject=str(planted), out=tmp_path / "out", smoke=True))
+    rows = [row for row in read_rows(tmp_path / "out/filters.csv") if row["weights"] == "checkpoint"]
+    assert [(row["step"], row["layer"]) for row in rows] == [
+        ("10", "1"),
+        ("10", "2"),
+        ("20", "1"),
+        ("20", "2"),
+    ]
+    assert [float(row["opposed"]) for row in rows if row["layer"] == "1"] == [0.0, 1.0]
+    assert (tmp_path / "out/figures/history.png").stat().st_size > 5_000
+
+
+def test_every_unit_and_filter_is_drawn_on_its_own_scale():
+    units = np.arange(200 * 4, dtype=float).reshape(200, 4) - 300
+    pairs = np.arange(200).reshape(100, 2)
+    (image,) = unit_pictures(units, pairs, (2, 2)).axes[0].images
+    drawn = np.asarray(image.get_array().filled(np.nan))
+    assert np.isfinite(drawn).sum() == 200 * 4
+    assert np.nanmax(np.abs(drawn)) == 1
+    filters = np.random.default_rng(0).standard_normal((600, 3, 4, 4))
+    (image,) = stem_filters(filters).axes[0].images
+    assert image.get_array().shape == (19 * 5, 32 * 5, 3)
+    assert np.isclose(image.get_array()[:4, :4].min(), 0)
+    assert np.isclose(image.get_array()[:4, :4].max(), 1)
 
 
 def test_weights_without_such_units_are_refused(tmp_path):

@@ -57,7 +57,7 @@ def verdicts(rows, proof=PROOF):
         for setting in (SHARED, GLOBAL)
         if (drop := relative_drop(rows, model, setting)) is not None
     }
-    return [finding.verdict for finding in shuffle._findings(rows, drops, proof)]
+    return [finding.verdict for finding in shuffle._findings(rows, drops, proof, "Small")]
 
 
 def test_drops_are_shares_of_the_original_accuracy_seed_by_seed():
@@ -75,9 +75,11 @@ def test_verdicts_follow_from_the_intervals():
     assert verdicts(table()) == ["holds", "holds", "holds"]
     assert verdicts(table(shared=0.1))[0] == "does not hold"
     assert verdicts(table(seeds=1)) == ["open", "open", "open"]
+    assert verdicts(table(shared=-0.1))[0] == "holds"  # better than before
     inexact = json.loads(json.dumps(PROOF))
     inexact["coupled"]["differences"]["absorbed"] = 1e-6
     assert verdicts(table(), inexact)[0] == "does not hold"
+    assert verdicts(table(seeds=1), inexact)[0] == "does not hold"
 
 
 def resolved():
@@ -145,6 +147,7 @@ def test_what_cannot_be_permuted_is_said():
 def test_the_whole_study_on_digits(tmp_path):
     result = conduct(shuffle.STUDY, Options(out=tmp_path, smoke=True, threads=1, screen=QUIET))
     assert [row["model"] for row in result["tables"][0]["rows"]] == ["Mixer", "ResNet", "ViT", "pyramid"]
+    assert [row["permutation"] for row in result["tables"][1]["rows"]] == [SHARED, GLOBAL] * 4
     proof = json.loads((tmp_path / "proof.json").read_text())
     assert all(found["max_difference"] <= 1e-12 < found["control"] for found in proof["absorbed"].values())
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {

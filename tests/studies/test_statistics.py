@@ -19,6 +19,7 @@ def test_the_interval_is_students(n):
 def test_one_seed_has_no_interval_and_says_so():
     found = mean_of([0.5])
     assert found.text(100) == "50.0 (n=1)"
+    assert mean_of([-1e-5]).text(100) == "0.0 (n=1)"
     assert found.text(100, unit="%", interval=True) == "50.0 % (n=1; no interval from one seed)"
     assert is_above_zero(found) == "open"
     with pytest.raises(ValueError, match="no values"):

@@ -12,14 +12,19 @@ import pytest
 from PIL import Image
 
 from mixlab import studies
-from mixlab.errors import DataError, UsageError
+from mixlab.errors import DataError, DiskError, UsageError
 from mixlab.models.catalog import create_model
 from mixlab.models.describe import describe_settings
+from mixlab.recipes import compose
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.studies import trainings
 from mixlab.studies.harness import Options
-from mixlab.studies.trainings import CPU_MODELS, TIMED, Cell, Preset, fill, read_rows
+from mixlab.studies.presets import CPU_MODELS, Preset
+from mixlab.studies.rows import read_rows
+from mixlab.studies.trainings import TIMED, Cell, fill
+from mixlab.training.loop import train
+from mixlab.training.recipe import Recipe, from_toml
 
 TINY = {"model.hidden_dim": 8, "model.channel_mlp_dim": 16, "model.token_mlp_dim": 8, "model.num_blocks": 1}
 PRESET = Preset(
@@ -28,6 +33,8 @@ PRESET = Preset(
     recipe="small_images_flat",
     shared={},
     minutes=1.0,
+    scale="Tiny",
+    likeness="One model",
 )
 CELLS = [
     Cell(model="Mixer", setting=setting, seed=seed, changes=PRESET.models["Mixer"] | changes)
@@ -99,21 +106,69 @@ def test_cells_of_a_model_take_the_steps_of_its_first_one(tmp_path, monkeypatch)
     seen = []
     real = trainings.train
 
-    def train(recipe, *, budget_seconds, **rest):
+    def train(recipe, *, budget_seconds, follow_clock, **rest):
+        assert not follow_clock
         seen.append((recipe.steps, budget_seconds))
         return real(replace(recipe, steps=recipe.steps or 4, batch_size=16), budget_seconds=None, **rest)
 
     monkeypatch.setattr(trainings, "train", train)
-    fill(replace(options(tmp_path), smoke=False, minutes=0.5), PRESET, CELLS[:3])
+    fill(replace(options(tmp_path, subject="digits"), smoke=False, minutes=0.5), PRESET, CELLS[:3])
     assert seen == [(None, 30.0), (4, None), (4, None)]
 
 
 def test_results_of_another_recipe_are_not_mixed_with_these(tmp_path):
     fill(options(tmp_path), PRESET, CELLS[:1])
     other = replace(CELLS[0], changes=CELLS[0].changes | {"optimizer.lr": 0.5})
-    with pytest.raises(UsageError, match="by another recipe or data set") as error:
+    with pytest.raises(UsageError, match="by another recipe, data set or --minutes") as error:
         fill(options(tmp_path), PRESET, [other])
     assert "--out" in error.value.hint
+
+
+def test_results_of_other_minutes_are_not_mixed_but_threads_and_spelling_may_differ(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        for number, name in enumerate(("blue", "red")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for picture in range(10):
+                color = (200 * number + picture, 0, 200 - 200 * number)
+                Image.new("RGB", (8, 8), color).save(folder / f"{picture}.png")
+    first = options(tmp_path, subject=str(tmp_path / "data"))
+    fill(first, PRESET, CELLS[:1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trainings, "_train", None)  # trains nothing again
+    fill(replace(first, subject="data", threads=2), PRESET, CELLS[:1])
+    recipe = Recipe()
+    assert trainings._digest(recipe, 6.0) != trainings._digest(recipe, 1.0)
+    with pytest.raises(UsageError, match="or --minutes"):
+        fill(replace(first, smoke=False, minutes=2.0), PRESET, CELLS[:1])
+
+
+def test_curves_are_of_the_cells_that_are_asked_for(tmp_path):
+    fill(options(tmp_path), PRESET, CELLS)
+    _, curves = fill(options(tmp_path), PRESET, CELLS[:2])
+    assert {row["seed"] for row in curves} == {"0"}
+
+
+def test_data_must_be_named_and_a_folder_must_be_possible(tmp_path):
+    with pytest.raises(UsageError, match="trains on a data set") as error:
+        fill(replace(options(tmp_path), smoke=False), PRESET, CELLS)
+    assert error.value.where == "DATA"
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DiskError, match="cannot be made"):
+        fill(options(tmp_path), PRESET, CELLS)
+
+
+def test_the_first_training_of_a_model_takes_the_steps_that_were_planned_at_first(tmp_path):
+    run = tmp_path / "run"
+    recipe = compose(
+        "digits", recipe="small_images_flat", overrides=TINY | {"model.name": "mixer_pico"}, has_budget=True
+    )
+    result = train(
+        recipe, run=run, budget_seconds=20, follow_clock=False, with_pictures=False, screen=Screen(quiet=True)
+    )
+    assert not (run / "pace.json").exists()
+    assert result["steps"] == from_toml(run / "recipe.toml")["steps"]
 
 
 def test_a_set_without_a_test_split_is_refused_before_any_training(tmp_path):
@@ -140,7 +195,7 @@ def test_the_models_of_the_small_preset_cost_the_same():
 
 
 def test_studies_are_found_by_their_files():
-    assert studies.study_names() == ("compare", "filters", "shuffle")
+    assert {"compare", "filters", "shuffle"} <= set(studies.study_names())
     for name in studies.study_names():
         assert studies.open_study(name).name == name
     with pytest.raises(UsageError) as error:
@@ -149,8 +204,9 @@ def test_studies_are_found_by_their_files():
 
 
 @pytest.mark.slow  # a whole study twice, in processes that are killed
-def test_a_study_killed_at_random_moments_ends_with_the_same_table(tmp_path):
-    command = [sys.executable, "-m", "mixlab", "study", "compare", "--smoke", "--threads", "1", "--out"]
+@pytest.mark.parametrize("study", ["compare", "shuffle"])
+def test_a_study_killed_at_random_moments_ends_with_the_same_table(tmp_path, study):
+    command = [sys.executable, "-m", "mixlab", "study", study, "--smoke", "--threads", "1", "--out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(tmp_path / "a")], check=True, env=environment, capture_output=True)
     draws = random.Random(0)
