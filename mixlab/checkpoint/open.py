@@ -94,6 +94,16 @@ def create_model(
     return model
 
 
+def weights_folder(path_or_name: str | Path) -> Path | None:
+    """The folder that weights and what describes them stand in, if they are here; None for others."""
+    path = existing_path(path_or_name)
+    if path is None and str(path_or_name) in PUBLISHED and PUBLISHED[str(path_or_name)].is_shipped:
+        path = fetch_published(PUBLISHED[str(path_or_name)])
+    if path is not None and path.is_file() and path.name in (WEIGHTS_NAME, TIMM_WEIGHTS_NAME):
+        path = path.parent
+    return path if path is not None and path.is_dir() else None
+
+
 def _open_path(path: Path, image_size: tuple[int, int] | None) -> Weights:
     if path.name in (WEIGHTS_NAME, TIMM_WEIGHTS_NAME) and (path.parent / CONFIG_NAME).is_file():
         path = path.parent  # beside the file stands what it does not say itself

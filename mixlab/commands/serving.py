@@ -51,7 +51,7 @@ def serve(
         from mixlab.serving.service import Service
     except ModuleNotFoundError as error:
         raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
-    check_address(host, token)
+    check_address(host, port, token)
     set_threads(threads)
     screen = Context.screen()
     with screen.progress_if_any("downloading") as progress:
@@ -72,10 +72,10 @@ def _announcer(host: str, what: str) -> Callable[[int], None]:
 
 
 def ui(
-    runs: Path = Path("runs"),
+    runs: Path | None = None,
     /,
     *,
-    studies: Path = Path("studies"),
+    studies: Path | None = None,
     port: int = 8001,
     host: str = "127.0.0.1",
     token: str | None = None,
@@ -86,14 +86,15 @@ def ui(
     Parameters
     ----------
     runs
-        The folder with the runs.
+        The folder with the runs; by default ./runs.
     studies
-        The folder with the studies.
+        The folder with the studies; by default ./studies.
     port
         0 takes a free one.
     host
         As for `serve`, and so are token and name.
     """
+    from mixlab.studies import open_study, study_names
     from mixlab.training.run_folder import list_runs
 
     token = token or os.environ.get("MIXLAB_TOKEN") or None
@@ -102,10 +103,15 @@ def ui(
         from mixlab.serving.ui import create_ui
     except ModuleNotFoundError as error:
         raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
-    check_address(host, token)
+    check_address(host, port, token)
+    for named in (runs, studies):
+        if named is not None and not named.is_dir():
+            raise UsageError("there is no such folder", where=str(named))
+    runs, studies = runs or Path("runs"), studies or Path("studies")
     if not runs.is_dir() and not studies.is_dir():
         raise UsageError(
-            "there is neither this folder nor one of studies", where=str(runs), hint="train first"
+            "there is neither ./runs nor ./studies", hint="name a folder: mixlab ui RUNS; or train first"
         )
-    app = create_ui(runs, studies, list_runs, hosts=allowed_hosts(host, name), token=token)
+    known = {known.name: known.subject for known in map(open_study, study_names())}
+    app = create_ui(runs, studies, list_runs, known, hosts=allowed_hosts(host, name), token=token)
     listen(make_server(app, host=host, port=port, started=_announcer(host, "the runs")))

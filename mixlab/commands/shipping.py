@@ -102,14 +102,17 @@ def _export_int8(
     import tempfile
 
     from mixlab.serving.export import export as export_weights
+    from mixlab.serving.export import keep_record
     from mixlab.serving.int8 import accuracy_of, compare_speed, quantise
 
     if destination.exists():
         raise UsageError("it exists already", where=str(destination), hint="choose another --out")
     tested, test_labels = _labelled(run, weights, data, "test")
+    judged_on = "val"
     try:
         chosen, labels = _labelled(run, weights, data, "val")
     except UsageError:  # nothing was held out: a part of train has to do, never the test split
+        judged_on = "train"
         chosen, labels = _labelled(run, weights, data, "train", NUM_TRAIN)
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "exact.onnx"
@@ -118,12 +121,16 @@ def _export_int8(
         found |= {
             "test_before": accuracy_of(exact, tested, test_labels, threads),
             "test_after": accuracy_of(destination, tested, test_labels, threads),
+            "judged_on": judged_on,
+            "num_judged": len(chosen),
             "num_test": len(tested),
             "num_bytes_before": exact.stat().st_size,
             "num_bytes_after": destination.stat().st_size,
             "speed_ratio": compare_speed(exact, destination, tested, threads),
         }
-    return result | {"destination": str(destination), "num_bytes": destination.stat().st_size, "int8": found}
+    result |= {"destination": str(destination), "num_bytes": destination.stat().st_size, "int8": found}
+    keep_record(result)
+    return result
 
 
 def _pictures(
@@ -151,7 +158,12 @@ def _pictures(
 def _split(run: str, weights: "Weights", data: str | None, name: str) -> Any:
     from mixlab.training.evaluate import choose_split, with_class_numbers
 
-    source, split = choose_split(Path(find_weights(run)), data, name, None, Context.screen())
+    path = Path(find_weights(run))
+    if data is None and not (path / "recipe.toml").is_file():
+        raise UsageError(
+            "these weights have no data set of their own", where="--data", hint="name one: --data FOLDER"
+        )
+    source, split = choose_split(path, data, name, None, Context.screen(), split_whole=True)
     return with_class_numbers(split, source, weights.class_names)
 
 
@@ -171,6 +183,18 @@ def _labelled(
     return images.pixels.permute(0, 2, 3, 1).contiguous().numpy(), images.split.labels
 
 
+def _card(run: str, weights: "Weights", licence: str, data_name: str | None) -> str:
+    """The card of a run, or the one that stands beside weights, or what can be said of weights alone."""
+    from mixlab.checkpoint.open import weights_folder
+    from mixlab.serving.card import card_beside, write_card
+
+    place, folder = existing_run(run), weights_folder(run)
+    kept = (
+        card_beside(folder, licence=licence, data=data_name) if folder is not None and place is None else None
+    )
+    return kept or write_card(weights, place, licence=licence, data=data_name)
+
+
 def card(
     run: str, /, *, out: Path | None = None, licence: str = "not stated", data_name: str | None = None
 ) -> None:
@@ -188,9 +212,8 @@ def card(
         What to call the data set.
     """
     from mixlab.files import write_atomically
-    from mixlab.serving.card import write_card
 
-    text = write_card(open_named(run), existing_run(run), licence=licence, data=data_name)
+    text = _card(run, open_named(run), licence, data_name)
     if out is None:
         Context.screen().say(text)
     else:
@@ -215,12 +238,11 @@ def package(
     licence
         As for `card`.
     """
-    from mixlab.serving.card import write_card
     from mixlab.serving.package import write_package
 
     weights = open_named(run)
     destination = out or Path(plain_name(run) + ".zip")
-    text = write_card(weights, existing_run(run), licence=licence)
+    text = _card(run, weights, licence, None)
     result = write_package(weights, destination, text, _pictures(run, weights, data, None, NUM_PICTURES))
     Context.screen().say(f"written to {destination}: {', '.join(result['files'])}")
     emit(result)
@@ -256,14 +278,13 @@ def push(
     data_name
         What to call the data set.
     """
-    from mixlab.serving.card import write_card
     from mixlab.serving.push import push as push_weights
     from mixlab.serving.push import write_repository
 
     if (repository is None) == (folder is None):
         raise UsageError("give a repository, or --folder", where="REPO")
     weights = open_named(run)
-    text = write_card(weights, existing_run(run), licence=licence, data=data_name)
+    text = _card(run, weights, licence, data_name)
     if folder is not None:
         result = write_repository(weights, folder, text, format=format)
     else:

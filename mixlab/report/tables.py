@@ -7,6 +7,7 @@ from rich.table import Table
 
 from mixlab.report.screen import Screen, format_seconds
 
+ENOUGH = 1000  # pictures, for shares that differ by tenths of a point
 NUM_LISTED = 20  # of bad files or duplicates, before "and n more"
 
 
@@ -107,6 +108,10 @@ def show_export(result: dict[str, Any], screen: Screen) -> None:
         screen.say(
             f"pixels scaled inside the graph differ by {result['max_pixel_difference']} of 255 at most"
         )
+        if result["num_pictures"] < ENOUGH:
+            screen.say(
+                f"on fewer than {ENOUGH:,} pictures: that says little; give more by --pictures or --data"
+            )
     if "int8" in result:
         found = result["int8"]
         table = Table("product", "relative error alone", "runs in")
@@ -117,14 +122,20 @@ def show_export(result: dict[str, Any], screen: Screen) -> None:
         screen.show(table)
         table = Table("", "float32", "int8")
         table.add_row(
-            "accuracy, validation", *(f"{100 * found[k]:.2f} %" for k in ("top1_before", "top1_after"))
+            f"accuracy, {found['judged_on']} ({found['num_judged']:,} pictures)",
+            *(f"{100 * found[k]:.2f} %" for k in ("top1_before", "top1_after")),
         )
-        table.add_row("accuracy, test", *(f"{100 * found[k]:.2f} %" for k in ("test_before", "test_after")))
+        table.add_row(
+            f"accuracy, test ({found['num_test']:,} pictures)",
+            *(f"{100 * found[k]:.2f} %" for k in ("test_before", "test_after")),
+        )
         table.add_row(
             "size", *(f"{found[k] / 2**20:.2f} MiB" for k in ("num_bytes_before", "num_bytes_after"))
         )
         table.add_row("speed, batches of 16", "1", f"{found['speed_ratio']:.2f} times")
         screen.show(table)
+        if min(found["num_judged"], found["num_test"]) < ENOUGH:
+            screen.say(f"on fewer than {ENOUGH:,} pictures: a change of a point may be chance")
     screen.say(f"written to {result['destination']}, {result['num_bytes'] / 2**20:.2f} MiB")
 
 

@@ -1,6 +1,7 @@
 """A model card: what a model is, what it was measured to do, and where its limits are, as Markdown for the Hub."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,27 @@ def write_card(
     ]
     lines += ["## Classes", "", ", ".join(weights.class_names[:1000]), "", "## Limits", "", LIMITS, ""]
     return "\n".join(lines)
+
+
+def card_beside(folder: Path, *, licence: str = "not stated", data: str | None = None) -> str | None:
+    """The card that mixlab wrote beside weights, with another licence and data set if given; None without one."""
+    path = folder / "README.md"
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    head, closing, rest = text.removeprefix("---\n").partition("\n---\n")
+    if not text.startswith("---\n") or "library_name: mixlab" not in head.splitlines():
+        return None  # somebody else's
+    if licence != "not stated":
+        head = re.sub(r"^license: .*$", lambda _: f"license: {licence}", head, flags=re.M)
+        rest = re.sub(r"^(- Licence of the weights: ).*$", lambda m: m[1] + licence, rest, flags=re.M)
+    if data is not None:
+        head = re.sub(r"^(      name: ).*$", lambda m: m[1] + json.dumps(data), head, flags=re.M)
+        rest = re.sub(r"^(- Data: ).*$", lambda m: m[1] + data, rest, flags=re.M)
+    return f"---\n{head}{closing}{rest}"
+
+
+def with_use(card: str, lines: str) -> str:
+    """The same card with other commands under `Use`."""
+    return re.sub(r"(?<=## Use\n\n```\n).*?(?=\n```)", lambda _: lines, card, count=1, flags=re.S)
 
 
 def _facts(run: Path | None) -> dict[str, Any]:

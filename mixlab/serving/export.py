@@ -17,7 +17,7 @@ import mixlab
 from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import MixlabError, UsageError
-from mixlab.files import written_whole
+from mixlab.files import write_atomically, written_whole
 from mixlab.models.catalog import display_name
 from mixlab.serving.graph import PictureModel, PixelModel, Scale
 from mixlab.serving.runtimes import OPENERS, WRITERS, Free, Runner
@@ -43,7 +43,8 @@ def export(
     to: a key of ENDINGS; for OpenVINO, whose models are two files, `destination` is a folder. pictures: real ones,
     uint8 (height, width, 3) of any size, on which the result is compared. batch: a fixed number of pictures, None for
     any. resize_in_graph: one picture of any size goes in, and is cropped and scaled inside.
-    MixlabError, and no file, if what was written computes something else.
+    The result is kept beside it too, as DESTINATION.json. MixlabError, and no file, if what was written computes
+    something else.
     """
     if to not in ENDINGS:
         raise UsageError(f"there is no target {to!r}", where="--to", hint=f"one of {', '.join(ENDINGS)}")
@@ -77,7 +78,16 @@ def export(
             result = compare_pixels(graph, runner, pixels, BATCHES if batch is None else (batch,))
         files = [temporary] if temporary.is_file() else list(temporary.iterdir())
         result["num_bytes"] = sum(file.stat().st_size for file in files)
-    return {"destination": str(destination), "to": to, "batch": batch, "input": name} | result
+        result = {"destination": str(destination), "to": to, "batch": batch, "input": name} | result
+        keep_record(result)
+    return result
+
+
+def keep_record(result: dict[str, Any]) -> None:
+    """What was compared and found, as DESTINATION.json beside what was written."""
+    destination = Path(result["destination"])
+    path = destination.with_name(f"{destination.name}.json")
+    write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def description(weights: Weights, resize_in_graph: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hmac
 import time
+from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,7 +13,8 @@ from mixlab.serving.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Without a token: nothing of the model or of a run.
-OPEN_PATHS = ("/", "/page.js", "/ui.js", "/page.css", "/health", "/ready")
+OPEN_PATHS = ("/", "/page.js", "/ui.js", "/page.css", "/docs", "/openapi.json", "/health", "/ready")
+MAX_HEADER_BYTES = 16 * 1024
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -96,6 +98,9 @@ class Guard:
             self.metrics.observe_request(scope["path"], status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope) -> RefusedError | None:
+        # h11 counts only what comes in several parts.
+        if sum(len(key) + len(value) for key, value in scope["headers"]) > MAX_HEADER_BYTES:
+            return RefusedError(431, "too_large", "the headers are too large")
         headers: dict[str, list[str]] = {}
         for key, value in scope["headers"]:
             headers.setdefault(key.decode("latin-1"), []).append(value.decode("latin-1"))
@@ -105,12 +110,25 @@ class Guard:
         origins = headers.get("origin", [])
         if any(origin.partition("://")[2] != hosts[0] for origin in origins):
             return RefusedError(403, "origin", "pages of other origins may not ask this server")
-        if self.token is not None and scope["path"] not in OPEN_PATHS:
+        if self.token is not None and scope["path"] not in OPEN_PATHS and not self._has_key(scope):
             given = headers.get("authorization", [""])[0].partition(" ")
             is_bearer = given[0].lower() == "bearer"
             if not is_bearer or not hmac.compare_digest(given[2].encode(), self.token.encode()):
                 return RefusedError(401, "token", "this needs the header Authorization: Bearer TOKEN")
         return None
+
+    def _has_key(self, scope: Scope) -> bool:
+        """Whether the address itself has the key of the folder of this file: links and pictures send no header."""
+        if not scope["path"].startswith("/files/"):
+            return False
+        folder = "/".join(scope["path"].split("/")[:4])
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
+        return hmac.compare_digest(given.encode(), file_key(self.token, folder).encode())
+
+
+def file_key(token: str | None, folder: str) -> str:
+    """What opens the files of one folder, such as `/files/runs/NAME`, to whoever was given it; "" without a token."""
+    return "" if token is None else hmac.new(token.encode(), folder.encode(), "sha256").hexdigest()
 
 
 def _without_port(host: str) -> str:

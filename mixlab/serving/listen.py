@@ -4,19 +4,20 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mixlab.errors import UsageError
-from mixlab.serving.guard import LOOPBACK
+from mixlab.serving.guard import LOOPBACK, MAX_HEADER_BYTES, SECURITY_HEADERS, RefusedError
 from mixlab.serving.service import Limits
 
 HEADER_SECONDS = 10.0  # for the headers of a request to be complete
 KEEP_ALIVE_SECONDS = 5
 DRAIN_SECONDS = 20
-MAX_HEADER_BYTES = 16 * 1024
 MIN_TOKEN = 16  # characters
+SECURITY_HEADERS_RAW = [(key.lower().encode(), value.encode()) for key, value in SECURITY_HEADERS.items()]
 
 
 class TimedProtocol(H11Protocol):
@@ -54,6 +55,18 @@ class TimedProtocol(H11Protocol):
             self._late.cancel()
             self._late = None
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, refused as everything else is: JSON, with the same headers."""
+        response = RefusedError(400, "usage", "this is no HTTP request").response()
+        headers = [*response.raw_headers, *SECURITY_HEADERS_RAW, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(response.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
     def _too_slow(self) -> None:
         self._late = None
         if self._is_idle() and not self.transport.is_closing():
@@ -77,8 +90,10 @@ class _Server(uvicorn.Server):
             self.say_started(self.servers[0].sockets[0].getsockname()[1])
 
 
-def check_address(host: str, token: str | None) -> None:
-    """UsageError if others could reach the server without a token, or the token is none."""
+def check_address(host: str, port: int, token: str | None) -> None:
+    """UsageError if there is no such port, others could reach the server without a token, or the token is none."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"{port} is no port", where="--port", hint="0 to 65535; 0 takes a free one")
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
         raise UsageError(
             f"a token has at least {MIN_TOKEN} printable characters",
@@ -117,7 +132,7 @@ def make_server(
         http=TimedProtocol,
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_level="critical",
         access_log=False,
         server_header=False,
         date_header=False,

@@ -12,8 +12,10 @@ import numpy as np
 from mixlab.checkpoint.store import Weights
 from mixlab.errors import UsageError
 from mixlab.files import written_whole
+from mixlab.serving.card import with_use
 from mixlab.serving.export import export
 
+USE = "pip install -r requirements.txt\npython predict.py photo.jpg"
 REQUIREMENTS = "numpy\nonnxruntime\npillow\n"
 
 
@@ -27,7 +29,7 @@ def write_package(
     with tempfile.TemporaryDirectory() as folder, written_whole(destination) as temporary:
         model = Path(folder) / "model.onnx"
         result = export(weights, model, to="onnx", pictures=pictures)
-        contents = {"predict.py": program, "requirements.txt": REQUIREMENTS, "README.md": card}
+        contents = {"predict.py": program, "requirements.txt": REQUIREMENTS, "README.md": with_use(card, USE)}
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.write(model, "model.onnx")
             for name, text in contents.items():

@@ -152,6 +152,7 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
     ]
     handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app.router.redirect_slashes = False
     return Guard(app, hosts, token, service.metrics)
 
 

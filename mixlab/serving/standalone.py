@@ -1,8 +1,6 @@
-#!/usr/bin/env python3
-"""Say what is in pictures, by a model that mixlab exported: python predict.py picture.jpg ...
+"""What is in pictures, by a model that mixlab exported: python predict.py picture.jpg ...
 
-Needs onnxruntime, numpy and Pillow, nothing else. The model, model.onnx beside this file, carries its class names and
-its preprocessing.
+Needs onnxruntime, numpy and Pillow; model.onnx beside this file has its class names and preprocessing inside.
 """
 
 import json
@@ -14,52 +12,49 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 MODEL = Path(__file__).with_name("model.onnx")
-TOP = 5
+Image.MAX_IMAGE_PIXELS = 50_000_000  # Pillow warns above that, and refuses twice as many
 
 
 def read_picture(path: str, preprocess: dict) -> np.ndarray:
     """A picture file -> uint8 (height, width, channels) at model size."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.has_transparency_data:  # on white, as mixlab does
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-    if preprocess["channels"] == 1:
-        image = image.convert("L")
-    height, width = preprocess["image_size"]
-    fraction, fit = preprocess["crop_fraction"], preprocess["fit"]
-    if fit == "stretch":
-        box_width, box_height = image.width, image.height
-    elif fit == "resize-crop":
-        box_width, box_height = fraction * image.width, fraction * image.height
-    else:
-        scale = fraction * min(image.height / height, image.width / width)
-        box_width, box_height = min(width * scale, image.width), min(height * scale, image.height)
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode == "F":
+        raise OSError("pixels are floating-point numbers of unknown range; save as 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+        values = (np.asarray(image).astype(np.int64) + 128) // 257
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # on white
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB").convert("L" if preprocess["channels"] == 1 else "RGB")
+    (height, width), share, box_size = preprocess["image_size"], preprocess["crop_fraction"], image.size
+    if preprocess["fit"] == "resize-crop":
+        box_size = (share * image.width, share * image.height)
+    elif preprocess["fit"] != "stretch":
+        scale = share * min(image.height / height, image.width / width)
+        box_size = (min(width * scale, image.width), min(height * scale, image.height))
+    left, top = (image.width - box_size[0]) / 2, (image.height - box_size[1]) / 2
     resample = Image.Resampling[preprocess["interpolation"].upper()]
-    box = (left, top, left + box_width, top + box_height)
-    return np.asarray(image.resize((width, height), resample, box=box)).reshape(height, width, -1)
+    image = image.resize((width, height), resample, box=(left, top, left + box_size[0], top + box_size[1]))
+    return np.asarray(image).reshape(height, width, -1)
 
 
 def main(paths: list[str]) -> None:
     session = onnxruntime.InferenceSession(MODEL, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["mixlab"])
-    names, failed = about["class_names"], 0
+    failed = []
     for path in paths:
         try:
             pixels = read_picture(path, about["preprocess"])
-        except OSError as error:
-            print(f"{path}: {error}", file=sys.stderr)
-            failed += 1
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            failed.append(f"{path}: {error}")
             continue
         logits = session.run(["logits"], {"pixels": pixels[None]})[0][0].astype(np.float64)
-        probability = np.exp(logits - logits.max())
-        probability /= probability.sum()
-        best = np.argsort(-probability)[:TOP]
-        print(path + ": " + ", ".join(f"{names[i]} {100 * probability[i]:.1f} %" for i in best))
-    sys.exit(1 if failed else 0)
+        probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        best = [(about["class_names"][i], 100 * probability[i]) for i in np.argsort(-probability)[:5]]
+        print(f"{path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in best))
+    sys.exit("\n".join(failed) or 0)  # text goes to standard error, with status 1
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:]) if len(sys.argv) > 1 else sys.exit(__doc__)

@@ -2,6 +2,7 @@
 
     GET /api/runs          every run, best first, and every study
     GET /api/runs/NAME     recipe, result, curves, confusion counts, names of figures
+    GET /api/studies/NAME  its tables and names of figures
     GET /files/...         report.html and figures of a run or study
 
 Only files of known names, of folders that are runs or studies, can be asked for.
@@ -12,7 +13,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp
 
 from mixlab.errors import MixlabError
 from mixlab.report.run_log import read_run_log
-from mixlab.serving.guard import LOOPBACK, Guard, http_error, unexpected
+from mixlab.serving.guard import LOOPBACK, Guard, file_key, http_error, unexpected
 from mixlab.serving.metrics import Metrics
 from mixlab.serving.server import asset
 
@@ -46,6 +47,7 @@ REPORT_POLICY = "; ".join(
 )
 MAX_POINTS = 1000  # of a curve
 MAX_CLASSES = 50  # of a confusion table
+MAX_ROWS = 200  # of a table
 
 ListRuns = Callable[[Path], list[dict[str, Any]]]
 
@@ -54,31 +56,45 @@ def create_ui(
     runs: Path,
     studies: Path,
     list_runs: ListRuns,
+    known: Mapping[str, str],
     *,
     hosts: tuple[str, ...] = LOOPBACK,
     token: str | None = None,
 ) -> ASGIApp:
-    """The ASGI application. runs, studies: the folders that hold them. list_runs: gives a row for each run."""
+    """The ASGI application. runs, studies: the folders that hold them. list_runs: gives a row for each run.
+    known: the studies there are, and what each is asked about (DATA, WEIGHTS)."""
 
     def run_of(request: Request) -> Path:
-        return _inside(runs, request.path_params["name"], "recipe.toml")
+        return _inside(runs, request.path_params["name"], _is_run)
+
+    def key(kind: str, folder: Path) -> dict[str, str]:
+        return {"key": file_key(token, f"/files/{kind}/{folder.name}")}
 
     async def overview(request: Request) -> Response:
         found = await asyncio.to_thread(list_runs, runs)
         rows = [row | {"run": Path(row["run"]).name} for row in found]
-        known = [_study(path) for path in sorted(studies.glob("*/results.csv"))] if studies.is_dir() else []
-        return JSONResponse({"folder": runs.name, "runs": rows, "studies": known})
+        there = sorted(filter(_is_study, studies.iterdir())) if studies.is_dir() else []
+        shown = [_study(folder) | key("studies", folder) for folder in there]
+        missing = [
+            {"study": name, "command": f"mixlab study {name} {subject}"}
+            for name, subject in known.items()
+            if name not in {folder.name for folder in there}
+        ]
+        return JSONResponse({"folder": runs.name, "runs": rows, "studies": shown, "missing_studies": missing})
 
     async def one(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(describe_run, run_of(request)))
+        run = run_of(request)
+        return JSONResponse(await asyncio.to_thread(describe_run, run) | key("runs", run))
+
+    async def study(request: Request) -> Response:
+        folder = _inside(studies, request.path_params["name"], _is_study)
+        return JSONResponse(await asyncio.to_thread(_study, folder, tables=True) | key("studies", folder))
 
     async def run_file(request: Request) -> Response:
         return _file(run_of(request), request.path_params["file"])
 
     async def study_file(request: Request) -> Response:
-        return _file(
-            _inside(studies, request.path_params["name"], "results.csv"), request.path_params["file"]
-        )
+        return _file(_inside(studies, request.path_params["name"], _is_study), request.path_params["file"])
 
     async def page(request: Request) -> Response:
         name, kind = ASSETS[request.url.path]
@@ -90,18 +106,30 @@ def create_ui(
     routes = [
         Route("/api/runs", overview, methods=["GET"]),
         Route("/api/runs/{name}", one, methods=["GET"]),
+        Route("/api/studies/{name}", study, methods=["GET"]),
         Route("/files/runs/{name}/{file:path}", run_file, methods=["GET"]),
         Route("/files/studies/{name}/{file:path}", study_file, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         *(Route(path, page, methods=["GET"]) for path in ASSETS),
     ]
     handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts, token, Metrics())
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return Guard(app, hosts, token, Metrics())
 
 
-def _inside(folder: Path, name: str, proof: str) -> Path:
-    """The folder of that name in `folder`, if it is one of its entries and has the file `proof`; else 404."""
-    if not folder.is_dir() or name not in os.listdir(folder) or not (folder / name / proof).is_file():
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.toml").is_file()
+
+
+def _is_study(folder: Path) -> bool:
+    """Whether a folder has what studies write."""
+    return folder.is_dir() and ((folder / "report.html").is_file() or any(folder.glob("*.csv")))
+
+
+def _inside(folder: Path, name: str, is_one: Callable[[Path], bool]) -> Path:
+    """The folder of that name in `folder`, if it is one of its entries and what is asked for; else 404."""
+    if not folder.is_dir() or name not in os.listdir(folder) or not is_one(folder / name):
         raise HTTPException(404, "there is no such run or study")
     return folder / name
 
@@ -123,17 +151,25 @@ def figures_of(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(place) if name.endswith(".png")) if place.is_dir() else []
 
 
-def _study(results: Path) -> dict[str, Any]:
-    with results.open(newline="") as file:
-        number = sum(1 for _ in csv.DictReader(file))
-    folder = results.parent
-    return {
+def _study(folder: Path, *, tables: bool = False) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "study": folder.name,
-        "num_rows": number,
         "has_report": (folder / "report.html").is_file(),
         "figures": figures_of(folder),
-        "command": f"mixlab study {folder.name.removesuffix('-smoke')}",
     }
+    if tables:
+        files = sorted(
+            folder.glob("*.csv"), key=lambda path: (path.name == "curves.csv", path.name)
+        )  # long, so last
+        found["tables"] = [_table(path) for path in files]
+    return found
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A CSV file with at most MAX_ROWS of its rows."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        columns, *rows = list(csv.reader(file)) or [[]]
+    return {"name": path.name, "columns": columns, "rows": rows[:MAX_ROWS], "num_rows": len(rows)}
 
 
 def describe_run(run: Path) -> dict[str, Any]:

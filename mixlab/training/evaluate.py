@@ -132,7 +132,7 @@ def _other_split(
             # What the run learnt from: without its own splits, training images would count as a test.
             return _own_split(run, name or "test", data_dir)
     source = open_source(data, data_dir=data_dir)
-    if split_whole:
+    if split_whole and "all" in source.splits:
         splits = split_source(source, override(Recipe(), {"data.val_fraction": 0.0}))
         return source, _pick(splits, name or "test", source.name)
     if "all" in source.splits and name is None:

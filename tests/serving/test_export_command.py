@@ -175,7 +175,8 @@ def test_a_run_in_eight_bits_keeps_its_accuracy(run, tmp_path):
     assert found["test_before"] == pytest.approx(test["num_correct"] / test["num_images"])
     ops = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
     assert "QuantizeLinear" in ops
-    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "small.onnx.json"]
+    assert json.loads((tmp_path / "small.onnx.json").read_text()) == result
 
 
 def test_a_package_needs_neither_mixlab_nor_torch(run, tmp_path):
@@ -197,15 +198,28 @@ def test_a_package_needs_neither_mixlab_nor_torch(run, tmp_path):
         ).squeeze()
         Image.fromarray(pixels, mode if mode != "L" else None).save(tmp_path / f"{number}.png")
         names.append(str(tmp_path / f"{number}.png"))
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    names.append(str(tmp_path / "deep.png"))
     (tmp_path / "bad.png").write_bytes(b"no picture")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    bad = [str(tmp_path / name) for name in ("bad.png", "float.tif", "bomb.png")]
     code = "import sys; sys.modules['torch'] = sys.modules['mixlab'] = None; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"  # noqa: E501
     program = str(tmp_path / "out" / "predict.py")
     code = f"import sys; sys.argv[0] = {program!r}; {code}"
-    told = subprocess.run(
-        [sys.executable, "-c", code, *names, str(tmp_path / "bad.png")], capture_output=True, text=True
-    )
+    told = subprocess.run([sys.executable, "-c", code, *bad, *names], capture_output=True, text=True)
     assert told.returncode == 1, told.stderr
-    assert "bad.png" in told.stderr
+    assert all(name in told.stderr for name in bad)
+    assert "Traceback" not in told.stderr
+    assert len(told.stdout.splitlines()) == len(names)
+    assert len((tmp_path / "out" / "predict.py").read_text().splitlines()) <= 60
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "python predict.py photo.jpg" in card
+    assert "pip install mixlab" not in card
+    alone = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert alone.returncode == 1
+    assert "python predict.py picture.jpg" in alone.stderr
     classifier = mixlab.load(run)
     for line, row in zip(told.stdout.splitlines(), classifier.predict(names), strict=True):
         best = row["predictions"][0]
@@ -227,6 +241,47 @@ def test_a_card_says_what_was_measured_and_no_more(run, tmp_path):
     assert "Not yet measured." in card
     assert "Not known: these are weights without their run." in card
     assert open_weights(tmp_path / "bare").class_names[3] in card
+
+
+def test_the_card_that_stands_beside_weights_is_theirs(tmp_path):
+    told = command("card", "mixer_pyramid_cifar:cifar10", "--json", cwd=tmp_path)
+    card = json.loads(told.stdout)["card"]
+    assert "Test accuracy 89.18 %" in card
+    assert "- Licence of the weights: apache-2.0" in card
+    told = command("push", "mixer_pyramid_cifar:cifar10", "--folder", tmp_path / "pushed", "--licence", "mit",
+                   "--data-name", "small pictures", cwd=tmp_path)  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    changed = (tmp_path / "pushed" / "README.md").read_text()
+    assert "license: mit" in changed
+    assert "- Licence of the weights: mit" in changed
+    assert "- Data: small pictures" in changed
+    assert "Test accuracy 89.18 %" in changed
+    (tmp_path / "pushed" / "README.md").write_text("# Somebody else's\n")
+    told = command("card", tmp_path / "pushed", "--json", cwd=tmp_path)
+    assert "Not yet measured." in json.loads(told.stdout)["card"]
+
+
+def test_pictures_in_class_folders_are_split_and_few_of_them_are_called_few(tmp_path):
+    names = ("airplane", "cat")
+    for number, name in enumerate(names):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for picture in range(20):
+            color = (10 * picture, 100, 200 * number)
+            Image.new("RGB", (32, 32), color).save(tmp_path / "few" / name / f"{picture}.png")
+    told = command("export", "mixer_cifar:cifar10", "--int8", "--data", tmp_path / "few", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    text = " ".join(told.stdout.split())
+    assert "accuracy, train (" in text
+    assert "a change of a point may be chance" in text
+    record = json.loads((tmp_path / "mixer_cifar-cifar10.onnx.json").read_text())
+    assert record["int8"]["judged_on"] == "train"
+    assert record["same_top1"] == record["num_compared"]
+    told = command("export", "mixer_cifar:cifar10", "--int8", "--out", tmp_path / "b.onnx", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "--data FOLDER" in told.stderr
+    told = command("export", "mixer_cifar:cifar10", "--resize-in-graph", "--pictures", tmp_path / "few/cat", "--out",
+                   tmp_path / "c.onnx", cwd=tmp_path)  # fmt: skip
+    assert "on fewer than 1,000 pictures" in " ".join(told.stdout.split())
 
 
 def test_a_repository_loads_in_timm_and_an_upload_has_the_same_files(run, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import mixlab
 from mixlab.report.screen import Screen
@@ -168,15 +169,28 @@ def test_runs_are_compared_in_the_browser(browser, tmp_path):
             seed=seed,
         )
     port = concurrent.futures.Future()
-    app = create_ui(tmp_path / "runs", tmp_path / "studies", list_runs)
+    figures = tmp_path / "studies" / "filters" / "figures"
+    figures.mkdir(parents=True)
+    Image.new("RGB", (40, 30), "teal").save(figures / "stem.png")
+    (figures.parent / "filters.csv").write_text("layer,opposed\n1,0.5\n")
+    app = create_ui(tmp_path / "runs", tmp_path / "studies", list_runs, {"shuffle": "DATA"}, token=TOKEN)
     server = make_server(app, host="127.0.0.1", port=0, started=port.set_result)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         with page_at(browser, f"http://127.0.0.1:{port.result(timeout=60)}") as page:
+            page.fill("#token", TOKEN)
+            page.press("#token", "Enter")
             page.wait_for_selector("#runs tr:nth-child(2)")
+            assert "mixlab study shuffle DATA" in page.inner_text("#studies")
+            page.click("#studies summary")
+            page.wait_for_selector("#studies td:has-text('0.5')")
+            page.wait_for_function("document.querySelector('#studies img').naturalWidth === 40")
             page.check("input[aria-label='Choose run-0']")
             page.wait_for_selector("#one-title:not(:empty)")
+            with page.context.expect_page() as opened:
+                page.click("#report a", modifiers=["Control"])
+            opened.value.wait_for_selector("h1")
             page.check("input[aria-label='Choose run-1']")
             page.wait_for_selector("#differences tr")
             keys = page.locator("#differences td:first-child").all_inner_texts()

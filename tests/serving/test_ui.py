@@ -6,6 +6,8 @@ import threading
 import pytest
 
 import mixlab
+from mixlab.commands.serving import ui
+from mixlab.errors import UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.run_folder import list_runs
 from tests.serving.test_server import ask
@@ -14,6 +16,9 @@ pytest.importorskip("starlette")
 
 from mixlab.serving.listen import make_server
 from mixlab.serving.ui import create_ui
+
+KNOWN = {"compare": "DATA", "filters": "WEIGHTS", "shuffle": "DATA"}
+TOKEN = "a token of some length"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,11 @@ def place(tmp_path_factory):
     (folder / "runs" / "run 0" / "figures" / "a.png").write_bytes(b"\x89PNG")
     (folder / "studies" / "shuffle").mkdir(parents=True)
     (folder / "studies" / "shuffle" / "results.csv").write_text("model,top1\nMixer,0.5\n")
+    (folder / "studies" / "filters" / "figures").mkdir(parents=True)
+    (folder / "studies" / "filters" / "filters.csv").write_text("layer,opposed\n" + "1,0.5\n" * 300)
+    (folder / "studies" / "filters" / "report.html").write_text("<!DOCTYPE html><p>filters</p>")
+    (folder / "studies" / "filters" / "figures" / "stem.png").write_bytes(b"\x89PNG")
+    (folder / "studies" / "empty").mkdir()
     (folder / "secret.txt").write_text("secret")
     return folder
 
@@ -34,7 +44,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def port(place):
     port = concurrent.futures.Future()
-    app = create_ui(place / "runs", place / "studies", list_runs)
+    app = create_ui(place / "runs", place / "studies", list_runs, KNOWN)
     server = make_server(app, host="127.0.0.1", port=0, started=port.set_result)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -48,10 +58,59 @@ def test_runs_and_studies_are_listed(port, place):
     assert status == 200
     assert {row["run"] for row in found["runs"]} == {"run 0", "run 1"}
     assert all(row["finished"] for row in found["runs"])
-    (study,) = found["studies"]
-    assert (study["study"], study["num_rows"], study["has_report"]) == ("shuffle", 1, False)
-    assert study["command"] == "mixlab study shuffle"
+    assert [(study["study"], study["has_report"]) for study in found["studies"]] == [
+        ("filters", True), ("shuffle", False),
+    ]  # fmt: skip
+    assert found["missing_studies"] == [{"study": "compare", "command": "mixlab study compare DATA"}]
     assert str(place) not in str(found)
+
+
+def test_tables_and_figures_of_a_study_are_shown(port):
+    status, _, found = ask(port, "/api/studies/filters")
+    assert status == 200
+    assert found["figures"] == ["stem.png"]
+    (table,) = found["tables"]
+    assert (table["name"], table["columns"], table["num_rows"]) == ("filters.csv", ["layer", "opposed"], 300)
+    assert table["rows"] == [["1", "0.5"]] * 200
+    assert ask(port, "/files/studies/filters/report.html")[0] == 200
+    assert ask(port, "/files/studies/filters/figures/stem.png")[0] == 200
+    for name in ("empty", "none", ".."):
+        assert ask(port, f"/api/studies/{name}")[0] == 404
+
+
+def test_with_a_token_files_open_by_the_key_of_their_folder_and_by_no_other(place):
+    app = create_ui(place / "runs", place / "studies", list_runs, KNOWN, token=TOKEN)
+    ready = concurrent.futures.Future()
+    server = make_server(app, host="127.0.0.1", port=0, started=ready.set_result)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        port, right = ready.result(timeout=60), {"Authorization": f"Bearer {TOKEN}"}
+        assert ask(port, "/api/runs")[0] == 401
+        keys = {s["study"]: s["key"] for s in ask(port, "/api/runs", headers=right)[2]["studies"]}
+        keys["run"] = ask(port, "/api/runs/run%200", headers=right)[2]["key"]
+        assert len(set(keys.values())) == 3
+        report, figure = "/files/studies/filters/report.html", "/files/runs/run%200/figures/a.png"
+        assert ask(port, f"{report}?key={keys['filters']}")[0] == 200
+        assert ask(port, f"{figure}?key={keys['run']}")[0] == 200
+        assert ask(port, report, headers=right)[0] == 200
+        for path in (
+            report, figure, f"{report}?key=", f"{report}?key={keys['shuffle']}", f"{figure}?key={keys['filters']}",
+            f"/api/runs?key={keys['run']}", f"/api/runs/run%200?key={keys['run']}",
+            f"/files/runs/run%201/report.html?key={keys['run']}", "*",
+        ):  # fmt: skip
+            assert ask(port, path)[0] == 401, path
+    finally:
+        server.should_exit = True
+        thread.join(timeout=60)
+
+
+def test_a_folder_that_was_named_must_be_there(tmp_path, monkeypatch):
+    (tmp_path / "studies").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no such folder") as error:
+        ui(tmp_path / "wrong")
+    assert error.value.where.endswith("wrong")
 
 
 def test_a_run_is_described_from_its_files(port, place):

@@ -12,10 +12,11 @@ const TEXTS = {
     working: (done, all) => `${done} of ${all} done`, ready: n => n === 1 ? "Done." : `${n} pictures done.`,
     noCamera: "The camera cannot be used.", wrongToken: "This is not its token.", unreachable: "The server does not answer.",
     explaining: "Hiding one part after another ...",
-    mapText: (label, drop) => `Where it is red, "${label}" depends on it: hiding the reddest part takes ` +
-      `${(100 * drop).toFixed(1)} points of its probability away.`,
+    mapText: (label, drop, row, rows, column, columns) => `Where it is red, "${label}" depends on it: hiding the ` +
+      `reddest part (row ${row} of ${rows}, column ${column} of ${columns}) takes ${(100 * drop).toFixed(1)} points ` +
+      "of its probability away.",
     mapNone: "Hiding any one part changes nothing.", show: name => `Show ${name}`, camera_name: "camera",
-    noPictures: "There is no picture among these files.",
+    noPictures: "There is no picture among these files.", kinds: {},
   },
   ko: {
     language: "언어", token: "이 서버는 토큰이 필요합니다:", use: "사용",
@@ -28,10 +29,15 @@ const TEXTS = {
     working: (done, all) => `${all}장 중 ${done}장 완료`, ready: n => `${n}장을 마쳤습니다.`,
     noCamera: "카메라를 쓸 수 없습니다.", wrongToken: "토큰이 맞지 않습니다.", unreachable: "서버가 대답하지 않습니다.",
     explaining: "한 부분씩 가려 보는 중 ...",
-    mapText: (label, drop) => `붉은 곳일수록 "${label}" 판단에 중요합니다. 가장 붉은 부분을 가리면 확률이 ` +
-      `${(100 * drop).toFixed(1)}점 줄어듭니다.`,
+    mapText: (label, drop, row, rows, column, columns) => `붉은 곳일수록 "${label}" 판단에 중요합니다. 가장 붉은 ` +
+      `부분(${rows}행 중 ${row}행, ${columns}열 중 ${column}열)을 가리면 확률이 ${(100 * drop).toFixed(1)}점 줄어듭니다.`,
     mapNone: "어느 한 부분을 가려도 달라지지 않습니다.", show: name => `${name} 보기`, camera_name: "카메라",
     noPictures: "고른 파일 중에 사진이 없습니다.",
+    kinds: {
+      image: "읽을 수 없는 사진입니다", too_large: "사진이 너무 큽니다", too_slow: "시간이 너무 오래 걸렸습니다",
+      busy: "서버가 바쁩니다", decoder: "사진을 여는 프로그램이 멈췄습니다", draining: "서버가 멈추는 중입니다",
+      empty: "빈 파일입니다", usage: "요청이 잘못되었습니다", internal: "서버의 잘못입니다",
+    },
   },
 };
 const AT_ONCE = 4;
@@ -59,6 +65,12 @@ function translate() {
   drawRows();
 }
 
+// What the server says, in its own words; in another language after a sentence of ours.
+function explain(error) {
+  const own = text("kinds")[error.kind];
+  return own ? `${own} (${error.message})` : error.message;
+}
+
 async function ask(path, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   for (let tries = 0; ; tries++) {
@@ -77,7 +89,7 @@ async function ask(path, options = {}) {
       continue;
     }
     const value = await answer.json();
-    if (!answer.ok) throw new Error(value.error.message);
+    if (!answer.ok) throw new Error(explain(value.error));
     return value;
   }
 }
@@ -154,8 +166,10 @@ function drawMap(picture) {
   byId("map-text").textContent = "";
   if (!picture.map) return;
   const { drop, label } = picture.map;
-  const most = Math.max(...drop.flat());
-  byId("map-text").textContent = most > 0.001 ? text("mapText", label, most) : text("mapNone");
+  const most = Math.max(...drop.flat()), first = drop.flat().indexOf(most), columns = drop[0].length;
+  const [row, column] = [Math.floor(first / columns) + 1, first % columns + 1];
+  byId("map-text").textContent = most > 0.001
+    ? text("mapText", label, most, row, drop.length, column, columns) : text("mapNone");
   const place = () => {
     // The model looks at the middle of the picture, cut to its own shape, unless it takes all of it.
     const [height, width] = [image.clientHeight, image.clientWidth];

@@ -38,7 +38,7 @@ async function refresh() {
     rows = found.runs;
     byId("facts").textContent = `${rows.length} runs in ${found.folder}`;
     drawRuns();
-    drawStudies(found.studies);
+    drawStudies(found.studies, found.missing_studies);
     for (const name of chosen) {
       const old = details.get(name);
       if (!old || !old.finished) details.set(name, await ask(`/api/runs/${encodeURIComponent(name)}`));
@@ -120,14 +120,19 @@ function drawChosen() {
   if (runs.length === 2) compare(...runs);
 }
 
+// The address of a file of a run or study. Links and pictures send no token, so the address has a key.
+const fileOf = (kind, name, found) => file =>
+  `/files/${kind}/${encodeURIComponent(name)}/${file}${found.key ? `?key=${found.key}` : ""}`;
+const pictures = (names, address) => names.map(name => make("img", undefined, {
+  src: address(`figures/${encodeURIComponent(name)}`), alt: name.replace(".png", ""), loading: "lazy", class: "wide",
+}));
+
 function drawOne(run) {
-  const place = `/files/runs/${encodeURIComponent(run.run)}`;
+  const address = fileOf("runs", run.run, run);
   byId("one-title").textContent = run.run;
-  byId("report").replaceChildren(run.has_report ? make("a", "Its whole report", { href: `${place}/report.html` })
+  byId("report").replaceChildren(run.has_report ? make("a", "Its whole report", { href: address("report.html") })
     : make("span", "Its report comes when it is finished.", { class: "quiet" }));
-  byId("figures").replaceChildren(...run.figures.map(name => make("img", undefined, {
-    src: `${place}/figures/${encodeURIComponent(name)}`, alt: name.replace(".png", ""), loading: "lazy", class: "wide",
-  })));
+  byId("figures").replaceChildren(...pictures(run.figures, address));
   byId("recipe").textContent = run.recipe;
 }
 
@@ -179,13 +184,51 @@ function compare(a, b) {
   byId("confusion").append(table);
 }
 
-function drawStudies(studies) {
-  byId("studies").replaceChildren(...studies.map(study => {
-    const item = make("li"), place = `/files/studies/${encodeURIComponent(study.study)}`;
-    item.append(make("strong", study.study), ` ${study.num_rows} results. `);
-    item.append(study.has_report ? make("a", "Report", { href: `${place}/report.html` }) : make("code", study.command));
+let drawnStudies = "";
+
+function drawStudies(studies, missing) {
+  const now = JSON.stringify([studies, missing]);
+  if (now === drawnStudies) return;  // what is open stays open
+  drawnStudies = now;
+  const items = studies.map(study => {
+    const item = make("li"), address = fileOf("studies", study.study, study);
+    item.append(make("strong", study.study), " ");
+    if (study.has_report) item.append(make("a", "Report", { href: address("report.html") }));
+    const more = make("details");
+    more.append(make("summary", `Figures and tables of ${study.study}`));
+    more.addEventListener("toggle", async () => {
+      if (!more.open || more.children.length > 1) return;
+      try {
+        const found = await ask(`/api/studies/${encodeURIComponent(study.study)}`);
+        more.append(...pictures(found.figures, address), ...found.tables.map(drawTable));
+      } catch (error) {
+        byId("status").textContent = error.message;
+      }
+    });
+    item.append(more);
     return item;
-  }), ...(studies.length ? [] : [make("li", "None yet: mixlab study")]));
+  });
+  for (const study of missing) {
+    const item = make("li", `${study.study}: not here yet. `);
+    item.append(make("code", study.command));
+    items.push(item);
+  }
+  byId("studies").replaceChildren(...items);
+}
+
+function drawTable(found) {
+  const place = make("div", undefined, { class: "scroll", tabindex: "0", role: "region", "aria-label": found.name });
+  const table = make("table"), left = found.num_rows - found.rows.length;
+  table.append(make("caption", found.name + (left ? `, the first ${found.rows.length} of ${found.num_rows} rows` : "")));
+  const head = table.createTHead().insertRow();
+  for (const name of found.columns) head.append(make("th", name, { scope: "col" }));
+  const body = table.createTBody();
+  for (const row of found.rows) {
+    const line = body.insertRow();
+    for (const text of row) line.insertCell().textContent = text;
+  }
+  place.append(table);
+  return place;
 }
 
 byId("token-form").addEventListener("submit", event => {
