@@ -100,7 +100,7 @@ async function loadFacts() {
     byId("title").textContent = facts.name;
     document.title = `${facts.name} – mixlab`;
     byId("token-form").hidden = true;
-    say("");
+    if (!pictures.length) say("");  // what was said of a picture stays
     translate();
   } catch (error) {
     say(error.message, true);
