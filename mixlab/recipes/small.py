@@ -68,14 +68,16 @@ def small_images_flat() -> Recipe:
 
 
 def small_data() -> Recipe:
-    """A few hundred pictures a class, your own folder. Not yet measured."""
-    return Recipe(
+    """A few hundred pictures a class, your own folder, by a pyramid.
+
+    2,000 pictures of CIFAR-10, 200 a class: test 64.7 +- 0.7 % (n=3), Mini, 12 to 22 min of one core EPYC (Zen 3) with
+    tests beside; the recipe before it (flat Micro/4, AdamW, moving average) 48.7 % (n=2).
+    """
+    many = small_images()
+    return replace(
+        many,
         name="small_data",
-        augment=AugmentConfig(crop="resized", min_area=0.4, flip=True),
-        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1),
-        schedule=ScheduleConfig(decay="cosine", warmup_fraction=0.05),
-        loss=LossConfig(label_smoothing=0.1),
-        ema_decay=0.99,
+        augment=replace(many.augment, cutmix_alpha=1.0),
         epochs=60,
         batch_size=64,
     )

@@ -14,6 +14,7 @@ from mixlab.checkpoint.store import CONFIG_NAME, read_json
 from mixlab.data.order import steps_per_epoch
 from mixlab.device import autocast, set_threads
 from mixlab.errors import DataError, UsageError
+from mixlab.models.catalog import display_name
 from mixlab.report.screen import Screen
 from mixlab.training.batch_size import find_batch_size
 from mixlab.training.budget import plan_steps
@@ -130,7 +131,7 @@ def train(
             return build_state(prepared, torch_device, initial, Screen(quiet=True), world, teaching)
 
         if end is not None and may_choose:
-            prepared = choose_size(prepared, build, end=end, world=world, screen=screen)
+            prepared = choose_size(prepared, build, end=end, world=world)
         state = build_state(prepared, torch_device, initial, screen, world, teaching)
         deadline = None
         if budget_seconds is not None:
@@ -139,6 +140,11 @@ def train(
             )
             deadline = plan.deadline if follow_clock else None
             prepared = settle_augment(replace(prepared, recipe=plan.recipe), per_epoch)
+            if may_choose:
+                assert plan.recipe.model.name is not None
+                assert plan.recipe.steps is not None
+                size, epochs = display_name(plan.recipe.model.name), plan.recipe.steps / per_epoch
+                screen.say(f"{size} suits this budget: time for about {epochs:.1f} epochs")
         recipe, tried = prepared.recipe, None
         if lr_grid is not None:
             del state  # its memory is needed for the trials

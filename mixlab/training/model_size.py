@@ -7,10 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from mixlab.data.order import steps_per_epoch
 from mixlab.errors import UsageError
-from mixlab.models.catalog import DIMENSIONS, FAMILIES, display_name, name_with_patch
-from mixlab.report.screen import Screen
+from mixlab.models.catalog import DIMENSIONS, FAMILIES, name_with_patch
 from mixlab.training.budget import for_measuring, step_seconds
 from mixlab.training.distributed import World
 from mixlab.training.recipe import Recipe
@@ -70,7 +68,6 @@ def choose_size(
     *,
     end: float,
     world: World,
-    screen: Screen,
 ) -> Prepared:
     """`prepared` with the rung whose error should be the least at the end of the budget.
 
@@ -78,7 +75,7 @@ def choose_size(
     from the smallest on, until one would do clearly worse than the best so far.
     """
     began = time.monotonic()
-    best: tuple[float, float, Prepared] | None = None
+    best: tuple[float, Prepared] | None = None
     for rung in RUNGS:
         recipe = _on_rung(prepared.recipe, rung)
         candidate = replace(prepared, recipe=recipe)
@@ -91,19 +88,11 @@ def choose_size(
         steps = max(USABLE_SHARE * (end - time.monotonic()) / seconds, 1.0)
         # What rank 0 found, on all ranks.
         error = world.from_main(partial(rung.error, steps * recipe.batch_size))
-        epochs = steps / steps_per_epoch(len(prepared.train), recipe.batch_size)
         if best is not None and error > HOPELESS * best[0]:
             break
         if best is None or error < best[0]:
-            best = (error, epochs, candidate)
-    if best is None:
-        return prepared
-    _, epochs, chosen = best
-    assert chosen.recipe.model.name is not None
-    screen.say(
-        f"{display_name(chosen.recipe.model.name)} suits this budget: time for about {epochs:.1f} epochs"
-    )
-    return chosen
+            best = (error, candidate)
+    return prepared if best is None else best[1]
 
 
 def _on_rung(recipe: Recipe, rung: Rung) -> Recipe:

@@ -42,6 +42,7 @@ CPU = torch.device("cpu")
 COLOURS = ("blue", "green", "red")
 OPTIONS = {
     "steps": 14, "epochs": None, "batch_size": 16, "threads": 1, "keep_weights": "last", "val_fraction": 0,
+    "model__name": "mixer_pico", "augment__cutmix_alpha": 0.0,
     "augment__crop": "pad", "augment__crop_padding": 2, "augment__policy": "trivialaugment",
     "model__stochastic_depth": 0.2, "with_pictures": False, "screen": QUIET,
 }  # fmt: skip

@@ -136,14 +136,14 @@ def test_the_test_split_is_not_read_before_the_training_has_ended(place, tmp_pat
 
 
 def test_a_rate_that_diverges_is_written_down_and_not_taken(place, tmp_path):
-    result = tune(place, tmp_path / "run", lr_grid=(0.01, 1e30), grad_clip_norm=0.0, lr_share=1.0)
+    result = tune(place, tmp_path / "run", lr_grid=(0.01, 1e38), grad_clip_norm=0.0, lr_share=1.0)
     failed = result["grid"]["tried"][1]
-    assert (failed["lr"], failed["top1"], failed["loss"]) == (1e30, None, None)
+    assert (failed["lr"], failed["top1"], failed["loss"]) == (1e38, None, None)
     assert "became inf" in failed["failed"] or "became nan" in failed["failed"]
     assert result["grid"]["lr"] == 0.01
-    assert "1e+30 (" in describe_tried(result["grid"])
+    assert "1e+38 (" in describe_tried(result["grid"])
     with pytest.raises(TrainingError, match="no learning rate of the grid"):
-        tune(place, tmp_path / "none", lr_grid=(1e29, 1e30), grad_clip_norm=0.0, lr_share=1.0)
+        tune(place, tmp_path / "none", lr_grid=(1e37, 1e38), grad_clip_norm=0.0, lr_share=1.0)
     assert not (tmp_path / "none").exists()
 
 

@@ -122,6 +122,8 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path):
     options = {
         "augment__crop": "none",
         "augment__flip": False,
+        "augment__policy": "none",
+        "augment__cutmix_alpha": 0.0,
         "optimizer__weight_decay": 0.0,
         "val_fraction": 0,
     }
