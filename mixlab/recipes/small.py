@@ -28,11 +28,11 @@ def digits() -> Recipe:
 def small_images() -> Recipe:
     """Tens of thousands of small pictures, by a pyramid of the size that a budget has time for, else Mini.
 
-    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 85.60 +- 0.04 % (n=3), Mini by the budget's choice in
-    bf16, 2 cores EPYC (Zen 4), commits 6585962 and f5d641e; before that, in fp32, 86.4 % (n=2), Mini, 2 cores EPYC
-    (Zen 5), commit 553a665; 80.5 % (n=3), Micro/4 by the budget's choice, 2 cores EPYC (Zen 3), commit 5218644.
-    With `--budget 30m`: 89.1 % (n=2), Mini by the budget's choice in bf16, 2 cores EPYC (Zen 4), commits f5d641e and
-    48d062c. All before the whitened stem, flips in turns and linear decay; since then not yet measured.
+    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 84.49 +- 0.22 % (n=3; 5.3 epochs), Mini by the
+    budget's choice in fp32, 2 cores EPYC (Zen 3), commit d4fb3bb. Before the whitened stem, flips in turns and linear
+    decay: 85.60 +- 0.04 % (n=3; 8.8 epochs), Mini in bf16, 2 cores EPYC (Zen 4), commits 6585962 and f5d641e; 81.9 %
+    (n=3; 4.9 epochs), the same in fp32, commit eeffb26. With `--budget 30m`: 89.1 % (n=2), Mini in bf16, there,
+    commits f5d641e and 48d062c; with those three not yet measured.
     """
     flat = small_images_flat()
     return replace(
