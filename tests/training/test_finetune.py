@@ -99,7 +99,7 @@ def test_muons_own_rate_moves_with_the_rate(place, tmp_path):
                           lr_grid=LrGrid(lrs=(0.006,)), **SMALL)  # fmt: skip
     recipe = from_toml(tmp_path / "run" / "recipe.toml")
     assert result["grid"]["lr"] == recipe["optimizer.lr"] == 0.006
-    assert recipe["optimizer.muon_lr"] == pytest.approx(0.04)  # 0.02 at the recipe's 0.003
+    assert recipe["optimizer.muon_lr"] == pytest.approx(0.012)  # 0.02 at the recipe's 0.01
 
 
 def test_what_was_tried_stands_in_the_run_its_log_and_its_report_and_nothing_else_of_it(place, tmp_path):
