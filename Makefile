@@ -13,7 +13,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
-	$(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
