@@ -34,7 +34,7 @@ def children(process: int) -> list[int]:
 
 
 def wait_for(folder: Path, event: str, count: int = 1, *, of: int | None = None) -> None:
-    deadline = time.monotonic() + 300  # only for what hangs: a slow machine has another test beside this one
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         log = folder / "runs/run/metrics.jsonl"
         if log.exists():
@@ -48,7 +48,7 @@ def wait_for(folder: Path, event: str, count: int = 1, *, of: int | None = None)
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("calm")
-    assert torchrun(folder, "--nproc-per-node 1").wait(300) == 0, (folder / "log").read_text()
+    assert torchrun(folder, "--nproc-per-node 1").wait(120) == 0, (folder / "log").read_text()
     return sha256(folder / "runs/run/weights.safetensors")
 
 
@@ -56,7 +56,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_bits(expe
     job = torchrun(tmp_path, f"--nproc-per-node 2 --max-restarts 2 --master-port {free_port()}")
     wait_for(tmp_path, "train", 30)
     os.kill(children(job.pid)[-1], signal.SIGKILL)
-    assert job.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert job.wait(120) == 0, (tmp_path / "log").read_text()[-3000:]
     events = [row["event"] for row in read_run_log(tmp_path / "runs/run/metrics.jsonl")]
     assert events.count("resume") == 1
     assert "no sign of life from rank 1" in (tmp_path / "log").read_text()
@@ -78,7 +78,7 @@ def test_a_machine_joins_and_leaves_and_the_run_ends_with_the_same_bits(expected
     for process in (*children(second.pid), second.pid):
         os.kill(process, signal.SIGKILL)
     second.wait(10)
-    assert first.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert first.wait(120) == 0, (tmp_path / "log").read_text()[-3000:]
     log = (tmp_path / "log").read_text()
     assert "rank 0 of 2 got no answer" in log
     assert sha256(tmp_path / "runs/run/weights.safetensors") == expected
@@ -94,7 +94,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(expected, tmp_pa
     assert time.monotonic() - sent < 10
     log = (tmp_path / "log").read_text()
     assert "stopped by SIGTERM after step" in log
-    assert torchrun(tmp_path, options).wait(300) == 0
+    assert torchrun(tmp_path, options).wait(120) == 0
     assert "resumed after step" in (tmp_path / "log").read_text()
     assert sha256(tmp_path / "runs/run/weights.safetensors") == expected
 
