@@ -20,7 +20,7 @@ from mixlab.training.model_size import RUNGS, is_size_open
 from mixlab.training.recipe import from_toml, override
 
 QUIET = Screen(quiet=True)
-NAMES = ("mixer_pyramid_micro4", "mixer_pyramid_micro2", "mixer_pyramid_mini2")
+NAMES = ("mixer_pyramid_micro4", "mixer_pyramid_micro2", "mixer_pyramid_mini2", "mixer_pyramid_nano2")
 
 
 @pytest.fixture
@@ -49,8 +49,7 @@ def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> t
     def step_seconds(prepared, state, seconds, end):
         measured.append(prepared.recipe.model.name)
         assert state.model.config.patch_size == int(measured[-1][-1])
-        rung = 2 if "mini" in measured[-1] else 0 if measured[-1].endswith("4") else 1
-        return prepared.recipe.batch_size * seconds_per_image * 2**rung
+        return prepared.recipe.batch_size * seconds_per_image * 2 ** NAMES.index(measured[-1])
 
     monkeypatch.setattr(model_size, "step_seconds", step_seconds)
     monkeypatch.setattr(loop, "plan_steps", two_steps)
