@@ -30,7 +30,7 @@ MODELS = {
     "mixer_pico2": (8, "8-pixel images such as digits"),
     "mixer_pyramid_micro2": (32, "small images, minutes of training"),
     "mixer_pyramid_mini2": (32, "small images, minutes to hours of training"),
-    "mixer_pyramid_nano2": (32, "small images, hours of training"),
+    "mixer_pyramid_nano2": (32, "small images, half an hour of training or more"),
     "mixer_pyramid_t4": (224, "photos, not trained yet"),
     "mixer_pyramid_s4": (224, "photos, not trained yet"),
 }
