@@ -29,10 +29,10 @@ def small_images() -> Recipe:
     """Tens of thousands of small pictures, by a pyramid of the size that a budget has time for, else Mini.
 
     CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 84.49 +- 0.22 % (n=3; 5.3 epochs), Mini by the
-    budget's choice in fp32, 2 cores EPYC (Zen 3), commit d4fb3bb. Before the whitened stem, flips in turns and linear
-    decay: 85.60 +- 0.04 % (n=3; 8.8 epochs), Mini in bf16, 2 cores EPYC (Zen 4), commits 6585962 and f5d641e; 81.9 %
-    (n=3; 4.9 epochs), the same in fp32, commit eeffb26. With `--budget 30m`: 89.1 % (n=2), Mini in bf16, there,
-    commits f5d641e and 48d062c; with those three not yet measured.
+    budget's choice in fp32, 2 cores EPYC (Zen 3), commit d4fb3bb. With `--budget 30m`: 89.00 +- 0.34 % (n=2; 18.9
+    epochs), Nano by the budget's choice in bf16, 2 cores EPYC (Zen 4), commit 2de512f. Before the whitened stem,
+    flips in turns and linear decay, Mini in bf16, there: in 10 minutes 85.60 +- 0.04 % (n=3; 8.8 epochs), commits
+    6585962 and f5d641e; in 30 minutes 89.12 +- 0.09 % (n=2; 26.6 epochs), commits f5d641e and 48d062c.
     """
     flat = small_images_flat()
     return replace(
@@ -51,8 +51,8 @@ def small_images_flat() -> Recipe:
     cores EPYC (Zen 3) when slow, commit b973f10. Before the stem was whitened, flips took turns, the rate fell
     linearly and was 0.01 outside the MLPs: 76.6 % (n=3; 6.6 epochs), the same, commit 5218644; 79.2 % (n=2; 10.5
     epochs) on that machine when faster, commit 7489b51; 81.8 % (n=3; 17.6 epochs) in bf16, 2 cores EPYC (Zen 4),
-    commit bc9c39b. With `--budget 30m --model mixer_mini`: 85.8 % (n=2; 40 epochs) in bf16, there, commit 48d062c;
-    with those four not yet measured.
+    commit bc9c39b. With `--budget 30m --model mixer_mini`: 86.70 +- 0.16 % (n=2; 45 epochs) in bf16, there, commits
+    13c1f15 and 2de512f; before those four 85.8 % (n=2; 40 epochs), commit 48d062c.
     """
     return Recipe(
         name="small_images_flat",
