@@ -47,8 +47,9 @@ class Rung:
 
 
 # From the smallest to the largest. Runs of `small_images` on CIFAR-10, validation accuracy (LOG.md, 2026-11-28 and
-# 29): one seed each, of Micro/2's second and third three; Mini's longest is of the recipe before, with cosine decay
-# and the stem as drawn. Which rung is best matters here, not how hard the person's own pictures are.
+# 29): one seed each, of Micro/2's second and third three, and its second and fourth were 3 and 7 epochs of 40,000
+# images; Mini's longest is of the recipe before, with cosine decay and the stem as drawn. Which rung is best matters
+# here, not how hard the person's own pictures are.
 RUNGS = (
     Rung(model="mixer_pyramid_micro", coarse=2, runs=((1, 0.397), (3, 0.301), (10, 0.196))),
     Rung(model="mixer_pyramid_micro", coarse=1, runs=((1, 0.349), (2.7, 0.236), (4.7, 0.197), (6.2, 0.182))),
