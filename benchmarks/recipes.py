@@ -109,6 +109,8 @@ GROUPS = {
         {"chosen": {}, "micro": {"model.name": "mixer_pyramid_micro"}, "mini": MINI},
         {"recipe": "small_images"},
     ),
+    # Whom "distilled" below follows. Every run has the same validation pictures, so it has not seen them either.
+    "teacher": Group("10m", "val", 1, {"small_images": {"recipe": "small_images"}}),
     "ingredients": Group(
         "5m",
         "val",
@@ -131,6 +133,7 @@ GROUPS = {
             },
             "coarse patches first": {"coarse_share": 0.4},
             "SAM in the last fifth": {"optimizer.sam_rho": 0.05, "optimizer.sam_from": 0.8},
+            "distilled": {"distill.teacher": "teacher-small_images-0"},
         },
         {"recipe": "small_images", "model.name": "mixer_pyramid_micro", "threads": 1} | BEFORE,
     ),
@@ -150,6 +153,12 @@ def measure(
     """Train one cell as a command of its own; its row. rows: those measured so far. keep: where its run stays."""
     group = GROUPS[cell["group"]]
     options = options_of(cell["group"], cell["name"], cell["seed"])
+    if "distill.teacher" in options:
+        if keep is None:
+            sys.exit(
+                "to follow a teacher, measure the group `teacher` first, with the same --runs as this one"
+            )
+        options["distill.teacher"] = keep.absolute() / options["distill.teacher"]
     length = {"budget": group.budget}
     if group.follows not in ("", cell["name"]):
         wanted = {**cell, "name": group.follows}

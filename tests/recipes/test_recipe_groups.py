@@ -80,15 +80,17 @@ def test_cells_become_rows_once_and_followers_take_the_steps_of_the_first(data, 
         groups.main(arguments)
 
 
-def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path, monkeypatch):
-    tiny = {"recipe": "small_images_flat", "model.name": "mixer_pico4", "batch_size": 16}
-    monkeypatch.setattr(groups, "GROUPS", {"g": groups.Group("9s", "val", 1, {"a": {}}, tiny)})
-    seen = {}
+@pytest.fixture
+def commands(monkeypatch) -> list[tuple[list[str], list[str]]]:
+    """Commands that would have trained, with the splits that their data had; each leaves a run of eight answers."""
+    given, really_run = [], subprocess.run
 
     def train(command, **options):
+        if command[1:3] != ["-m", "mixlab"]:
+            return really_run(command, **options)  # platform asks for the processor so
         place, run = Path(command[4]), Path(command[-1].removeprefix("--run="))
-        seen["splits"] = [path.name for path in place.iterdir()]
-        run.mkdir()
+        given.append((command, [path.name for path in place.iterdir()]))
+        run.mkdir(parents=True)
         (run / "split.csv").write_text("path,label,split\n" + "".join(f"{i},a,val\n" for i in range(8)))
         rows = [{"event": "validation", "top1": top} for top in (0.25, 0.75, 0.5)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -98,7 +100,28 @@ def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path, monkeypat
         return subprocess.CompletedProcess(command, 0, json.dumps(result))
 
     monkeypatch.setattr(groups.subprocess, "run", train)
+    return given
+
+
+def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path, monkeypatch, commands):
+    tiny = {"recipe": "small_images_flat", "model.name": "mixer_pico4", "batch_size": 16}
+    monkeypatch.setattr(groups, "GROUPS", {"g": groups.Group("9s", "val", 1, {"a": {}}, tiny)})
     groups.main([str(data), "g", "--csv", str(tmp_path / "rows.csv")])
     (row,) = read_rows(tmp_path / "rows.csv")
-    assert seen["splits"] == ["train"]
+    ((_, splits),) = commands
+    assert splits == ["train"]
     assert (row["num_correct"], row["num_images"]) == ("6", "8")
+
+
+def test_a_teacher_is_a_run_that_was_kept(data, tmp_path, monkeypatch, commands):
+    names = {"plain": {}, "distilled": {"distill.teacher": "teacher-a-0"}}
+    monkeypatch.setattr(
+        groups, "GROUPS", {"g": groups.Group("9s", "val", 1, names, {"recipe": "small_images"})}
+    )
+    monkeypatch.chdir(tmp_path)
+    groups.main([str(data), "g", "--csv", "rows.csv", "--runs", "runs"])
+    plain, distilled = (command for command, _ in commands)
+    assert not [word for word in plain if "teacher" in word]
+    assert f"--distill.teacher={tmp_path / 'runs' / 'teacher-a-0'}" in distilled
+    with pytest.raises(SystemExit, match="--runs"):
+        groups.main([str(data), "g", "--csv", "other.csv"])
