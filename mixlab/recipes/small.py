@@ -29,11 +29,12 @@ def small_images() -> Recipe:
     """Tens of thousands of small pictures, by a pyramid of the size that a budget has time for, else Mini.
 
     CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 84.49 +- 0.22 % (n=3; 5.3 epochs), Mini by the
-    budget's choice in fp32, 2 cores EPYC (Zen 3), commit d4fb3bb. With `--budget 30m`, Nano by the
-    budget's choice in bf16: 90.10 +- 0.52 % (n=2; 31.3 epochs), 2 cores EPYC (Zen 5), commit 5788e59; 89.00 +- 0.34 %
-    (n=2; 18.9 epochs), 2 cores EPYC (Zen 4), commit 2de512f. Before the whitened stem,
-    flips in turns and linear decay, Mini in bf16, there: in 10 minutes 85.60 +- 0.04 % (n=3; 8.8 epochs), commits
-    6585962 and f5d641e; in 30 minutes 89.12 +- 0.09 % (n=2; 26.6 epochs), commits f5d641e and 48d062c.
+    budget's choice in fp32, 2 cores EPYC (Zen 3), commit d4fb3bb; 87.8 % (n=1; 14.2 epochs), Mini in bf16, 2 cores
+    EPYC (Zen 5), commit 5788e59. With `--budget 30m`, Nano by the budget's choice in bf16: 90.10 +- 0.52 % (n=2;
+    31.3 epochs), Zen 5, commit 5788e59; 89.00 +- 0.34 % (n=2; 18.9 epochs), Zen 4, commit 2de512f. Before the
+    whitened stem, flips in turns and linear decay, Mini in bf16, Zen 4: in 10 minutes 85.60 +- 0.04 % (n=3; 8.8
+    epochs), commits 6585962 and f5d641e; in 30 minutes 89.12 +- 0.09 % (n=2; 26.6 epochs), commits f5d641e and
+    48d062c.
     """
     flat = small_images_flat()
     return replace(
