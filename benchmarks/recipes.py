@@ -6,9 +6,10 @@
 DATA: the folder with train/CLASS/* and test/CLASS/*. Groups, see GROUPS: what is chosen on (`val`: a tenth of train
 is held out, and the test split is not even in sight) or reported (`test`: trained on all of train, test read once).
 A cell is group x name x seed, on one machine; every cell is a row of the CSV file, and a second call measures only
-what is missing in it. Nothing else may run meanwhile. --minutes: begin no cell that would end later. A table comes
-at the end. --part: every N-th cell only, from the K-th on. Groups with `threads` 1 are there to choose settings: two
-commands, `--part 0/2` and `--part 1/2`, run them side by side, a core each, which makes 1.3 times as many steps.
+what is missing in it. Nothing else may run meanwhile. `ingredients` needs `teacher` before it, and the same --runs.
+--minutes: begin no cell that would end later. A table comes at the end. --part: every N-th cell only, from the K-th
+on. Groups with `threads` 1 are there to choose settings: two commands, `--part 0/2` and `--part 1/2`, run them side
+by side, a core each, which makes 1.3 times as many steps.
 """
 
 import argparse
@@ -153,11 +154,7 @@ def measure(
     """Train one cell as a command of its own; its row. rows: those measured so far. keep: where its run stays."""
     group = GROUPS[cell["group"]]
     options = options_of(cell["group"], cell["name"], cell["seed"])
-    if "distill.teacher" in options:
-        if keep is None:
-            sys.exit(
-                "to follow a teacher, measure the group `teacher` first, with the same --runs as this one"
-            )
+    if keep is not None and "distill.teacher" in options:
         options["distill.teacher"] = keep.absolute() / options["distill.teacher"]
     length = {"budget": group.budget}
     if group.follows not in ("", cell["name"]):
@@ -243,6 +240,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--part", default="0/1", help="K/N: every N-th cell, from the K-th on")
     parser.add_argument("--csv", type=Path, default=Path("docs/recipes.csv"))
     options = parser.parse_args(arguments)
+    followers = [g for g in options.groups if any("distill.teacher" in o for o in GROUPS[g].names.values())]
+    if followers and options.runs is None:
+        sys.exit(
+            f"{followers[0]} follows a teacher: measure the group `teacher` before it, both with the same --runs"
+        )
     end = time.monotonic() + 60 * options.minutes
     machine = machine_name(describe_machine())
     part, num_parts = map(int, options.part.split("/"))

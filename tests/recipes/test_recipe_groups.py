@@ -125,3 +125,4 @@ def test_a_teacher_is_a_run_that_was_kept(data, tmp_path, monkeypatch, commands)
     assert f"--distill.teacher={tmp_path / 'runs' / 'teacher-a-0'}" in distilled
     with pytest.raises(SystemExit, match="--runs"):
         groups.main([str(data), "g", "--csv", "other.csv"])
+    assert len(commands) == 2  # refused before anything was trained
