@@ -10,10 +10,10 @@ train: $(READY)
 	$(BIN)/mixlab train digits
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -n 2 -m slow
+	$(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -15,9 +15,10 @@ import torch
 
 from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
-from mixlab.data.loader import TrainingPictures, load_images, training_batches
+from mixlab.data.loader import TrainingPictures, training_batches
 from mixlab.data.order import steps_per_epoch
 from mixlab.data.preprocess import Preprocess
+from mixlab.data.reading import load_images
 
 
 def main() -> None:

@@ -173,8 +173,9 @@ def side_torchvision_loader(root: str, batch_size: str) -> float:
 def side_mixlab_loader(root: str, batch_size: str) -> float:
     """The same by mixlab's loader, as it feeds a training that does not fit in memory."""
     from mixlab.data.augment import AugmentConfig
-    from mixlab.data.loader import TrainingPictures, load_images, training_batches
+    from mixlab.data.loader import TrainingPictures, training_batches
     from mixlab.data.preprocess import Preprocess
+    from mixlab.data.reading import load_images
     from mixlab.data.sources import open_source
 
     set_threads(None)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import measure_missing, read_rows
-from mixlab.data.sources import read_split_csv
+from mixlab.data.csv_files import read_split_csv
 from mixlab.device import describe_machine, machine_name
 from mixlab.report.run_log import read_run_log
 from mixlab.training.budget import parse_duration

@@ -25,7 +25,7 @@ from mixlab import recipes
 from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.augment import AugmentConfig
-from mixlab.data.sources import read_split_csv
+from mixlab.data.csv_files import read_split_csv
 from mixlab.models.catalog import ModelConfig
 from mixlab.models.pyramid import PyramidMixer
 from mixlab.report.screen import Screen

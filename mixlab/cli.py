@@ -14,7 +14,9 @@ from cyclopts import App, CycloptsError
 import mixlab
 from mixlab.commands.context import Context
 from mixlab.commands.learning import RECIPE_COMMANDS
-from mixlab.errors import MixlabError, UsageError
+from mixlab.commands.streams import open_streams
+from mixlab.errors import MixlabError, UsageError, is_out_of_memory
+from mixlab.escape import visible
 
 # In the order in which `mixlab --help` lists them, with the module of mixlab.commands that has each.
 COMMANDS = {
@@ -131,10 +133,10 @@ def _fail(error: MixlabError) -> int:
     if Context.json and speaks():
         values = {"kind": error.kind, "message": error.message, "where": error.where, "hint": error.hint}
         print(jsonlib.dumps({"error": values}))
-    where = f"\n  where: {error.where}" if error.where else ""
-    hint = f"\n  hint: {error.hint}" if error.hint else ""
+    where = f"\n  where: {visible(error.where)}" if error.where else ""
+    hint = f"\n  hint: {visible(error.hint)}" if error.hint else ""
     rank = "" if speaks() else f"rank {os.environ['RANK']}: "
-    print(f"mixlab: {rank}{error.message}{where}{hint}", file=sys.stderr)
+    print(f"mixlab: {rank}{visible(error.message)}{where}{hint}", file=sys.stderr)
     return error.exit_status
 
 
@@ -150,11 +152,14 @@ def _guarded(action: Callable[[], int]) -> int:
         failure = MixlabError("interrupted before there was anything to save")
         failure.kind, failure.exit_status = "interrupted", 130
         return _fail(failure)
-    except BrokenPipeError:
-        # The reader of our output has gone (`mixlab ... | head`); there is nobody left to tell.
-        sys.stderr.close()
-        return 1
     except Exception as error:  # the last line of defence: no traceback reaches a person who did not ask
+        if is_out_of_memory(error):
+            return _fail(
+                MixlabError(
+                    f"memory ran out: {' '.join(str(error).split())[:200]}",
+                    hint="a smaller --batch-size, image size or model takes less; --device cpu has the machine's",
+                )
+            )
         failure = MixlabError(
             f"unexpected {type(error).__name__}: {error}",
             hint="this is a fault of mixlab; --traceback shows where",
@@ -171,13 +176,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     tokens = [token for token in tokens if token not in ("--json", "--traceback")]
     if with_traceback:
         Context.on_error = tracebacklib.print_exc
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # file names may hold bytes that are no text
-            stream.reconfigure(errors="backslashreplace")
+    open_streams()
     status = _guarded(lambda: run_command(tokens))
+    status = _guarded(_flush) or status
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _leave(status)
     sys.exit(status)
+
+
+def _flush() -> int:
+    """What was printed may still be on its way, and fail to arrive: better said here than by Python as it ends."""
+    sys.stdout.flush()
+    return 0
 
 
 def _leave(status: int) -> NoReturn:

@@ -19,6 +19,7 @@ KEPT_BYTES = 1 << 30  # free memory at the heap's end that is kept
 USUAL_PIECES, USUAL_BYTES = 1 << 16, 1 << 17  # what glibc begins with
 ROWS, COLUMNS = (1024, 512), (512, 512)  # of a product that is bound by arithmetic
 MEASURED = 9  # times
+MAX_THREADS = 512
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,7 +31,10 @@ def num_cores() -> int:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; UsageError for a device that is not there."""
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; UsageError for a device that is not there.
+
+    On CUDA fp32 is float32 from then on: cuDNN would otherwise round what convolutions multiply to TF32's 10 bits.
+    """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
@@ -42,11 +46,24 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UsageError(
             f"this machine or this torch has no {name} device", where="--device", hint="use --device cpu"
         )
+    if name == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # for products of matrices torch does not by itself
     return torch.device(name)
+
+
+def check_threads(threads: int | None) -> None:
+    """UsageError for a number of threads that no machine computes with; torch would end the process."""
+    if threads is not None and threads > MAX_THREADS:
+        raise UsageError(
+            f"{threads} threads are more than the {MAX_THREADS} that any machine computes with",
+            where="--threads",
+            hint="one a core is what it takes by itself",
+        )
 
 
 def set_threads(threads: int | None) -> int:
     """Set and return torch's number of CPU threads; None takes one a core. Also `keep_memory`."""
+    check_threads(threads)
     keep_memory()
     threads = threads or num_cores()
     torch.set_num_threads(threads)

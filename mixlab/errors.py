@@ -3,6 +3,9 @@
 Level 0: every room raises these, and only `cli.py` turns them into text and an exit status.
 """
 
+import os
+from typing import Any
+
 
 class MixlabError(Exception):
     """A failure that a person can understand and mend. Exit status 1.
@@ -36,6 +39,10 @@ class UsageError(MixlabError):
     exit_status = 2
 
 
+class UsageTypeError(UsageError, TypeError):
+    """An argument of a call in Python is nothing of the kind that is taken."""
+
+
 class DataError(MixlabError):
     """The images or labels cannot be used."""
 
@@ -64,3 +71,27 @@ class DiskError(MixlabError):
     """Something could not be written; what was there before is still there."""
 
     kind = "disk"
+
+
+# What the allocators of CPUs and GPUs say, and the libraries that want memory of their own on a GPU.
+_OUT_OF_MEMORY = (
+    "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, the CPU's or a GPU's."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+def check_type(value: Any, kinds: tuple[type, ...], where: str, taken: str) -> None:
+    """UsageTypeError, saying what is `taken`, if `value` is of none of `kinds`; True and False are no numbers."""
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise UsageTypeError(f"{where} takes {taken}, not {type(value).__name__}", where=where)
+
+
+def path_text(value: Any, where: str, taken: str = "a path") -> str:
+    """A path, or a name, as text. UsageTypeError for anything else: a number would be opened as a file descriptor."""
+    check_type(value, (str, os.PathLike), where, taken)
+    return os.fsdecode(value)

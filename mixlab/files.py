@@ -1,17 +1,22 @@
 """Files that are either the old one or the whole new one, never half of each."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from mixlab.errors import DiskError
 
 _UMASK = os.umask(0o077)  # can only be read by setting it
 os.umask(_UMASK)
+# What `written_whole` calls a file or folder that has not got its name yet.
+TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]+)?\.tmp")
 
 
 @contextlib.contextmanager
@@ -22,8 +27,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     file then remains and the temporary one is gone.
     """
     path = Path(path)
-    # In the same folder, because os.replace is atomic only within one file system; and each thread's own.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    # In the same folder, because os.replace is atomic only within one file system. Each call's own, and not to be
+    # guessed: a link of that name, put there before, would be written through.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(8).hex()}.tmp")
     try:
         _make_folder(path.parent)
         try:
@@ -50,6 +56,29 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`, making its folder if needed. DiskError if it fails; the old file then remains."""
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def take_lock(file: IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file against other processes until it is closed; False where the file system has no locks.
+
+    BlockingIOError if another process has it; with `wait` it is waited for instead.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        # Only these say that somebody has it. Lustre, NFS and FUSE answer ENOSYS, ENOLCK, EOPNOTSUPP and others.
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return False
+    return True
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether this process may write into `folder`, or make it where it is not there yet."""
+    place = os.path.abspath(folder)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 MIXLAB = [sys.executable, "-m", "mixlab"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", "MIXLAB_OFFLINE": "0"}
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "0", "MIXLAB_OFFLINE": "0"}
 TIMEOUT = 240  # seconds
 
 
@@ -36,9 +36,17 @@ def _server() -> subprocess.Popen[str]:
 
 
 def mixlab(
-    *arguments: object, cwd: Path, max_file_bytes: int | None = None, **environment: str
+    *arguments: object,
+    cwd: Path,
+    max_file_bytes: int | None = None,
+    stdout: str = "file",
+    stderr: str = "file",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `mixlab ARGUMENTS` in `cwd`; where no file may grow beyond `max_file_bytes`, as on a full disk."""
+    """Run `mixlab ARGUMENTS` in `cwd`; where no file may grow beyond `max_file_bytes`, as on a full disk.
+
+    stdout, stderr: `file`, whose text is returned, `closed`, `broken` (a pipe that nobody reads) or `full` (a disk).
+    """
     command = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
@@ -46,6 +54,7 @@ def mixlab(
             "arguments": command,
             "cwd": str(cwd),
             "outputs": [str(path) for path in outputs],
+            "kinds": [stdout, stderr],
             "max_file_bytes": max_file_bytes,
             "environment": environment,
         }
@@ -55,8 +64,8 @@ def mixlab(
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         status = int(server.stdout.readline())
-        stdout, stderr = (path.read_text() for path in outputs)
-    return subprocess.CompletedProcess(command, status, stdout, stderr)
+        texts = [path.read_text() if path.exists() else "" for path in outputs]
+    return subprocess.CompletedProcess(command, status, *texts)
 
 
 def _become(request: dict) -> NoReturn:
@@ -68,8 +77,19 @@ def _become(request: dict) -> NoReturn:
 
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    for number, path in enumerate(request["outputs"], start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    for number, (path, kind) in enumerate(zip(request["outputs"], request["kinds"], strict=True), start=1):
+        if kind == "closed":
+            os.close(number)
+            name = ("stdout", "stderr")[number - 1]
+            setattr(sys, name, None)  # as Python begins in such a process
+            setattr(sys, f"__{name}__", None)
+        elif kind == "broken":
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, number)
+        else:
+            path = "/dev/full" if kind == "full" else path
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
     os.chdir(request["cwd"])
     os.environ.update(request["environment"])
     if request["max_file_bytes"] is not None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mixlab.cli import _guarded
 from tests.forked import ENVIRONMENT, MIXLAB, mixlab
 
 
@@ -34,6 +36,14 @@ def place(tmp_path_factory) -> Path:
     for i in range(3):
         Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8)).save(folder / f"picture{i}.png")
     return folder
+
+
+def test_memory_that_runs_out_anywhere_is_no_fault_of_mixlab(capsys):
+    assert _guarded(lambda: torch.empty(1 << 48).size(0)) == 1
+    said = capsys.readouterr().err
+    assert "memory ran out" in said
+    assert "--batch-size" in said
+    assert "fault of mixlab" not in said
 
 
 def test_train_prints_one_json_object_with_the_promised_names(place):
@@ -237,7 +247,7 @@ def test_a_run_that_exists_and_weights_of_another_model_are_refused(place):
     result = in_process(["evaluate", "mixed"], place)
     shutil.rmtree(place / "runs" / "mixed")
     assert result["status"] == 1
-    assert "another model" in result["stderr"]
+    assert "not what was written with these weights" in result["stderr"]
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path):

@@ -1,7 +1,10 @@
 """Every command in README and docs is typed on small data, trainings for two steps; or here is the reason why not."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -26,6 +29,7 @@ NOT_TYPED = {
     "mixlab study shuffle": "hours; --smoke in tests/studies", "mixlab study compare": "the same",
     "--int8": "tests/serving/test_export_command.py", "--to torch-export": "tests/serving/test_export.py",
     "--to openvino": "tests/serving/test_export.py", "--labels real": "tests/data/test_imagenet.py",
+    "curl ": "the same with a running server: tests/serving/test_bodies.py",
     "--format timm": "a size that timm has is large; tests/checkpoint/test_convert.py",
 }  # fmt: skip
 # What stands for something of the reader's own, and the small thing that it is here.
@@ -48,7 +52,8 @@ AFTER = {
 
 def commands(page: Path) -> list[str]:
     """Lines of a page's indented or fenced blocks that are commands, continued lines joined, comments left out."""
-    text = re.sub(r"\\\n\s*", "", page.read_text())
+    text = re.sub(r"```python\n.*?```", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"\\\n\s*", "", text)
     lines = re.findall(r"^(?: {4}|\$ )(\S.*)$", text, flags=re.MULTILINE)
     return [line.split("  #")[0].split(" # ")[0].strip() for line in lines]
 
@@ -82,6 +87,26 @@ def place(tmp_path_factory):
     done = mixlab("train", "photos", "--run", "first", *plain, *SHORT, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_the_python_of_the_readme_runs(name, place, tmp_path):
+    page = next(page for page in PAGES if page.name == name)
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert 'budget="60s"' in code
+    (tmp_path / "script.py").write_text(code.replace('budget="60s"', "steps=2"))
+    (tmp_path / "photo.jpg").symlink_to(place / "photo.jpg")
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "predictions" in done.stdout
 
 
 def test_pages_have_commands_and_reasons_are_of_use():

@@ -10,8 +10,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from mixlab.training import loop
 from mixlab.training.signals import Interrupted
+
+# torch starts the threads of its backward passes in the first one, for all devices that it then knows of. An export
+# makes one known that needs threads, and a process with them cannot be forked as here (mixlab itself never does).
+torch.ones((), requires_grad=True).backward()
 
 BEFORE_TRAINING = 99  # exit status of a process stopped while it was still reading the data
 

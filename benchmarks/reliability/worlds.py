@@ -72,8 +72,8 @@ def train_in_two(
             settings |= {"data__num_workers": first[1]} | options
             mixlab.train("small_images", str(data), run=run, screen=Screen(quiet=True), **settings)
         else:
-            recipe_of = loop._recipe_of
-            loop._recipe_of = lambda run: replace(  # a person cannot change it; the machine may
+            recipe_of = loop.recipe_of
+            loop.recipe_of = lambda run: replace(  # a person cannot change it; the machine may
                 recipe_of(run), data=replace(recipe_of(run).data, num_workers=second[1])
             )
             loop.resume(run, screen=Screen(quiet=True))

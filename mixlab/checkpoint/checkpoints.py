@@ -5,8 +5,9 @@ of each; it is written under another name and renamed when all of it is on the d
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from torch import Tensor
 
 from mixlab.checkpoint.store import save_tensors
 from mixlab.errors import DiskError, WeightsError
-from mixlab.files import remove, sha256, written_whole
+from mixlab.files import TEMPORARY, remove, sha256, written_whole
+from mixlab.records import open_record, read_json, take
 
+CHECKPOINTS_NAME = "checkpoints"  # the folder of a run that has them
 PARTS_INDEX = ".metadata"  # in a checkpoint whose tensors `sharded` reads
+MANIFEST_NAME, STATE_NAME = "manifest.json", "state.json"
+MAX_FILE_BYTES = 2**42  # of a checkpoint
+TENSOR_FILES = ("model", "ema", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +62,18 @@ def save_checkpoint(
             save_tensors(tensors, temporary / f"{name}.safetensors")
         if write_parts is not None:
             write_parts(temporary)
-        (temporary / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state))
+        (temporary / STATE_NAME).write_text(json.dumps({"step": checkpoint.step} | checkpoint.state))
         manifest = {
             file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(temporary.iterdir())
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        remove(path)  # a damaged one
+        (temporary / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2))
+        _make_room(path)
     if not _is_whole(path):
         raise DiskError("what was written cannot be read back", where=str(path), hint="is the disk failing?")
-    for old in sorted(_checkpoint_paths(folder))[:-keep]:
+    for old in checkpoint_paths(folder)[:-keep]:
+        if not _is_ours(old):
+            continue
         try:
             remove(old)
         except OSError as error:
@@ -78,58 +86,105 @@ def save_checkpoint(
 def _is_whole(path: Path) -> bool:
     try:
         _verify(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, WeightsError):
+    except (OSError, WeightsError):
         return False
     return True
+
+
+def _make_room(path: Path) -> None:
+    """Take away a damaged checkpoint whose step is saved again; what is not known to be ours gets another name."""
+    if _is_ours(path) or not os.path.lexists(path):
+        remove(path)
+        return
+    number = 1
+    while os.path.lexists(other := path.with_name(f"not_ours_{number}_{path.name}")):
+        number += 1
+    path.rename(other)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a checkpoint that we wrote: what its manifest lists, and nothing else, is in it."""
+    try:
+        listed = {*read_json(path / MANIFEST_NAME), MANIFEST_NAME}
+        return all(file.name in listed and file.is_file() for file in path.iterdir())
+    except (WeightsError, OSError):
+        return False
 
 
 def sweep(folder: Path) -> None:
     """Remove what a killed save left behind: files and folders that never got their name."""
     for leftover in folder.glob(".*.tmp"):
-        remove(leftover)
+        if TEMPORARY.fullmatch(leftover.name):
+            remove(leftover)
 
 
-def load_newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that verifies, and why each newer one was passed over. WeightsError if none does."""
+def load_newest_checkpoint(
+    folder: Path, check: Callable[[Checkpoint], object] = lambda checkpoint: None
+) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that verifies, and why each newer one was passed over. WeightsError if none does.
+
+    check: raises WeightsError for one that is whole, but does not fit.
+    """
     rejected: list[str] = []
-    for path in sorted(_checkpoint_paths(folder), reverse=True):
+    for path in reversed(checkpoint_paths(folder)):
         try:
-            return _load_checkpoint(path), rejected
+            checkpoint = _load_checkpoint(path)
+            check(checkpoint)
         except WeightsError as error:
-            rejected.append(f"{path.name}: {error.message}")
+            where = "" if error.where in (None, str(path)) else f" ({Path(str(error.where)).name})"
+            rejected.append(f"{path.name}: {error.message}{where}")
+            continue
+        return checkpoint, rejected
     raise WeightsError(
         "there is no checkpoint to resume from" + "".join(f"; {reason}" for reason in rejected),
         where=str(folder),
     )
 
 
-def _checkpoint_paths(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,}", path.name))
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The folders in `folder` that are called as checkpoints are, oldest first."""
+    if not folder.is_dir():
+        return []
+    named = (path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,18}", path.name, re.ASCII))
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _verify(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; WeightsError names the first file that is not what it says."""
-    manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
-    for name, facts in manifest.items():
-        file = path / Path(name).name
-        if file.stat().st_size != facts["size"] or sha256(file) != facts["sha256"]:
+    where = path / MANIFEST_NAME
+    manifest = read_json(where)
+    for name in manifest:
+        if Path(name).name != name or name in ("", "..", MANIFEST_NAME):
+            raise WeightsError(f"{name[:100]!r} is no file of a checkpoint", where=str(where))
+        facts = take(manifest, name, dict, str(where))
+        size, digest = (take(facts, key, kind, str(where)) for key, kind in (("size", int), ("sha256", str)))
+        with open_record(path / name, MAX_FILE_BYTES) as file:  # no link, and nothing that one waits for
+            found = file.seek(0, 2)
+        if found != size or sha256(path / name) != digest:
             raise WeightsError(
                 f"{name} is damaged: size or SHA-256 differ from the manifest", where=str(path)
             )
+    if STATE_NAME not in manifest:
+        raise WeightsError(f"it is incomplete: {STATE_NAME} is not in its manifest", where=str(path))
     return manifest
 
 
 def _load_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = _verify(path)
-        state = json.loads((path / "state.json").read_text())
+        state = read_json(path / STATE_NAME)
+        if take(state, "step", int, str(path / STATE_NAME)) != _step_of(path):
+            raise WeightsError(f"it is of step {state['step']}", where=str(path / STATE_NAME))
         tensors = {
-            name.removesuffix(".safetensors"): load_file(path / name)
-            for name in manifest
-            if name.endswith(".safetensors")
+            name: load_file(path / f"{name}.safetensors")
+            for name in TENSOR_FILES
+            if f"{name}.safetensors" in manifest
         }
-        parts = path if PARTS_INDEX in manifest else None
-        return Checkpoint(step=state.pop("step"), tensors=tensors, state=state, parts=parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
+    parts = path if PARTS_INDEX in manifest else None
+    return Checkpoint(step=state.pop("step"), tensors=tensors, state=state, parts=parts)

@@ -17,6 +17,7 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.sidecar import sidecar_path, write_sidecar
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.errors import UsageError, WeightsError
+from mixlab.escape import without_places
 from mixlab.files import written_whole
 from mixlab.models.catalog import MODELS, settings_of
 from mixlab.models.mixer import Mixer, MixerConfig
@@ -65,7 +66,7 @@ def convert(
         weights = _rounded(weights, format)
     model = weights.model
     result: dict[str, Any] = {"format": format, "destination": str(destination), "change": None}
-    record: dict[str, Any] = {"converted_from": weights.provenance}
+    record: dict[str, Any] = {"converted_from": without_places(weights.provenance)}
     if format != OURS.name:
         _check_plain(weights, format)
         assert isinstance(model, Mixer)
@@ -238,7 +239,7 @@ def _write_timm_folder(path: Path, weights: Weights, format: str, record: dict[s
             "classifier": "head",
         },
         "label_names": list(weights.class_names),
-        "mixlab": record | {"fit": preprocess.fit},
+        "mixlab": record | {"fit": preprocess.fit, "grey_max": preprocess.grey_max},
     }
     path.mkdir()
     keys = layout.keys(config.num_blocks)

@@ -6,16 +6,19 @@ from typing import Any, get_args
 
 import torch
 
+from mixlab.checkpoint.described import give_memory
 from mixlab.checkpoint.readers import TensorFile, open_tensors
 from mixlab.checkpoint.recognise import Recognised, recognise
 from mixlab.checkpoint.sidecar import Sidecar, read_sidecar, sidecar_path
-from mixlab.checkpoint.store import CONFIG_NAME, Weights, give_memory, read_json
+from mixlab.checkpoint.store import CONFIG_NAME, Weights
+from mixlab.data.decode import GREY16_MAX
 from mixlab.data.imagenet import usual_class_names
 from mixlab.data.preprocess import Fit, Preprocess
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import settings_of
 from mixlab.models.layers import Gelu
 from mixlab.models.mixer import Mixer, MixerConfig
+from mixlab.records import read_json
 
 TIMM_WEIGHTS_NAME = "model.safetensors"
 
@@ -102,8 +105,8 @@ def _read_model(file: TensorFile, found: Recognised, config: MixerConfig) -> Mix
 
 def open_timm_folder(path: Path) -> Weights:
     """model.safetensors with timm's config.json, as timm, transformers and `mixlab convert` write it."""
-    config = read_json(path / CONFIG_NAME)
     where = str(path / CONFIG_NAME)
+    config = read_json(path / CONFIG_NAME, follow=True)
     try:
         facts = dict(config.get("pretrained_cfg") or {})
         arguments = dict(config.get("model_args") or {})
@@ -113,6 +116,7 @@ def open_timm_folder(path: Path) -> Weights:
         own = config.get("mixlab")  # what `mixlab convert` wrote, of weights that timm runs otherwise too
         own = own if isinstance(own, dict) else None
         preprocess = replace(weights.preprocess, **_preprocess_facts(facts, own))
+        preprocess.check(where)
         names = config.get("label_names") or facts.get("label_names") or weights.class_names
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise WeightsError(f"a key is missing or wrong: {error}", where=where) from error
@@ -153,6 +157,10 @@ def _preprocess_facts(facts: dict[str, Any], own: dict[str, Any] | None) -> dict
         found["fit"] = "resize-crop" if own is None else own.get("fit", "stretch")
         if found["fit"] not in get_args(Fit):
             raise ValueError(f"fit {found['fit']!r}")
+    if own is not None and "grey_max" in own:
+        found["grey_max"] = int(own["grey_max"])
+        if not 1 <= found["grey_max"] <= GREY16_MAX:
+            raise ValueError(f"grey_max {found['grey_max']}")
     if facts.get("interpolation") in ("bicubic", "bilinear"):
         found["interpolation"] = facts["interpolation"]
     return found

@@ -1,17 +1,19 @@
 """One door to all weights: a run, a folder, a file in any known layout, or a published name."""
 
 import difflib
+import os
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from mixlab.checkpoint.download import fetch_published
+from mixlab.checkpoint.download import fetch_published, origin_of
 from mixlab.checkpoint.foreign import TIMM_WEIGHTS_NAME, open_file, open_timm_folder, with_numerics
 from mixlab.checkpoint.published import PUBLISHED, Published, find_published
 from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights, run_path
-from mixlab.errors import UsageError, WeightsError
+from mixlab.errors import UsageError, WeightsError, check_type, path_text
 from mixlab.models.catalog import create_model as build_model
 from mixlab.models.catalog import settings_of
 from mixlab.models.layers import Gelu
@@ -20,7 +22,7 @@ from mixlab.models.resolution import resample
 
 
 def open_weights(
-    path_or_name: str | Path,
+    path_or_name: str | os.PathLike[str],
     *,
     image_size: int | tuple[int, int] | None = None,
     gelu: Gelu | None = None,
@@ -39,9 +41,9 @@ def open_weights(
         while a published file is downloaded. WeightsError says what is wrong with the file, or that no such
         thing exists; UsageError that image_size does not fit.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    name = str(path_or_name)
-    path = existing_path(path_or_name)
+    name = path_text(path_or_name, "weights", "a run, a path or a published name")
+    size = _as_size(image_size)
+    path = existing_path(name)
     if path is not None:
         weights = _open_path(path, size)
     elif name in PUBLISHED or name.startswith(("mixer_", "timm/")):
@@ -53,6 +55,20 @@ def open_weights(
         raise WeightsError("there is no such run, weights file or published name", where=name, hint=hint)
     weights = with_numerics(weights, gelu, layer_norm_eps)
     return _with_size(weights, size) if resampled else weights
+
+
+def _as_size(image_size: Any) -> tuple[int, int] | None:
+    """A side, or (height, width), as the latter. UsageError for what is neither."""
+    if image_size is None:
+        return None
+    sides = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size, image_size)
+    for side in sides:
+        check_type(side, (Integral,), "image_size", "a side, or (height, width), in pixels")
+    if len(sides) != 2 or min(sides) < 1:
+        raise UsageError(
+            f"{image_size} is no image size", where="image_size", hint="a side, or (height, width), in pixels"
+        )
+    return int(sides[0]), int(sides[1])
 
 
 def existing_path(path_or_name: str | Path) -> Path | None:
@@ -77,6 +93,10 @@ def create_model(
     gives a new head of zeros; None is 1000, or what the weights have. image_size: side or (height, width).
     settings: in_channels and fields of `ModelConfig`, for fresh models only. UsageError for unknown names.
     """
+    check_type(name, (str,), "name", "the name of a model, such as mixer_b16")
+    check_type(pretrained, (str, type(None)), "pretrained", "a tag of `mixlab models --pretrained`, or None")
+    check_type(num_classes, (Integral, type(None)), "num_classes", "a number, or None")
+    image_size = _as_size(image_size)
     if pretrained is None:
         number = 1000 if num_classes is None else num_classes
         return build_model(name, num_classes=number, image_size=image_size, **settings)
@@ -117,8 +137,9 @@ def _open_path(path: Path, image_size: tuple[int, int] | None) -> Weights:
 def _open_published(published: Published, progress: Any) -> Weights:
     path = fetch_published(published, progress=progress)
     weights = _open_path(path, None)  # all of them have a square grid
-    if published.is_shipped:  # its own config.json says all the rest
-        return replace(weights, provenance={"source": published.name} | weights.provenance)
+    if published.is_shipped:  # its own config.json says all the rest, and both come with the package
+        return replace(weights, provenance={"source": published.name} | weights.provenance, cautions=())
+    origin, caution = origin_of(published, path)
     preprocess = replace(
         weights.preprocess,
         mean=published.mean,
@@ -129,9 +150,10 @@ def _open_published(published: Published, progress: Any) -> Weights:
     weights = replace(
         weights,
         preprocess=preprocess,
+        cautions=() if caution is None else (caution,),
         provenance={
             "source": published.name,
-            "url": published.url,
+            **origin,
             "format": weights.provenance["format"],
             "published": published.provenance,
             "top1": published.top1,

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isqrt, prod
 
+from mixlab.checkpoint.described import check_shapes
 from mixlab.checkpoint.layouts import LAYOUTS, LUCIDRAINS, OFFICIAL_OLD, TIMM, Layout, Shape
-from mixlab.checkpoint.store import check_shapes
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.mixer import MixerConfig
 

@@ -6,6 +6,7 @@ manifest verifies, only by --resume, and only the few classes that DCP itself wr
 
 import io
 import pickle
+import pickletools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from mixlab.checkpoint.checkpoints import PARTS_INDEX
 from mixlab.errors import WeightsError
+from mixlab.records import read_bytes
 
 MAX_INDEX_BYTES = 64 * 2**20
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -48,9 +50,9 @@ def read_index(folder: Path) -> Metadata:
     """DCP's index of a folder; WeightsError for anything in it that is not about tensors in files of the folder."""
     path = folder / PARTS_INDEX
     try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            raise WeightsError("the index is too large", where=str(path))
-        index = _AllowList(io.BytesIO(path.read_bytes())).load()
+        content = read_bytes(path, MAX_INDEX_BYTES)
+        _check_costs(content)
+        index = _AllowList(io.BytesIO(content)).load()
         if not isinstance(index, Metadata):
             raise ValueError(f"it holds a {type(index).__name__}")
         for name, facts in index.state_dict_metadata.items():
@@ -65,6 +67,23 @@ def read_index(folder: Path) -> Metadata:
     except Exception as error:  # a hostile pickle can raise nearly anything
         raise WeightsError(f"the index cannot be read: {error}"[:300], where=str(path)) from error
     return index
+
+
+def _check_costs(content: bytes) -> None:
+    """ValueError for a pickle that takes far more memory than it has bytes; nothing of it is run."""
+    if sum(content.count(sign) for sign in (b"]", b"}", b"(", b")")) > max(len(content) // 4, 100_000):
+        raise ValueError("it is made of empty lists")
+    for opcode, argument, _ in pickletools.genops(content):  # which compares lengths with what is there
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise ValueError(f"it numbers an object {argument}")
+        if opcode.name in ("BYTEARRAY8", "NEXT_BUFFER", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "DUP"):
+            raise ValueError(f"its pickle uses {opcode.name}")
+
+
+def shapes_of(folder: Path) -> dict[str, torch.Size]:
+    """Shape by name of every tensor that a folder's index lists. WeightsError as for `read_index`."""
+    facts = read_index(folder).state_dict_metadata
+    return {name: found.size for name, found in facts.items() if isinstance(found, TensorStorageMetadata)}
 
 
 class _Reader(dcp.FileSystemReader):

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlab.checkpoint.store import Weights, read_json
+from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import WeightsError
+from mixlab.escape import without_places
 from mixlab.files import write_atomically
 from mixlab.models.layers import Gelu
+from mixlab.records import read_json, take, take_list
 
 FORMAT = "mixlab sidecar 1"
 
@@ -33,21 +35,20 @@ def sidecar_path(path: Path) -> Path:
 def read_sidecar(path: Path) -> Sidecar | None:
     """What stands beside the weights file `path`, if it is ours (a download's record is not); or WeightsError."""
     beside = sidecar_path(path)
-    values = read_json(beside) if beside.is_file() else {}
+    values = read_json(beside, follow=True) if beside.is_file() else {}
     if values.get("format") != FORMAT:
         return None
-    try:
-        if values["gelu"] not in ("tanh", "erf"):
-            raise ValueError(f"gelu {values['gelu']!r}")
-        return Sidecar(
-            preprocess=Preprocess.from_json(values["preprocess"]),
-            class_names=tuple(str(name) for name in values["class_names"]),
-            gelu=values["gelu"],
-            layer_norm_eps=float(values["layer_norm_eps"]),
-            converted_from=dict(values["converted_from"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"a key is missing or wrong: {error}", where=str(beside)) from error
+    where = str(beside)
+    gelu = take(values, "gelu", str, where)
+    if gelu not in ("tanh", "erf"):
+        raise WeightsError(f"gelu must be tanh or erf, got {gelu[:60]!r}", where=where)
+    return Sidecar(
+        preprocess=Preprocess.from_json(take(values, "preprocess", dict, where), where),
+        class_names=take_list(values, "class_names", str, where),
+        gelu=gelu,
+        layer_norm_eps=take(values, "layer_norm_eps", float, where, low=0.0, high=1.0),
+        converted_from=take(values, "converted_from", dict, where),
+    )
 
 
 def write_sidecar(path: Path, weights: Weights, record: dict[str, Any]) -> None:
@@ -57,4 +58,4 @@ def write_sidecar(path: Path, weights: Weights, record: dict[str, Any]) -> None:
         "preprocess": weights.preprocess.to_json(),
         "class_names": list(weights.class_names),
     }
-    write_atomically(sidecar_path(path), (json.dumps(own | record, indent=2) + "\n").encode())
+    write_atomically(sidecar_path(path), (json.dumps(own | without_places(record), indent=2) + "\n").encode())

@@ -3,8 +3,10 @@
 The second says what is needed to use them: model, preprocess, class names, provenance.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mixlab.checkpoint.readers import open_tensors
+from mixlab.checkpoint.described import build_described
+from mixlab.checkpoint.readers import TensorFile, open_tensors
 from mixlab.data.preprocess import Preprocess
-from mixlab.errors import MixlabError, WeightsError
+from mixlab.errors import WeightsError
+from mixlab.escape import without_places
 from mixlab.files import write_atomically, written_whole
-from mixlab.models.catalog import create_model
+from mixlab.records import read_json, take, take_list
 
 WEIGHTS_NAME = "weights.safetensors"
 CONFIG_NAME = "config.json"
-DIGEST_KEY = "mixlab_sha256"
-MAX_CONFIG_BYTES = 64 * 2**20  # 21,843 class names take 1 MB
-MAX_BLOCKS = 10_000  # of a model that a file describes: more would only keep the machine busy
+NEXT_CONFIG_NAME = ".config.json.next"  # while new weights and what describes them take their places
+DIGEST_KEY, CONFIG_DIGEST_KEY = "mixlab_sha256", "mixlab_config_sha256"
 FORMAT_VERSION = 1
+WITHOUT_DIGEST = "these weights are of an older mixlab: only shapes tie class names and preprocessing to them"
 RUNS = Path("runs")  # where runs go that are given by a bare name, or by none
 
 
@@ -42,6 +46,7 @@ class Weights:
     """A model with everything that is needed to use it.
 
     model_settings: keyword arguments of `create_model`. provenance: where the weights come from, for people.
+    cautions: sentences that a person should read before the weights are trusted.
     """
 
     model: nn.Module
@@ -49,6 +54,7 @@ class Weights:
     preprocess: Preprocess
     class_names: tuple[str, ...]
     provenance: dict[str, Any]
+    cautions: tuple[str, ...] = ()
 
 
 def save_weights(
@@ -67,11 +73,16 @@ def save_weights(
         "model": weights.model_settings,
         "preprocess": weights.preprocess.to_json(),
         "class_names": list(weights.class_names),
-        "provenance": weights.provenance,
+        "provenance": without_places(weights.provenance),
     }
+    content = (json.dumps(config, indent=2) + "\n").encode()
+    # A kill between the two would leave weights beside what describes others: the new description is there first,
+    # under another name, and `load_weights` takes the one that the weights name.
+    write_atomically(folder / NEXT_CONFIG_NAME, content)
     with written_whole(folder / WEIGHTS_NAME) as temporary:
-        save_tensors(tensors, temporary, with_digest=True)
-    write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+        save_tensors(tensors, temporary, with_digest=True, config=config)
+    write_atomically(folder / CONFIG_NAME, content)
+    (folder / NEXT_CONFIG_NAME).unlink(missing_ok=True)
 
 
 def load_weights(path: Path) -> Weights:
@@ -81,53 +92,39 @@ def load_weights(path: Path) -> Weights:
             "there is no such run or weights folder", where=str(path), hint="`mixlab runs` lists runs"
         )
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (path / name).is_file():
+        if not (path / name).is_file() and not (path / NEXT_CONFIG_NAME).is_file():
             raise WeightsError(
                 f"{name} is missing", where=str(path), hint="a run has it once its first epoch is over"
             )
-    config = _read_config(path / CONFIG_NAME)
-    try:
-        settings = dict(config["model"])
-        settings["image_size"] = tuple(settings["image_size"])
-        if int(settings.get("num_blocks") or 0) > MAX_BLOCKS:
-            raise ValueError(f"{settings['num_blocks']} blocks")
-        preprocess = Preprocess.from_json(config["preprocess"])
-        class_names = tuple(str(name) for name in config["class_names"])
-        # Without memory for the weights: a Mixer's come from the file. timm models keep values outside theirs.
-        with torch.device("cpu" if settings["name"].startswith("timm/") else "meta"):
-            model = create_model(**settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"a key is missing or wrong: {error}", where=str(path / CONFIG_NAME)) from error
-    except MixlabError as error:
-        raise WeightsError(f"the model cannot be built: {error}", where=str(path / CONFIG_NAME)) from error
-    if next(model.parameters()).is_meta:
-        give_memory(model)
-    _fill(model, path / WEIGHTS_NAME)
+    with open_tensors(path / WEIGHTS_NAME) as file:
+        config, where, cautions = _find_config(path, file.metadata.get(CONFIG_DIGEST_KEY))
+        settings = dict(take(config, "model", dict, where))
+        preprocess = Preprocess.from_json(take(config, "preprocess", dict, where), where)
+        class_names = take_list(config, "class_names", str, where)
+        model, settings = build_described(settings, file, where)
+        _check_together(settings, preprocess, class_names, where)
+        provenance = dict(take(config, "provenance", dict, where, optional=True) or {})
+        for key, kind in (
+            ("validation_top1", float),
+            ("assumed", dict),
+            ("notes", list),
+        ):  # what is made use of
+            take(provenance, key, kind, f"{where}, provenance", optional=True)
+        _fill(model, file)
     model.eval()
     return Weights(
         model=model,
         model_settings=settings,
         preprocess=preprocess,
         class_names=class_names,
-        provenance=dict(config.get("provenance", {})),
+        provenance=provenance,
+        cautions=cautions,
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that nobody vouches for."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise WeightsError("it is too large for a description of a model", where=str(path))
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"it cannot be read: {error}", where=str(path)) from error
-    if not isinstance(config, dict):
-        raise WeightsError("it does not describe a model", where=str(path))
-    return config
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of mixlab weights, as it is; WeightsError if it is of something else."""
+    config = read_json(path, follow=True)
     if config.get("format") != "mixlab":
         raise WeightsError("it does not describe mixlab weights", where=str(path))
     if config.get("format_version") != FORMAT_VERSION:
@@ -139,67 +136,93 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def give_memory(model: nn.Module) -> None:
-    """Tensors on the CPU, of any values, in place of a model's on the meta device.
-
-    `Module.to_empty` does the same and imports sympy for it, two thirds of the time that loading takes.
-    """
-    own = model.state_dict()
-    model.load_state_dict(
-        {key: torch.empty(own[key].shape, dtype=own[key].dtype) for key in own}, assign=True
+def _find_config(path: Path, digest: str | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """What describes the weights in `path`, its place, and what is to be said of it. digest: that they name."""
+    if digest is None:
+        return read_config(path / CONFIG_NAME), str(path / CONFIG_NAME), (WITHOUT_DIGEST,)
+    if os.path.lexists(path / NEXT_CONFIG_NAME):
+        with contextlib.suppress(WeightsError):
+            config = read_config(path / NEXT_CONFIG_NAME)
+            if _config_digest(config) == digest:
+                return config, str(path / NEXT_CONFIG_NAME), ()
+    config = read_config(path / CONFIG_NAME)
+    if _config_digest(config) == digest:
+        return config, str(path / CONFIG_NAME), ()
+    raise WeightsError(
+        "it is not what was written with these weights: its SHA-256 is another one",
+        where=str(path / CONFIG_NAME),
+        hint="bring the file of these weights back; of a run, `mixlab train --resume` writes both again",
     )
 
 
-def _fill(model: nn.Module, path: Path) -> None:
-    """Read `path` into the model, tensor by tensor, after checking names and shapes; then the file's digest."""
+def _check_together(
+    settings: dict[str, Any], preprocess: Preprocess, class_names: tuple[str, ...], where: str
+) -> None:
+    """WeightsError if a model, known to fit its tensors, and what stands beside it are of different ones."""
+    size = "x".join(map(str, preprocess.image_size))
+    for what, stated, found in (
+        ("class names", len(class_names), settings["num_classes"]),
+        ("the preprocessing's image size", size, "x".join(map(str, settings["image_size"]))),
+        ("the preprocessing's channels", preprocess.channels, settings["in_channels"]),
+    ):
+        if stated != found:
+            raise WeightsError(f"{what}: {stated}, where the model has {found}", where=where)
+
+
+def _fill(model: nn.Module, file: TensorFile) -> None:
+    """Read the tensors into the model, one after the other, then compare their digest."""
     own = model.state_dict()
-    with open_tensors(path) as file, torch.no_grad():
-        check_shapes(file.shapes, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(path))
+    with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(file.read(name))
-        stored = file.metadata.get(DIGEST_KEY)
+    stored = file.metadata.get(DIGEST_KEY)
     if stored is not None and stored != _digest(own):
         raise WeightsError(
             "the weights are damaged: they differ from the SHA-256 stored with them",
-            where=str(path),
+            where=str(file.path),
             hint="copy the file again, or go back to a checkpoint of the run with --resume",
         )
 
 
-def check_shapes(
-    found: dict[str, tuple[int, ...]],
-    expected: dict[str, tuple[int, ...]],
-    where: str,
-    what: str = "the weights are of another model;",
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, *, with_digest: bool = False, config: dict[str, Any] | None = None
 ) -> None:
-    """WeightsError naming missing, extra and misshapen tensors with the expected shapes, if any."""
-    missing = [f"{name} {expected[name]}" for name in sorted(set(expected) - set(found))]
-    extra = [f"{name} {found[name]}" for name in sorted(set(found) - set(expected))]
-    wrong = [
-        f"{name}: has {found[name]}, needs {expected[name]}"
-        for name in sorted(set(found) & set(expected))
-        if found[name] != expected[name]
-    ]
-    parts = []
-    for title, names in (("missing", missing), ("not expected", extra), ("wrong shape", wrong)):
-        if names:
-            rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{title}: {'; '.join(names[:3])}{rest}")
-    if parts:
-        raise WeightsError(f"{what} " + "; ".join(parts), where=where)
+    """Tensors from any device to a safetensors file; OSError if it cannot be written.
 
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, *, with_digest: bool = False) -> None:
-    """Tensors from any device to a safetensors file, with their digest if wanted; OSError if it cannot be written."""
+    with_digest: of the tensors, into the metadata. config: what describes them, whose digest goes there too.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors has no checksum of its own: one flipped bit would be another number. A checkpoint's files have
     # theirs in the manifest; weights travel alone, so they carry it inside.
-    # One entry only: with two, the library's order of them differs from process to process, and so the bytes.
-    metadata = {DIGEST_KEY: _digest(tensors)} if with_digest else None
+    metadata = {DIGEST_KEY: _digest(tensors)} if with_digest else {}
+    if config is not None:
+        metadata[CONFIG_DIGEST_KEY] = _config_digest(config)
     try:
-        save_file(tensors, path, metadata=metadata)
+        save_file(tensors, path, metadata=metadata or None)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
+    if len(metadata) > 1:
+        _sort_metadata(path, metadata)
+
+
+def _sort_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Put two entries in order: the library's differs from process to process, and so would the bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        entries = [f'"{key}":"{value}"'.encode() for key, value in sorted(metadata.items())]
+        sorted_, reverse = (
+            b'"__metadata__":{' + b",".join(order) + b"}" for order in (entries, entries[::-1])
+        )
+        if reverse in header:
+            file.seek(8)
+            file.write(header.replace(reverse, sorted_, 1))
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    """SHA-256 of what a config.json says, however it is laid out."""
+    same = json.dumps(json.loads(json.dumps(config)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(same.encode()).hexdigest()
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 """What the commands share: how a result is shown, and how a person's words become runs and weights."""
 
 import json as jsonlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ class Context:
     on_error: Callable[[], Any] = staticmethod(lambda: None)  # prints the traceback if that was asked for
 
     @classmethod
-    def screen(cls) -> "Screen":
+    def screen(cls, *, to_stderr: bool = False) -> "Screen":
         from mixlab.report.screen import Screen
 
-        return Screen(to_stderr=cls.json)
+        return Screen(to_stderr=cls.json or to_stderr)
 
 
 def emit(value: dict[str, Any]) -> None:
@@ -55,7 +55,15 @@ def open_named(name: str, **options: Any) -> "Weights":
     from mixlab.checkpoint.open import open_weights
 
     with Context.screen().progress_if_any("downloading") as progress:
-        return open_weights(find_weights(name), progress=progress, **options)
+        weights = open_weights(find_weights(name), progress=progress, **options)
+    say_cautions(weights.cautions)
+    return weights
+
+
+def say_cautions(cautions: Iterable[str]) -> None:
+    """What a person should read before weights are trusted; on standard error, so that it is in no card or file."""
+    for caution in cautions:
+        Context.screen(to_stderr=True).say(f"note: {caution}")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

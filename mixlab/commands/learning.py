@@ -13,7 +13,7 @@ from mixlab.commands.context import Context, emit, find_run
 from mixlab.errors import UsageError
 
 TRAIN_OPTIONS = (
-    "recipe", "config", "model", "budget", "run", "resume",
+    "data", "recipe", "config", "model", "budget", "run", "resume", "start_over",
     "device", "tracker", "download", "without_pictures",
 )  # fmt: skip
 FINETUNE_OPTIONS = (
@@ -33,6 +33,8 @@ def train(
     budget: str | None = None,
     run: str | None = None,
     resume: str | None = None,
+    moved_to: Annotated[str | None, Parameter(name="--data")] = None,
+    start_over: Annotated[bool, Parameter(negative="")] = False,
     device: str | None = None,
     tracker: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
@@ -61,6 +63,10 @@ def train(
         Folder of the run, or its name under ./runs.
     resume
         Go on with this run, exactly where it stopped; takes no other setting.
+    moved_to
+        With --resume: where the run's data is now, if it was moved.
+    start_over
+        With --resume: begin the run again; what is there is kept in a folder of its own in the run.
     device
         auto, cpu, cuda or mps.
     tracker
@@ -82,17 +88,25 @@ def train(
         emit(
             resume_training(
                 find_run(resume),
+                data=moved_to,
                 device=device or "auto",
                 with_pictures=not without_pictures,
                 tracker=tracker,
                 screen=Context.screen(),
+                start_over="always" if start_over else "never",
             )
         )
         return
+    if start_over:
+        raise UsageError(
+            "--start-over begins a run again", where="--start-over", hint="name it: --resume RUN"
+        )
     if model is not None:
         overrides["model.name"] = model
+    if data is not None and moved_to is not None:
+        raise UsageError("DATA and --data are both given", where=moved_to, hint="leave one of them out")
     _train_new(
-        data,
+        data or moved_to,
         TRAIN_OPTIONS,
         recipe=recipe,
         config=config,
@@ -264,5 +278,5 @@ def recipes(recipe: str | None = None, /) -> None:
         emit({"recipes": rows})
         return
     found = find_recipe(recipe)
-    screen.say(to_toml(found).rstrip())
+    screen.say_lines(to_toml(found).rstrip())
     emit((describe_recipe(recipe) if recipe in RECIPES else {"name": found.name}) | {"recipe": asdict(found)})

@@ -17,6 +17,7 @@ def evaluate(
     data: str | None = None,
     /,
     *,
+    moved_to: Annotated[str | None, Parameter(name="--data")] = None,
     split: str | None = None,
     image_size: str | None = None,
     fit: Literal["resize-crop", "resmall-crop", "stretch"] | None = None,
@@ -32,7 +33,9 @@ def evaluate(
     run
         A run by name or path, a weights file of any known format, or a published name (`mixlab models --pretrained`).
     data
-        As for `train`; by default the run's own data.
+        As for `train`; by default the run's own data, of which its own splits are taken wherever it is now.
+    moved_to
+        Where the run's own data is now, if it was moved.
     split
         train, val or test; by default test, or all of a folder that has no splits.
     image_size
@@ -49,9 +52,12 @@ def evaluate(
     from mixlab.training.evaluate import evaluate as run_evaluation
 
     screen = Context.screen()
+    if data is not None and moved_to is not None:
+        raise UsageError("DATA and --data are both given", where=moved_to, hint="leave one of them out")
     evaluation, bad = run_evaluation(
         find_weights(run),
         data,
+        moved_to=moved_to,
         split=split,
         image_size=parse_size(image_size),
         fit=fit,
@@ -165,7 +171,7 @@ def bench(
     figure
         Draw the speeds, or the curves of --scale, into this PNG file.
     """
-    from mixlab.device import describe_machine, num_cores
+    from mixlab.device import check_threads, describe_machine, num_cores
     from mixlab.models.catalog import MODELS
     from mixlab.report.figures import save_figure
     from mixlab.report.speed_figures import speeds
@@ -177,6 +183,7 @@ def bench(
         raise UsageError(f"{batch_size} is no number of images", where="--batch-size", hint="1, 16 or auto")
     if rounds < 1:
         raise UsageError(f"{rounds} is too few", where="--rounds")
+    check_threads(threads)
     screen = Context.screen()
     if scale:
         if models:

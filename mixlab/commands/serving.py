@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mixlab.commands.context import Context, emit, find_weights, parse_size, plain_name
+from mixlab.commands.context import Context, emit, find_weights, parse_size, plain_name, say_cautions
 from mixlab.errors import UsageError
 
 
@@ -19,6 +19,7 @@ def serve(
     host: str = "127.0.0.1",
     token: str | None = None,
     name: tuple[str, ...] = (),
+    root_path: str = "",
     image_size: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -37,7 +38,9 @@ def serve(
         What callers must send as `Authorization: Bearer TOKEN`; needed for any other host. MIXLAB_TOKEN says it too,
         without showing it to everyone who lists processes.
     name
-        A name that this server is reached by from elsewhere; may be given several times.
+        A name that this server is reached by from elsewhere; may be given several times. '*' is any, with a token.
+    root_path
+        A prefix under which a proxy shows this server, such as /mixlab.
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     """
@@ -46,18 +49,27 @@ def serve(
 
     token = token or os.environ.get("MIXLAB_TOKEN") or None
     try:
-        from mixlab.serving.listen import allowed_hosts, check_address, default_limits, listen, make_server
+        from mixlab.serving.listen import (
+            allowed_hosts,
+            check_address,
+            check_root_path,
+            default_limits,
+            listen,
+            make_server,
+        )
         from mixlab.serving.server import create_app
         from mixlab.serving.service import Service
     except ModuleNotFoundError as error:
         raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
     check_address(host, port, token)
+    hosts, root_path = allowed_hosts(host, name, token), check_root_path(root_path)
     set_threads(threads)
     screen = Context.screen()
     with screen.progress_if_any("downloading") as progress:
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
+    say_cautions(classifier.cautions)
     service = Service(classifier, plain_name(run), default_limits())
-    app = create_app(service, hosts=allowed_hosts(host, name), token=token)
+    app = create_app(service, hosts=hosts, token=token, root_path=root_path)
     say = _announcer(host, service.name)
     listen(make_server(app, host=host, port=port, started=say, stopping=service.drain))
 
@@ -80,6 +92,7 @@ def ui(
     host: str = "127.0.0.1",
     token: str | None = None,
     name: tuple[str, ...] = (),
+    root_path: str = "",
 ) -> None:
     """Look at runs and studies in a browser: curves while they train, differences, reports.
 
@@ -92,18 +105,19 @@ def ui(
     port
         0 takes a free one.
     host
-        As for `serve`, and so are token and name.
+        As for `serve`, and so are token, name and root_path.
     """
     from mixlab.studies import open_study, study_names
     from mixlab.training.run_folder import list_runs
 
     token = token or os.environ.get("MIXLAB_TOKEN") or None
     try:
-        from mixlab.serving.listen import allowed_hosts, check_address, listen, make_server
+        from mixlab.serving.listen import allowed_hosts, check_address, check_root_path, listen, make_server
         from mixlab.serving.ui import create_ui
     except ModuleNotFoundError as error:
         raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
     check_address(host, port, token)
+    hosts, root_path = allowed_hosts(host, name, token), check_root_path(root_path)
     for named in (runs, studies):
         if named is not None and not named.is_dir():
             raise UsageError("there is no such folder", where=str(named))
@@ -113,5 +127,5 @@ def ui(
             "there is neither ./runs nor ./studies", hint="name a folder: mixlab ui RUNS; or train first"
         )
     known = {known.name: known.subject for known in map(open_study, study_names())}
-    app = create_ui(runs, studies, list_runs, known, hosts=allowed_hosts(host, name), token=token)
+    app = create_ui(runs, studies, list_runs, known, hosts=hosts, token=token, root_path=root_path)
     listen(make_server(app, host=host, port=port, started=_announcer(host, "the runs")))

@@ -140,11 +140,13 @@ def _pictures(
     import numpy as np
 
     from mixlab.data.decode import decode
+    from mixlab.data.reading import read_picture
     from mixlab.serving.export import sample_pictures
     from mixlab.serving.predict import find_images
 
+    grey_max = weights.preprocess.grey_max
     if folder is not None:
-        return [decode(path) for path in find_images([str(folder)])[:count]]
+        return [decode(path, grey_max=grey_max) for path in find_images([str(folder)])[:count]]
     try:
         split = _split(run, weights, data, "test")
     except UsageError:
@@ -152,11 +154,12 @@ def _pictures(
             raise
         return sample_pictures(count, weights.preprocess)
     places = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
-    return [split.pixels[i] if split.pixels is not None else decode(split.read(i)) for i in places]
+    return [read_picture(split, int(i), grey_max=grey_max) for i in places]
 
 
 def _split(run: str, weights: "Weights", data: str | None, name: str) -> Any:
-    from mixlab.training.evaluate import choose_split, with_class_numbers
+    from mixlab.training.choose_split import choose_split
+    from mixlab.training.evaluate import with_class_numbers
 
     path = Path(find_weights(run))
     if data is None and not (path / "recipe.toml").is_file():
@@ -173,14 +176,15 @@ def _labelled(
     """Pixels uint8 (n, height, width, channels) at model size and labels of a split, or of `most` of it."""
     import numpy as np
 
-    from mixlab.data.loader import load_images
+    from mixlab.data.reading import load_images
 
     split = _split(run, weights, data, name)
     if most is not None:
         split = split.take(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
     images = load_images(split, weights.preprocess)
-    assert images.pixels is not None
-    return images.pixels.permute(0, 2, 3, 1).contiguous().numpy(), images.split.labels
+    return images.pictures(np.arange(len(images))).permute(
+        0, 2, 3, 1
+    ).contiguous().numpy(), images.split.labels
 
 
 def _card(run: str, weights: "Weights", licence: str, data_name: str | None) -> str:
@@ -215,7 +219,7 @@ def card(
 
     text = _card(run, open_named(run), licence, data_name)
     if out is None:
-        Context.screen().say(text)
+        Context.screen().say_lines(text)
     else:
         write_atomically(out, text.encode())
         Context.screen().say(f"written to {out}")

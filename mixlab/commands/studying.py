@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from mixlab.commands.context import Context, emit
-from mixlab.errors import UsageError
+from mixlab.errors import MixlabError, UsageError
 
 
 def study(
@@ -77,19 +77,27 @@ def study(
     for option, given in (("--preset", preset != "cpu"), ("--seeds", seeds), ("--minutes", minutes)):
         if given and chosen.subject != "DATA":
             raise UsageError("this study trains nothing", where=option, hint="leave it out")
-    result = conduct(
-        chosen,
-        Options(
-            subject=subject,
-            preset=preset,
-            smoke=smoke,
-            seeds=seeds,
-            minutes=minutes,
-            out=out or Path("studies") / (chosen.name + ("-smoke" if smoke else "")),
-            threads=threads,
-            device=device,
-            screen=screen,
-        ),
+    place = out or Path("studies") / (chosen.name + ("-smoke" if smoke else ""))
+    options = Options(
+        subject=subject,
+        preset=preset,
+        smoke=smoke,
+        seeds=seeds,
+        minutes=minutes,
+        out=place,
+        threads=threads,
+        device=device,
+        screen=screen,
     )
+    try:
+        result = conduct(chosen, options)
+    except KeyboardInterrupt:
+        failure = MixlabError(
+            "interrupted; what was finished is kept",
+            where=str(place),
+            hint="the same command goes on from there",
+        )
+        failure.kind, failure.exit_status = "interrupted", 130
+        raise failure from None
     show_study(result, screen)
     emit(result)

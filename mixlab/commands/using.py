@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from mixlab.commands.context import Context, emit, find_weights, parse_size
+from mixlab.commands.context import Context, emit, find_weights, parse_size, say_cautions
 from mixlab.errors import UsageError
 
 
@@ -36,6 +36,7 @@ def predict(
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     """
+    from mixlab.data.listing import Skips, describe_skipped
     from mixlab.device import set_threads
     from mixlab.report.tables import show_predictions
     from mixlab.serving.predict import find_images, load, write_csv
@@ -46,12 +47,17 @@ def predict(
     screen = Context.screen()
     with screen.progress_if_any("downloading") as progress:
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
-    rows = classifier.predict(find_images(images), top=top)
+    skips = Skips()
+    say_cautions(classifier.cautions)
+    rows = classifier.predict(find_images(images, skips), top=top)
     num_bad = sum("error" in row for row in rows)
     result = {"images": rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
+    result["skipped"] = [one.to_json() for one in skips.result()]
     if csv is not None:
         write_csv(rows, csv)
     show_predictions(result, screen)
+    if skips.counts:
+        screen.say(describe_skipped(skips.result()))
     if csv is not None:
         screen.say(f"written to {csv}")
     emit(result)
@@ -95,7 +101,7 @@ def check(
         for shard in bad:
             screen.say(f"{shard['path']}: {shard['reason']}")
     emit(values)
-    return 1 if result.num_bad or values.get("bad_shards") else 0
+    return 1 if result.num_bad or source.lost or values.get("bad_shards") else 0
 
 
 def shard(
@@ -160,6 +166,7 @@ def doctor() -> None:
 
     from mixlab.device import describe_machine, keep_memory, multiplies_bf16, pick_device, set_threads
     from mixlab.models.fast_training import has_fast_passes
+    from mixlab.models.workers import try_program
     from mixlab.report.tables import show_facts
 
     facts = describe_machine()
@@ -167,6 +174,7 @@ def doctor() -> None:
     facts["threads"] = set_threads(None)
     facts["memory_kept_for_tensors"] = keep_memory()
     facts["fast_passes_of_mixers"] = has_fast_passes()
+    facts["programs_for_cores"] = try_program()
     facts["bf16_products"] = multiplies_bf16()
     facts["openmp_wait"] = os.environ.get("OMP_WAIT_POLICY") or os.environ.get(
         "GOMP_SPINCOUNT", "its default"

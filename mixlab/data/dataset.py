@@ -1,5 +1,6 @@
 """What a source hands on: named, labelled images, as files or as pixels already in memory."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,16 @@ from typing import Protocol
 import numpy as np
 
 from mixlab.data.decode import read_image_file
+from mixlab.data.listing import Skipped
+from mixlab.errors import DataError
+from mixlab.escape import is_plain, readable
 
-SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+# By any name that the Hugging Face Hub takes for one too, in lower case.
+SPLIT_NAMES = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("val", "validation", "valid", "dev"), "val")
+    | dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
+)
 
 
 class Encoded(Protocol):
@@ -33,10 +42,12 @@ class Encoded(Protocol):
 class Split:
     """The images of one split, n of them.
 
-    names: how a person finds each image again: a path, or `index 12` where the source has no files.
+    names: how a person finds each image again: a path, or `index 12` where the source has no files. Always plain
+        text; what is none in the name of a file is escaped.
     labels: int64 (n,), indices into the source's `class_names`.
     pixels: uint8 (n, H, W, channels), or None where pictures are still to be decoded.
     encoded: where their bytes are, at `rows`, int64 (n,); None where `names` are paths of files.
+    paths: the files, where some of their names are no plain text.
     """
 
     names: tuple[str, ...]
@@ -44,6 +55,7 @@ class Split:
     pixels: np.ndarray | None = None
     encoded: Encoded | None = None
     rows: np.ndarray | None = None
+    paths: tuple[str, ...] | None = None
 
     @property
     def has_files(self) -> bool:
@@ -53,7 +65,7 @@ class Split:
     def read(self, index: int) -> bytes:
         """The bytes of the image file at `index`, for a split without pixels. ImageError if it cannot be read."""
         if self.encoded is None or self.rows is None:
-            return read_image_file(self.names[index])
+            return read_image_file((self.paths or self.names)[index])
         return self.encoded.read(int(self.rows[index]))
 
     def __len__(self) -> int:
@@ -67,6 +79,7 @@ class Split:
             pixels=None if self.pixels is None else self.pixels[indices],
             encoded=self.encoded,
             rows=None if self.rows is None else self.rows[indices],
+            paths=None if self.paths is None else tuple(self.paths[i] for i in indices),
         )
 
 
@@ -76,9 +89,60 @@ class Source:
 
     splits: some of `train`, `val`, `test`; a source that names no splits has one called `all`.
     root: the folder or CSV file it was read from, None for sets that live in a library.
+    skipped: what lies there and is left out. class_names are brought to Unicode's NFC; DataError for one that is
+    no text or holds a line break.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Split]
     root: Path | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = tuple(clean_name(name, where=str(self.root or self.name)) for name in self.class_names)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"two classes are called '{twice}'", where=str(self.root or self.name))
+        object.__setattr__(self, "class_names", names)
+
+    def __len__(self) -> int:
+        return sum(len(split) for split in self.splits.values())
+
+    @property
+    def lost(self) -> list[tuple[str, str]]:
+        """Path and reason of every file that is left out and may be a picture."""
+        return [(path, one.reason) for one in self.skipped if one.is_loss for path in one.paths]
+
+
+def everything(source: Source) -> Split:
+    """All images of a source as one split, in the order of its splits."""
+    parts = list(source.splits.values())
+    if len(parts) == 1:
+        return parts[0]
+    in_memory = all(part.pixels is not None for part in parts)
+    has_rows = all(part.rows is not None for part in parts)
+    has_odd = any(part.paths is not None for part in parts)
+    return Split(
+        names=tuple(name for part in parts for name in part.names),
+        labels=np.concatenate([part.labels for part in parts]),
+        pixels=np.concatenate([part.pixels for part in parts]) if in_memory else None,
+        encoded=parts[0].encoded,
+        rows=np.concatenate([part.rows for part in parts]) if has_rows else None,
+        paths=tuple(path for part in parts for path in part.paths or part.names) if has_odd else None,
+    )
+
+
+def clean_name(name: str, *, where: str) -> str:
+    """A class name from outside in NFC: a Mac's names and Linux's are then the same. DataError if it is no text."""
+    if is_plain(name):
+        return unicodedata.normalize("NFC", name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"the class name {readable(name)} is not in UTF-8",
+            where=where,
+            hint="rename it (`convmv -f gbk -t utf8 --notest -r FOLDER`, or the coding it has)",
+        ) from None
+    raise DataError(f"the class name {readable(name)} has a control character", where=where, hint="rename it")

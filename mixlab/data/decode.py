@@ -8,9 +8,10 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
-from pathlib import Path, PurePath
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +28,8 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from mixlab.errors import ImageError
+from mixlab.data.formats import FORMATS, picture_format
+from mixlab.errors import ImageError, path_text
 
 try:
     import simplejpeg
@@ -36,23 +38,20 @@ except ImportError:
 
 MAX_BYTES = 64 * 1024**2
 MAX_PIXELS = 100_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow opens the MPO of some phones as JPEG
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-)
+MAX_SCANNED = (
+    16 * MAX_PIXELS
+)  # of a JPEG: pixels times scans, since a decoder goes over all of them in each scan
+SCAN_PIXELS = 10_000  # what beginning a scan costs
 _ORIENTATION = 0x0112
+GREY16_MAX = 65535  # of 16-bit pictures: the value that is white, unless the pictures' own range is known
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")  # those that have a length, and the end
+_SOF, _SOF_PLAIN, _EOI, _SOS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}, (0xC0, 0xC1), 0xD9, 0xDA
 _NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-
-
-def is_image_name(path: str | PurePath) -> bool:
-    """Whether a folder scan takes this file for an image, by its name alone."""
-    name = PurePath(path).name
-    return not name.startswith(".") and PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_image_file(path: str | Path) -> bytes:
     """The bytes of an image file, refused before reading if it is no regular file or too large."""
-    where = str(path)
+    where = path_text(path, "an image file")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
@@ -72,19 +71,39 @@ def read_image_file(path: str | Path) -> bytes:
 Reduction = Callable[[int, int], float]
 
 
-def decode(source: str | Path | bytes, *, reduction: Reduction | None = None) -> np.ndarray:
+def decode(
+    source: str | Path | bytes, *, reduction: Reduction | None = None, grey_max: int = GREY16_MAX
+) -> np.ndarray:
     """Decode to uint8 (H, W, 3) RGB: first frame, EXIF orientation applied, alpha over white.
 
     Colour profiles are not applied. reduction: given height and width, how many times smaller a JPEG may come back;
-    it then does at 1/2, 1/4 or 1/8 of its size. Much faster where the image is scaled down anyway.
+    it then does at 1/2, 1/4 or 1/8 of its size. Much faster where the image is scaled down anyway. grey_max: the
+    value of a 16-bit grey picture that becomes 255.
     """
+    return decode_deep(source, reduction=reduction, grey_max=grey_max)[0]
+
+
+def decode_deep(
+    source: str | Path | bytes, *, reduction: Reduction | None = None, grey_max: int = GREY16_MAX
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`decode`, and the values (H, W) of a 16-bit grey picture before they became 8 bits; None for any other."""
     where = None if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_image_file(source)
     try:
         pixels = _decode_plain_jpeg(data, reduction) if data[:2] == b"\xff\xd8" else None
-        return _decode_with_pillow(data, reduction) if pixels is None else pixels
+        return _decode_with_pillow(data, reduction, grey_max) if pixels is None else (pixels, None)
     except Exception as error:  # decoders raise nearly every type there is
         raise ImageError(_reason(error, data), where=where) from None
+
+
+def decode_opened(image: Image.Image, *, grey_max: int = GREY16_MAX) -> np.ndarray:
+    """`decode` of a picture that Pillow has opened already, or made; its current frame."""
+    try:
+        _check_size(*image.size)
+        _silence_pillow()
+        return _pixels(image, grey_max)[0]
+    except Exception as error:
+        raise ImageError(_reason(error, b"opened")) from None
 
 
 def describe(source: str | Path | bytes) -> tuple[int, int, str, str]:
@@ -104,6 +123,8 @@ def _reason(error: Exception, data: bytes) -> str:
     if not data:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
+        if (name := picture_format(data)) and name not in FORMATS:
+            return f"{name} is not read here; save it as JPEG or PNG"
         return "not an image, or not of a supported format (" + ", ".join(FORMATS) + ")"
     if isinstance(error, Image.DecompressionBombError):
         return _too_many_pixels()
@@ -124,14 +145,53 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError(_too_many_pixels())
 
 
+def _jpeg_markers(data: bytes, at: int = 2) -> Iterator[tuple[int, int]]:
+    """Each marker with the place of its length, up to the end of the picture; its content is passed over."""
+    while (found := _JPEG_MARKER.search(data, at)) is not None and found[1][0] != _EOI:
+        yield found[1][0], found.end()
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+
+
+def _check_scans(data: bytes, width: int, height: int) -> None:
+    """A few hundred bytes can ask for thousands of scans of a large picture; decoding them would take minutes."""
+    most = MAX_SCANNED // (width * height + SCAN_PIXELS)
+    if len(data) // 10 <= most:  # bytes of the shortest scan
+        return
+    components = None
+    for marker, at in _jpeg_markers(data):
+        if marker in _SOF:
+            components = data[at + 7 : at + 8] if marker in _SOF_PLAIN else None
+        elif marker == _SOS:
+            if data[at + 2 : at + 3] == components:  # all in one scan: no decoder takes a second one
+                return
+            break
+    if data.count(b"\xff\xda") > most:
+        scans = (marker for marker, _ in _jpeg_markers(data) if marker == _SOS)
+        if next(islice(scans, most, None), None) is not None:
+            raise ImageError(f"a JPEG with more than {most} scans")
+
+
 def _open(data: bytes) -> Image.Image:
     """Read the header with Pillow and check the size, before anything is decoded."""
     if len(data) > MAX_BYTES:
         raise ImageError(f"larger than {MAX_BYTES // 1024**2} MiB")
     _silence_pillow()
-    image = Image.open(BytesIO(data), formats=FORMATS)
+    formats = _heif_formats() if picture_format(data) == "HEIC" else FORMATS
+    image = Image.open(BytesIO(data), formats=formats)
     _check_size(*image.size)
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(data, *image.size)
     return image
+
+
+def _heif_formats() -> tuple[str, ...]:
+    """Pillow's name of HEIC, made known to it. ImageError without the package that reads it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError("HEIC is read with the package pillow-heif: pip install 'mixlab[heic]'") from None
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def _silence_pillow() -> None:
@@ -180,6 +240,7 @@ def _decode_plain_jpeg(data: bytes, reduction: Reduction | None) -> np.ndarray |
         if space in ("CMYK", "YCCK"):
             return None
         _check_size(width, height)
+        _check_scans(data, width, height)
         # Reading metadata with Pillow takes a fifth of the decoding time, so only where there is some.
         turned = b"Exif\x00" in data or b"Orientation" in data
         orientation = _orientation(_open(data)) if turned else 1
@@ -192,22 +253,38 @@ def _decode_plain_jpeg(data: bytes, reduction: Reduction | None) -> np.ndarray |
     return _upright(pixels, orientation)
 
 
-def _decode_with_pillow(data: bytes, reduction: Reduction | None) -> np.ndarray:
+def _decode_with_pillow(
+    data: bytes, reduction: Reduction | None, grey_max: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     with _open(data) as image:
         if image.format in ("JPEG", "MPO"):
             scale = _jpeg_scale(*image.size, _orientation(image), reduction)
             if scale > 1:  # rounded down, because draft() compares whole quotients
                 image.draft(None, (image.width // scale, image.height // scale))
-        image.load()
-        # After load(), because TIFF turns itself and then says 1.
-        return _upright(_rgb(image), _orientation(image))
+        return _pixels(image, grey_max)
+
+
+def _pixels(image: Image.Image, grey_max: int) -> tuple[np.ndarray, np.ndarray | None]:
+    image.load()
+    deep = _deep_grey(image)
+    pixels = _rgb(image) if deep is None else _grey16(deep, grey_max)
+    # After load(), because TIFF turns itself and then says 1.
+    return _upright(pixels, _orientation(image)), deep
+
+
+def _deep_grey(image: Image.Image) -> np.ndarray | None:
+    """The values (H, W) of a grey picture of more than 8 bits; None for other pictures."""
+    if not image.mode.startswith("I"):
+        return None
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > GREY16_MAX:
+        raise ImageError("32-bit pixels outside 0..65535; save as 8 or 16 bits")
+    return values.astype(np.uint16)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise ImageError("pixels are floating-point numbers of unknown range; save as 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _grey16(np.asarray(image))
     if image.has_transparency_data:
         # La (premultiplied grey) converts to LA only.
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -215,10 +292,12 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _grey16(values: np.ndarray) -> np.ndarray:
-    """16-bit grey to 8 bits; Pillow's own conversion clips at 255 and gives white pictures."""
-    wide = values.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise ImageError("32-bit pixels outside 0..65535; save as 8 or 16 bits")
-    grey = ((wide + 128) // 257).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+def _grey16(values: np.ndarray, grey_max: int) -> np.ndarray:
+    """uint16 grey (H, W) to uint8 (H, W, 3), `grey_max` to 255; Pillow's own conversion gives white pictures."""
+    scaled = (values.astype(np.int64) * 255 + grey_max // 2) // grey_max
+    return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def grey_range(peak: int) -> int:
+    """The largest value of the fewest bits (8, 10, 12, 14 or 16) that hold `peak`: 255 to 65535."""
+    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if peak < 2**bits)

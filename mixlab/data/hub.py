@@ -14,7 +14,8 @@ import numpy as np
 
 from mixlab.data.dataset import SPLIT_NAMES, Source, Split
 from mixlab.data.decode import MAX_BYTES
-from mixlab.errors import DataError, ImageError, UsageError
+from mixlab.errors import DataError, DiskError, ImageError, UsageError
+from mixlab.files import can_be_written
 
 STREAM_WINDOW = (
     1024  # pictures that a stream shuffles among themselves; two windows of encoded ones are in memory
@@ -165,6 +166,14 @@ def _load(datasets: Any, name: str, streaming: bool, download: bool) -> dict[str
     except DataError:
         raise
     except Exception as error:  # no network, no such set, damaged files, no space
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        # Without a home folder its name still begins with a ~.
+        if not streaming and (not cache.is_absolute() or not can_be_written(cache)):
+            raise DiskError(
+                "the cache of Hugging Face's datasets cannot be written",
+                where=str(cache),
+                hint="HF_HOME in the environment names another folder",
+            ) from error
         reason = " ".join(str(error).split())[:300]
         hint = "check the name and the files"
         if not local.exists() and not download:

@@ -15,7 +15,8 @@ import numpy as np
 
 from mixlab.data.dataset import Source, Split
 from mixlab.data.splits import stratified_split
-from mixlab.errors import DataError
+from mixlab.errors import DataError, DiskError
+from mixlab.files import can_be_written
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,11 @@ def open_torchvision(name: str, data_dir: Path, download: bool) -> Source:
     except Exception as error:  # no network, no space, a bad archive, a missing optional package
         expected = f"{data_dir.absolute()}: {library.files}"
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if download and not can_be_written(data_dir):
+            hint = "give another --data-dir, or run mixlab in a folder that can be written"
+            raise DiskError(
+                f"{name} cannot be kept here: no right to write", where=str(data_dir.absolute()), hint=hint
+            ) from None
         reason = text.split(" You can use download=True")[0][:200]
         if download:
             found = f"{name} could not be downloaded or read: {reason}"

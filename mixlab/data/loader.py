@@ -3,10 +3,10 @@
 Sample order and every draw depend on (seed, epoch, index) alone, so the number of workers changes nothing.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mixlab.data.augment import AugmentConfig, augment, crop_boxes, draw_crops
-from mixlab.data.dataset import Split
-from mixlab.data.decode import Reduction, decode
 from mixlab.data.order import batch_indices
-from mixlab.data.preprocess import Box, Preprocess
+from mixlab.data.preprocess import Box
+from mixlab.data.reading import BadFile, Images, read_picture
 from mixlab.data.workers import items_of_workers
 from mixlab.errors import DataError, ImageError
+from mixlab.threads import num_sharing, one_core_each, shared
 
 
 @dataclass(frozen=True)
@@ -37,116 +37,6 @@ class Batch:
     shard_sizes: tuple[int, ...] = ()
     step_size: int = 0
     view: int = 0
-
-
-@dataclass(frozen=True)
-class BadFile:
-    """A picture that could not be read, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Images:
-    """The readable pictures of a split.
-
-    split: names and labels of those that could be read. pixels: uint8 (n, channels, H, W) at model size if
-    they are kept in memory, else None. bad: the others.
-    """
-
-    split: Split
-    preprocess: Preprocess
-    pixels: Tensor | None
-    bad: list[BadFile] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """uint8 (n, channels, H, W): the preprocessed pictures at `indices`. ImageError if one went bad since."""
-        if self.pixels is not None:
-            return self.pixels[torch.as_tensor(np.asarray(indices))]
-        return torch.from_numpy(np.stack([self.preprocess.pixels(_picture(self.split, i)) for i in indices]))
-
-
-Progress = Callable[[int, int], None]
-READ_CHUNK, READ_PART = 1024, 16  # pictures handed to the threads at a time, and to one of them
-
-
-def load_images(
-    split: Split, preprocess: Preprocess, *, in_memory: bool = True, progress: Progress | None = None
-) -> Images:
-    """Read every picture of `split` once; keep the pixels if `in_memory`, else only learn which are readable."""
-    shape = (len(split), preprocess.channels, *preprocess.image_size)
-    pixels = np.empty(shape, dtype=np.uint8) if in_memory else None
-    bad: dict[int, BadFile] = {}
-
-    def read(index: int) -> None:
-        try:
-            picture = _picture(split, index)
-            if pixels is not None:
-                pixels[index] = preprocess.pixels(picture)
-        except ImageError as error:
-            bad[index] = BadFile(split.names[index], error.message)
-
-    def read_all(part: range) -> None:
-        for index in part:
-            read(index)
-
-    if pixels is None and split.encoded is not None and (split.encoded.is_checked or split.encoded.window):
-        return Images(split, preprocess, None)  # known to be good, or too long to read just for that
-    if split.pixels is not None and pixels is not None and _is_model_size(split.pixels, preprocess):
-        pixels[:] = split.pixels.transpose(0, 3, 1, 2)
-    else:
-        # Decoders and resizing release the GIL, so threads keep all cores busy without copies.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(split), READ_CHUNK):
-                stop = min(start + READ_CHUNK, len(split))
-                parts = [
-                    range(first, min(first + READ_PART, stop)) for first in range(start, stop, READ_PART)
-                ]
-                list(pool.map(read_all, parts))
-                if progress is not None:
-                    progress(stop, len(split))
-    if bad:
-        good = np.array([i for i in range(len(split)) if i not in bad], dtype=np.int64)
-        split = split.take(good)
-        if pixels is not None:
-            for new, old in enumerate(good):  # in place: a copy would double the memory
-                pixels[new] = pixels[old]
-            pixels = pixels[: len(good)]
-    listed = [bad[i] for i in sorted(bad)]
-    return Images(split, preprocess, None if pixels is None else torch.from_numpy(pixels), listed)
-
-
-def _is_model_size(pixels: np.ndarray, preprocess: Preprocess) -> bool:
-    height, width = pixels.shape[1:3]
-    whole = (0.0, 0.0, float(width), float(height))
-    return (
-        (height, width) == preprocess.image_size
-        and pixels.shape[3] == preprocess.channels
-        and preprocess.box(height, width) == whole
-    )
-
-
-def _picture(split: Split, index: int, reduction: Reduction | None = None) -> np.ndarray:
-    if split.pixels is not None:
-        return split.pixels[index]
-    return decode(split.read(index), reduction=reduction)
-
-
-def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float) -> None:
-    """DataError, naming the first of them, if more than `max_share` of `total` pictures are bad, or all."""
-    if len(bad) < total and len(bad) <= max_share * total:
-        return
-    lines = "".join(f"\n  {file.path}: {file.reason}" for file in bad[:10])
-    more = "" if len(bad) <= 10 else f"\n  and {len(bad) - 10} more"
-    raise DataError(
-        f"{len(bad)} of {total} images cannot be read, more than the {max_share:.0%} allowed:{lines}{more}",
-        where="data.max_bad_share",
-        hint="mend or remove them (`mixlab check DATA` lists all), or allow more with --max-bad-share",
-    )
 
 
 def evaluation_batches(
@@ -236,11 +126,27 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
 
         Those that cannot be read any more are left out, and added to `bad`.
         """
+        encoded = self.images.split.encoded
+        is_stream = encoded is not None and encoded.window > 0  # which is read in order
+        num_parts = 1 if is_stream else max(min(num_sharing(), len(index)), 1)
+        parts = shared(partial(self._drawn, view), np.array_split(index, num_parts))
+        pixels, good, gone = zip(*parts, strict=True)
+        bad += itertools.chain.from_iterable(gone)
+        if not any(map(len, good)) and self.num_shards == 1:  # a shard of a few pictures may have bad luck
+            raise DataError(
+                f"no picture of a whole batch can be read any more, {bad[0].path}: {bad[0].reason}",
+                hint="was the data set moved or deleted during training?",
+            )
+        return torch.cat(pixels), np.concatenate(good)
+
+    def _drawn(self, view: int, index: np.ndarray) -> tuple[Tensor, np.ndarray, list[BadFile]]:
+        """Some of them; no draw and no bit depends on which."""
+        bad: list[BadFile] = []
         if self.images.pixels is not None and not self.augment.cuts_boxes:
             pixels, good = self.images.pictures(index), index
         else:
             pixels, good = self._cut(view, index, bad)
-        return augment(pixels, self.augment, seed=self.seed, epoch=view, index=good), good
+        return augment(pixels, self.augment, seed=self.seed, epoch=view, index=good), good, bad
 
     def _cut(self, epoch: int, index: np.ndarray, bad: list[BadFile]) -> tuple[Tensor, np.ndarray]:
         """Decode (or take from memory), cut and scale each picture; leave out those that fail."""
@@ -255,11 +161,6 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
                 continue
             pixels.append(cut(picture, box))
             good.append(i)
-        if not good and self.num_shards == 1:  # a shard of a few pictures may have bad luck
-            raise DataError(
-                f"no picture of a whole batch can be read any more, {bad[0].path}: {bad[0].reason}",
-                hint="was the data set moved or deleted during training?",
-            )
         shape = (0, preprocess.channels, *preprocess.image_size)
         stacked = np.stack(pixels) if pixels else np.empty(shape, dtype=np.uint8)
         return torch.from_numpy(stacked), np.array(good, dtype=np.int64)
@@ -278,9 +179,10 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
 
         is_drawn = self.augment.cuts_boxes
         if self.images.pixels is not None:
-            picture = self.images.pixels[index].numpy().transpose(1, 2, 0)
+            picture = self.images.pictures([index])[0].numpy().transpose(1, 2, 0)
         else:
-            picture = _picture(self.images.split, index, reduction if is_drawn else None)
+            grey_max = preprocess.grey_max
+            picture = read_picture(self.images.split, index, reduction if is_drawn else None, grey_max)
         return picture, (drawn_box if is_drawn else preprocess.box)(*picture.shape[:2])
 
 
@@ -303,8 +205,15 @@ def training_batches(
         items = items_of_workers(pictures, first_step, num_steps, num_workers, timeout_seconds)
     labels = torch.from_numpy(pictures.images.split.labels)
     normalize = pictures.images.preprocess.normalize
-    for item in items:
+    while True:
+        with one_core_each():
+            item = next(items, None)
+            if item is None:
+                return
+            label = labels[torch.from_numpy(item.index)]
+            batch = Batch(
+                normalize(item.pixels), label, item.index, item.shard_sizes, item.step_size, item.view
+            )
         for file in item.bad:
             on_bad(file)
-        label = labels[torch.from_numpy(item.index)]
-        yield Batch(normalize(item.pixels), label, item.index, item.shard_sizes, item.step_size, item.view)
+        yield batch

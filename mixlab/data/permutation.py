@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixlab.data.random import Purpose, uniform
 from mixlab.errors import UsageError, WeightsError
+from mixlab.records import take
 
 KINDS = ("patches_and_pixels", "per_patch", "global")
 
@@ -95,10 +96,14 @@ class PixelPermutation:
     @classmethod
     def from_json(cls, values: Any) -> "PixelPermutation":
         """The inverse of `to_json`; WeightsError if it is none."""
+        where = "config.json, permutation"
+        kind = take(values, "kind", str, where)
+        side = take(values, "patch_size", int, where, low=1, high=2**16)
+        seed = take(values, "seed", int, where, low=0, high=2**63 - 1)
         try:
-            return cls(kind=values["kind"], patch_size=int(values["patch_size"]), seed=int(values["seed"]))
-        except (KeyError, TypeError, ValueError, UsageError) as error:
-            raise WeightsError(f"the stored permutation is none: {error}", where="config.json") from error
+            return cls(kind=kind, patch_size=side, seed=seed)
+        except UsageError as error:
+            raise WeightsError(f"the stored permutation is none: {error}", where=where) from error
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,8 @@
 """From a decoded picture to the model's input: the one place where size, crop, mean and std are known."""
 
+import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -9,11 +11,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mixlab.data.decode import GREY16_MAX, decode
 from mixlab.data.permutation import PixelPermutation
 from mixlab.errors import WeightsError
+from mixlab.records import take, take_list
 
 Fit = Literal["crop", "stretch", "resize-crop"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+MAX_SIDE = 4096  # pixels of a model's input; what is larger would fill the memory with a few pictures
+MAX_PATCHES = 2**16
+LARGEST_MEAN, SMALLEST_STD = 1e6, 1e-6  # on the scale of pixels / 255
 LARGE = 64  # pixels of a side, from which on half a pixel does not matter
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -32,6 +39,7 @@ class Preprocess:
     interpolation: `bicubic` or `bilinear`, antialiased.
     mean, std: per channel, on the scale of pixels / 255.
     permutation: moves the pixels of the finished input, for models that learnt on permuted pictures.
+    grey_max: the value of 16-bit grey pictures that counts as white, 65535 where they use their whole range.
     """
 
     image_size: tuple[int, int]
@@ -42,6 +50,11 @@ class Preprocess:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     permutation: PixelPermutation | None = None
+    grey_max: int = GREY16_MAX
+
+    def read(self, source: str | Path | bytes) -> np.ndarray:
+        """A picture file or its bytes -> uint8 (channels, height, width) at model size. ImageError if it is none."""
+        return self.pixels(decode(source, grey_max=self.grey_max))
 
     def box(self, height: int, width: int) -> Box:
         """The part of an (height, width) picture that is scaled to image_size: left, top, right, bottom."""
@@ -108,20 +121,62 @@ class Preprocess:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Preprocess":
-        """The inverse of `to_json`; WeightsError if a key, or the fit, is missing or unknown."""
+    def from_json(cls, values: dict[str, Any], where: str = "config.json") -> "Preprocess":
+        """The inverse of `to_json`; WeightsError, with the place `where`, if a value is none that can be."""
         names = {field.name for field in fields(cls)}
-        values = {"permutation": None} | values
+        values = {"permutation": None, "grey_max": GREY16_MAX} | values  # older weights have neither
         if set(values) != names:
             wrong = ", ".join(sorted(set(values) ^ names))
             raise WeightsError(
-                f"the stored preprocess has missing or unknown keys: {wrong}", where="config.json"
+                f"the stored preprocess has missing or unknown keys: {wrong[:200]}", where=where
             )
-        if values["fit"] not in get_args(Fit):
-            raise WeightsError(
-                f"the stored preprocess has an unknown fit: {values['fit']!r}", where="config.json"
-            )
-        known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        if known["permutation"] is not None:
-            known["permutation"] = PixelPermutation.from_json(known["permutation"])
-        return cls(**known)
+        channels = take(values, "channels", int, where, low=1, high=MAX_SIDE)
+        per_channel = {
+            key: take_list(values, key, float, where, low=-LARGEST_MEAN, high=LARGEST_MEAN)
+            for key in ("mean", "std")
+        }
+        for key in ("fit", "interpolation"):
+            take(values, key, str, where)
+        size = take_list(values, "image_size", int, where, low=1, high=MAX_SIDE)
+        permutation = take(values, "permutation", dict, where, optional=True)
+        found = cls(
+            image_size=size,  # its length is looked at by `check`
+            channels=channels,
+            fit=values["fit"],
+            crop_fraction=take(values, "crop_fraction", float, where),
+            interpolation=values["interpolation"],
+            permutation=None if permutation is None else PixelPermutation.from_json(permutation),
+            grey_max=take(values, "grey_max", int, where, low=1, high=GREY16_MAX),
+            mean=per_channel["mean"],
+            std=per_channel["std"],
+        )
+        found.check(where)
+        return found
+
+    def check(self, where: str) -> None:
+        """WeightsError, with the place `where`, for values that no picture can be brought to a model with."""
+        sides = self.image_size
+        if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
+            raise WeightsError(f"image_size is {list(sides)}, not two sides of 1 to {MAX_SIDE}", where=where)
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels or not all(math.isfinite(value) for value in values):
+                raise WeightsError(
+                    f"{key} is {list(values)[:9]}, not a finite number for each of {self.channels} channels",
+                    where=where,
+                )
+        if not all(value >= SMALLEST_STD for value in self.std):
+            raise WeightsError(f"std must be above 0, got {list(self.std)[:9]}", where=where)
+        if not 0.0 < self.crop_fraction <= 1.0:
+            raise WeightsError(f"crop_fraction must be in (0, 1], got {self.crop_fraction}", where=where)
+        for key, value, known in (
+            ("fit", self.fit, get_args(Fit)),
+            ("interpolation", self.interpolation, _FILTERS),
+        ):
+            if value not in known:
+                raise WeightsError(f"the stored preprocess has an unknown {key}: {value[:60]!r}", where=where)
+        if self.permutation is not None:
+            side = self.permutation.patch_size
+            if self.permutation.kind != "global" and any(length % side for length in sides):
+                raise WeightsError(f"image_size {list(sides)} has no whole patches of {side}", where=where)
+            if self.permutation.kind == "per_patch" and sides[0] * sides[1] // side**2 > MAX_PATCHES:
+                raise WeightsError(f"it permutes more than {MAX_PATCHES} patches one by one", where=where)

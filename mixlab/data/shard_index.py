@@ -4,9 +4,10 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from mixlab.data.decode import IMAGE_SUFFIXES, MAX_BYTES
+from mixlab.data.decode import MAX_BYTES
+from mixlab.data.formats import IMAGE_SUFFIXES
 from mixlab.data.shards import (
     FORMAT,
     FORMAT_VERSION,
@@ -25,17 +26,30 @@ _CODE_SUFFIXES = (".pyd", ".pickle", ".pkl", ".pth", ".pt", ".py")
 BLOCK = 512  # of a tar file
 
 
+class _Capped:
+    """A file of which tarfile cannot be made to read gigabytes at once, as it does for a header that says so."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell, self.seek, self.read_file = file.tell, file.seek, file.read
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_BYTES + BLOCK:
+            raise tarfile.ReadError("a part of it is too large")
+        return self.read_file(size)
+
+
 def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
     """(key, suffix, offset, content) of every member that counts. DataError if the archive is cut or odd."""
     end = 0
     try:
-        with tarfile.open(path, "r:") as tar:  # never compressed: members must have places
+        # "r:", never compressed: members must have places
+        with path.open("rb") as whole, tarfile.open(fileobj=cast(Any, _Capped(whole)), mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.isdir():
                     continue
                 name = PurePosixPath(member.name)
-                if not member.isfile() or name.is_absolute() or ".." in name.parts:
+                if not member.isfile() or member.issparse() or name.is_absolute() or ".." in name.parts:
                     raise DataError(f"{member.name} is no plain file", where=str(path))
                 suffix = name.suffix.lower()
                 if suffix in _CODE_SUFFIXES:
@@ -52,7 +66,7 @@ def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
                 if len(data) != member.size:
                     raise DataError(f"it is cut in {member.name}", where=str(path))
                 yield str(name.with_suffix("")), suffix, member.offset_data, data
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"the shard cannot be read: {error}", where=str(path)) from error
     # tarfile takes a cut between two members, or a damaged header, for the end. A whole archive ends in zeros.
     with path.open("rb") as file_:

@@ -20,7 +20,7 @@ _SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of others it
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What `write_shards` wrote: pictures written and left out, which sum to all of them, and shards."""
+    """What `write_shards` wrote: pictures written, those and files that may be pictures left out, and shards."""
 
     num_ok: int
     num_bad: int
@@ -47,7 +47,7 @@ def write_shards(
         raise UsageError("this folder exists already", where=str(folder), hint="choose another, or remove it")
     _webdataset()
     total = sum(len(split) for split in source.splits.values())
-    bad: list[dict[str, str]] = []
+    bad = [{"path": path, "reason": reason} for path, reason in source.lost]
     with written_whole(folder) as temporary:
         temporary.mkdir()
         done = 0
@@ -65,7 +65,7 @@ def write_shards(
                     writer.write(data, suffix, int(split.labels[i]))
                     if progress is not None and done % 256 == 0:
                         progress(done, total)
-        if len(bad) == total:
+        if len(bad) == total + len(source.lost):
             raise DataError("no picture can be read", where=source.name)
         contents = {path: pictures_in(path) for path in tars_in(temporary)}
         numbers = {str(i): i for i in range(len(source.class_names))}

@@ -1,32 +1,50 @@
 """Where labelled images come from: class folders, a CSV file, digits, or a set that torchvision knows."""
 
-import contextlib
-import csv
 import difflib
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mixlab.data.dataset import SPLIT_NAMES, Source, Split
-from mixlab.data.decode import is_image_name
+from mixlab.data.csv_files import read_rows
+from mixlab.data.dataset import SPLIT_NAMES, Source, Split, clean_name
 from mixlab.data.known import TORCHVISION_NAMES, open_digits, open_torchvision
+from mixlab.data.listing import (
+    HIDDEN,
+    LOOSE,
+    OWN,
+    SYSTEM,
+    Skips,
+    is_own,
+    pictures_below,
+    pictures_in,
+    subfolders,
+)
 from mixlab.data.shards import open_shards
-from mixlab.errors import DataError, DiskError, UsageError
+from mixlab.errors import DataError, UsageError, path_text
+from mixlab.escape import readable
 
 _LAYOUT = "lay it out as FOLDER/CLASS/IMAGE, or as FOLDER/train/CLASS/IMAGE with val and test beside train"
 SOURCE_NAMES: tuple[str, ...] = ("digits", *TORCHVISION_NAMES)
+Row = tuple[str, str, str]  # path, class, split
 
 
 def open_source(
-    data: str, *, data_dir: str | Path | None = None, download: bool = False, streaming: bool = False
+    data: str | os.PathLike[str],
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    streaming: bool = False,
+    for_evaluation: bool = False,
 ) -> Source:
     """The data set that `data` names: `wds:FOLDER` of shards, `hf:NAME`, a folder, a CSV file or one of SOURCE_NAMES.
 
-    `data_dir` (default ./data) is where the files of the torchvision sets are, or are downloaded to.
+    `data_dir` (default ./data) is where the files of the torchvision sets are, or are downloaded to. for_evaluation:
+    nothing is learnt from it, so that one class is enough.
     """
+    data = path_text(data, "data", "a folder, a CSV file or the name of a data set")
     kind, _, rest = data.partition(":")
     if kind == "wds":
         return open_shards(rest)
@@ -38,10 +56,10 @@ def open_source(
         raise UsageError("only hf: sets are streamed", where="data.streaming", hint="leave it out")
     path = Path(os.path.expanduser(data))
     if data and os.path.isdir(path):
-        return _open_folder(path)
+        return _open_folder(path, for_evaluation)
     if os.path.isfile(path):
-        if path.suffix.lower() == ".csv":
-            return _open_csv(path)
+        if path.suffix.lower() in (".csv", ".tsv"):
+            return _source_of_files(path.stem, path, read_rows(path), Skips(), for_evaluation)
         raise UsageError("a data set is a folder, a .csv file or a known name", where=data)
     name = data.lower()
     if name == "digits":
@@ -57,126 +75,103 @@ def open_source(
     raise UsageError(f"no data set is called '{data}'", hint=hint)
 
 
-# Class folders and CSV files
-
-
-def _open_folder(root: Path) -> Source:
-    folders = _class_folders(root)
-    splits: dict[str, Path] = {}
-    for folder in folders:
-        split = SPLIT_NAMES.get(folder.name.lower())
-        if split in splits:
-            raise DataError(
-                f"{splits[split].name} and {folder.name} are both the {split} split", where=str(root)
-            )
-        if split:
-            splits[split] = folder
-    if splits:
-        others = [f.name for f in folders if f not in splits.values() and any(_images_below(f))]
-        if others:
-            found = (
-                f"both split folders ({_some(f.name for f in splits.values())}) and others ({_some(others)})"
-            )
-            raise DataError(found, where=str(root), hint="move the others away; " + _LAYOUT)
-    rows: list[tuple[str, str, str]] = []
-    empty = []
+def _open_folder(root: Path, for_evaluation: bool) -> Source:
+    if is_own(root):
+        hint = "name the folder of pictures; `mixlab evaluate RUN` measures a run on its own data"
+        raise DataError("this folder was written by mixlab, it is no data set", where=str(root), hint=hint)
+    skips = Skips()
+    splits = _split_folders(root, skips)
+    rows: list[Row] = []
+    empty: list[str] = []
     for split, folder in (splits or {"all": root}).items():
-        classes = _class_folders(folder)
-        if not classes:
-            loose = sum(is_image_name(name) for name in _listed(folder))
-            found = f"{loose} images without class folders" if loose else "no class folders and no images"
-            raise DataError(found, where=str(folder), hint=_LAYOUT)
-        for class_folder in classes:
-            images = sorted(_images_below(class_folder))
-            rows += [(path, class_folder.name, split) for path in images]
-            if not images:
-                empty.append(os.path.relpath(class_folder, root))
+        # While the root's own folders were looked at, `skips` had them already.
+        classes = subfolders(folder, skips if splits else None)
+        loose = pictures_in(folder, skips)
+        looked_at = {path: _images_of(path, skips) for path in classes}
+        found = {path: images for path, images in looked_at.items() if images is not None}
+        if not found:
+            text = f"{len(loose)} images without class folders" if loose else "no class folders and no images"
+            raise DataError(text, where=str(folder), hint=_LAYOUT)
+        for image in loose:
+            skips.add(LOOSE, image)
+        _refuse_one_name_for_two(found, folder)
+        rows += [
+            (image, unicodedata.normalize("NFC", path.name), split)
+            for path, images in found.items()
+            for image in images
+        ]
+        if not (for_evaluation or split in ("val", "test")):
+            empty += [os.path.relpath(path, root) for path, images in found.items() if not images]
     if not rows:
         raise DataError("no images in any class folder", where=str(root), hint=_LAYOUT)
     if empty:
         raise DataError(
             f"class folders without images: {_some(empty)}", where=str(root), hint="remove them or fill them"
         )
-    return _source_of_files(root.resolve().name, root, rows)
+    return _source_of_files(root.resolve().name, root, rows, skips, for_evaluation)
 
 
-def _listed(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError as error:
-        raise DataError(f"the folder cannot be read: {error.strerror}", where=str(folder)) from None
+def _split_folders(root: Path, skips: Skips) -> dict[str, Path]:
+    """The folders that are splits, by split; empty where the folders are classes. DataError where it is unclear.
 
-
-def _class_folders(folder: Path) -> list[Path]:
-    return [folder / n for n in _listed(folder) if not n.startswith(".") and os.path.isdir(folder / n)]
-
-
-def _images_below(folder: Path) -> Iterator[str]:
-    """Paths of the images in a folder and its subfolders; linked subfolders are left, they may be loops."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"the folder cannot be read: {error.strerror}", where=str(error.filename))
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(parent, name) for name in files if is_image_name(name))
-
-
-def _open_csv(path: Path) -> Source:
-    rows: dict[str, tuple[str, str]] = {}
-    lines: dict[str, int] = {}
-    for line, row in _csv_rows(path, ("path", "label")):
-        where = f"{path}, line {line}"
-        label = row["label"].strip()
-        if not row["path"] or not label:
-            raise DataError("the path or the label is empty", where=where)
-        split = row.get("split", "all").strip().lower()
-        if split not in SPLIT_NAMES and split != "all":
-            raise DataError(f"unknown split '{split}'", where=where, hint="use train, val or test")
-        image = os.path.normpath(os.path.join(path.parent, row["path"]))
-        entry = (label, SPLIT_NAMES.get(split, split))
-        if rows.setdefault(image, entry) != entry:
-            raise DataError(f"{row['path']} has another label or split in line {lines[image]}", where=where)
-        lines.setdefault(image, line)
-    splits = {split for _, split in rows.values()}
-    if len(splits) > 1 and "all" in splits:
+    A folder called train that holds pictures and no folders is a class, if there are other classes.
+    """
+    folders = subfolders(root, skips)
+    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
+    if not named:
+        return {}
+    others = [f for f in folders if f not in named and pictures_below(f)]
+    if others and not any(subfolders(folder) for folder in named):
+        return {}
+    splits: dict[str, Path] = {}
+    for folder in named:
+        split = SPLIT_NAMES[folder.name.lower()]
+        if split in splits:
+            raise DataError(
+                f"{splits[split].name} and {folder.name} are both the {split} split", where=str(root)
+            )
+        splits[split] = folder
+    if splits and others:
+        classes = _some(dict.fromkeys(path.name for folder in named for path in subfolders(folder)))
         raise DataError(
-            "the split 'all' stands beside others", where=str(path), hint="use train, val or test"
+            f"both split folders ({_some(f.name for f in named)}) and others ({_some(f.name for f in others)})",
+            where=str(root),
+            hint=f"if they are splits, of the classes {classes}, move the others away; if all are classes, list the "
+            "pictures in a CSV file (path,label)",
         )
-    return _source_of_files(path.stem, path, [(image, *entry) for image, entry in rows.items()])
+    return splits
 
 
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and fields of each row, by lower-case column name."""
-    try:
-        # surrogateescape: file names that are not UTF-8 survive, as in os.fsdecode.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                hint = "the first line must be path,label or path,label,split"
-                raise DataError(f"no column '{missing[0]}'", where=f"{path}, line 1", hint=hint)
-            for fields in reader:
-                if fields and len(fields) != len(header):
-                    found = f"{len(fields)} fields, but the header has {len(header)}"
-                    raise DataError(
-                        found,
-                        where=f"{path}, line {reader.line_num}",
-                        hint="put a text with commas in quotes",
-                    )
-                if fields:
-                    yield reader.line_num, dict(zip(header, fields, strict=True))
-    except (OSError, csv.Error) as error:
-        raise DataError(f"the CSV file cannot be read: {error}", where=str(path)) from None
+def _images_of(folder: Path, skips: Skips) -> list[str] | None:
+    """The pictures of a class folder; None if there is nothing in it but what mixlab or a system wrote."""
+    inside = Skips()
+    images = pictures_below(folder, inside)
+    skips.update(inside)
+    is_others = bool(inside.counts) and inside.counts.keys() <= {OWN, SYSTEM, HIDDEN}
+    return None if not images and is_others else images
 
 
-def _source_of_files(name: str, root: Path, rows: Sequence[tuple[str, str, str]]) -> Source:
+def _refuse_one_name_for_two(folders: Iterable[Path], where: Path) -> None:
+    """Class folders whose names differ only in the coding of accents; also checks each name."""
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        name = clean_name(folder.name, where=str(where))
+        if seen.setdefault(name, folder) != folder:
+            raise DataError(
+                f"two folders are called '{name}', in two codings of accents",
+                where=str(where),
+                hint="join them",
+            )
+
+
+def _source_of_files(
+    name: str, root: Path, rows: Sequence[Row], skips: Skips, for_evaluation: bool
+) -> Source:
     """A source from (path, class, split), once its classes make sense."""
     if not rows:
         raise DataError("no images", where=str(root))
     class_names = tuple(sorted({label for _, label, _ in rows}))
-    if len(class_names) == 1:
+    if len(class_names) == 1 and not for_evaluation:
         hint = "a classifier needs two or more; " + _LAYOUT
         raise DataError(f"only one class, {class_names[0]}", where=str(root), hint=hint)
     alike: dict[str, str] = {}
@@ -191,53 +186,19 @@ def _source_of_files(name: str, root: Path, rows: Sequence[tuple[str, str, str]]
     trained = {label for _, label, _ in by_split["train"]}
     for split in ("val", "test"):
         unknown = sorted({label for _, label, _ in by_split[split]} - trained)
-        if trained and unknown:
+        if trained and unknown and not for_evaluation:
             raise DataError(f"classes in {split} that are not in train: {_some(unknown)}", where=str(root))
     index = {label: i for i, label in enumerate(class_names)}
-    splits = {
-        split: Split(
-            names=tuple(path for path, _, _ in part),
-            labels=np.array([index[label] for _, label, _ in part], dtype=np.int64),
-        )
-        for split, part in by_split.items()
-        if part
-    }
-    return Source(name=name, class_names=class_names, splits=splits, root=root)
+    splits = {}
+    for split, part in by_split.items():
+        if part:
+            paths = tuple(path for path, _, _ in part)
+            names = tuple(readable(path) for path in paths)
+            labels = np.array([index[label] for _, label, _ in part], dtype=np.int64)
+            splits[split] = Split(names=names, labels=labels, paths=None if names == paths else paths)
+    return Source(name=name, class_names=class_names, splits=splits, root=root, skipped=skips.result())
 
 
 def _some(names: Iterable[str]) -> str:
-    shown = list(names)
+    shown = [readable(name) for name in names]
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
-
-
-# The record of a split
-
-
-def write_split_csv(source_splits: Mapping[str, Split], class_names: Sequence[str], path: str | Path) -> None:
-    """Write `path,label,split` for every image; file paths are absolute, so that it is a source too."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "label", "split"))
-            for name, split in source_splits.items():
-                for image, label in zip(split.names, split.labels, strict=True):
-                    writer.writerow(
-                        (os.path.abspath(image) if split.has_files else image, class_names[label], name)
-                    )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise DiskError(f"the split could not be written: {error.strerror}", where=str(path)) from None
-
-
-def read_split_csv(path: str | Path) -> dict[str, list[str]]:
-    """The image names of each split, as `write_split_csv` wrote them."""
-    names: dict[str, list[str]] = {}
-    for _, row in _csv_rows(Path(path), ("path", "label", "split")):
-        names.setdefault(row["split"], []).append(row["path"])
-    return names

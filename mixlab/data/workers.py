@@ -4,15 +4,26 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from mixlab.errors import DataError
+from mixlab.errors import DataError, UsageError
 
 MAX_WORKER_DEATHS = 5  # in one sitting
+IMPORTED_AGAIN = 77  # exit status of a worker that would train itself
+
+
+def leave_if_imported_again() -> None:
+    """End this process if it is a worker on its way, which begins by importing the script that trains.
+
+    So it is where processes are spawned (macOS, Windows; Linux from Python 3.14), if that script has no guard.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(IMPORTED_AGAIN)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -47,9 +58,7 @@ def items_of_workers(
         )
         others = multiprocessing.active_children()
         items = iter(loader)
-        workers = [
-            child.pid for child in multiprocessing.active_children() if child not in others and child.pid
-        ]
+        workers = [child for child in multiprocessing.active_children() if child not in others]
         if threading.current_thread() is threading.main_thread():
             # torch's handler would raise wherever the main thread happens to be, in the middle of an update too.
             # Without it a death is noticed where an item is waited for.
@@ -73,6 +82,12 @@ def items_of_workers(
                     f"the processes that read the pictures gave none for {timeout_seconds:.0f} s at step {step}",
                     hint="does the storage of the data set answer? --timeout-seconds waits longer",
                 ) from error
+            if any(worker.exitcode == IMPORTED_AGAIN for worker in workers):
+                raise UsageError(
+                    "the processes that read the pictures import this script first, and it would train again in each",
+                    where=str(getattr(sys.modules["__main__"], "__file__", "the main script")),
+                    hint='put the call under `if __name__ == "__main__":`, or give data__num_workers=0',
+                ) from None
             deaths += 1
             if deaths > MAX_WORKER_DEATHS:
                 raise DataError(
@@ -81,9 +96,9 @@ def items_of_workers(
                 ) from error
 
 
-def _give_up(workers: list[int], hung: threading.Event) -> None:
+def _give_up(workers: list[Any], hung: threading.Event) -> None:
     """Kill workers that give nothing: the one who waits for them then hears of their end."""
     hung.set()
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
+            os.kill(worker.pid, signal.SIGKILL)

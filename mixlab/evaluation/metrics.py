@@ -32,6 +32,7 @@ class Evaluation:
     """Metrics of a set of predictions of K classes. label, predicted: int64 (n,).
 
     real: the same predictions against several acceptable labels an image (`accuracy_of_any`), where that was asked.
+    num_trained_on: images that the model was trained on; None where that is not known.
     """
 
     class_names: tuple[str, ...]
@@ -42,6 +43,7 @@ class Evaluation:
     ece: float
     bins: list[dict[str, Any]]
     real: dict[str, Any] | None = None
+    num_trained_on: int | None = None
 
     @property
     def confusion(self) -> np.ndarray:
@@ -111,6 +113,7 @@ class Evaluation:
             values["balanced_accuracy"] = self.balanced_accuracy
         if self.real is not None:
             values["real"] = self.real
+        values["num_trained_on"] = self.num_trained_on
         return values | {"per_class": self.per_class()}
 
 

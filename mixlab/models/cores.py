@@ -1,15 +1,10 @@
-"""A core for each few images: threads or processes that compute alone, and the gradient of a batch by them.
+"""A core for each few images: threads or programs that compute alone, and the gradient of a batch by them.
 
 No thread waits for another within an operation, so activations stay in a core's cache, and a core that something else
 keeps busy slows a step by no more than its share: whoever is free takes the next images.
 """
 
-import builtins
-import os
-import threading
-import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,16 +12,17 @@ from torch import Tensor
 
 from mixlab.models.fast_training import FastTraining
 from mixlab.models.mixer import Mixer, MixerConfig
-from mixlab.models.processes import MAX_PARTS, Processes, can_fork
+from mixlab.models.parts import MODEL, Loss, SharedBatch, cut, gradient
 from mixlab.models.pyramid import PyramidConfig
+from mixlab.models.worker import describe
+from mixlab.models.workers import MAX_PARTS, TIMEOUT_SECONDS, Workers, why_none
+from mixlab.threads import in_turn, num_cores_here, one_core_each, shared
 
 CHUNK_BYTES = 13 << 20  # of the widest activation of one chunk of images; with MAX_CHUNK measured (LOG.md)
 MAX_CHUNK = 32  # images
 SHORT = 1 << 15  # hidden_dim x channel_mlp_dim of a Mixer up to which this is so; measured (LOG.md)
-_pools: dict[int, ThreadPoolExecutor] = {}
-_pools_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # threads are not copied into a forked process
+COLUMNS = 1 << 17  # numbers of a row that a core adds at a time
+WAIT_SECONDS = 30.0  # for programs to begin, where what follows is measured
 
 
 def images_at_once(config: MixerConfig) -> int:
@@ -41,160 +37,193 @@ def number_of_parts(num_images: int, at_once: int, num_threads: int) -> int:
     return max(min(-(-num_parts // num_threads) * num_threads, num_images), 1)
 
 
-def pool_of_cores(num_threads: int) -> ThreadPoolExecutor:
-    """Threads that compute on one core each."""
-    with _pools_lock:
-        if num_threads not in _pools:
-            ready = threading.Barrier(num_threads)
-
-            def begin() -> None:
-                torch.get_num_threads()  # else a thread's first operation takes the number of the others again
-                torch.set_num_threads(1)  # of this thread, but also of MKL in all of them: put right below
-                ready.wait()
-
-            pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fast", initializer=begin)
-            list(pool.map(lambda _: None, range(num_threads)))
-            torch.set_num_threads(num_threads)
-            _pools[num_threads] = pool
-        return _pools[num_threads]
+def are_short(config: MixerConfig) -> bool:
+    """Whether the operations on a few images are so short that threads would mostly wait for each other."""
+    return isinstance(config, PyramidConfig) or config.hidden_dim * config.channel_mlp_dim <= SHORT
 
 
 class Cores:
     """Backward passes of `model` by as many threads as torch has when they begin, or as many processes.
 
     A batch is cut into parts, computed by one core each, and their gradients are added in order, so the bits depend
-    on the number of threads alone. Processes are taken where a model's operations are short (`are_short`) and this
-    machine can fork; its parameters are then moved into memory that all of them see. dtype: as FastTraining has it.
+    on the number of threads alone. Where a model's operations are short (`are_short`) programs of their own take the
+    place of the threads once they have begun (workers.py); the parameters are then in memory that all of them see.
+    Where they cannot be had, threads go on, and `problem` says why. dtype: as FastTraining has it.
+    timeout_seconds: as Workers has it.
     """
 
-    def __init__(self, model: Mixer, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: Mixer,
+        dtype: torch.dtype = torch.float32,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self.timeout_seconds = timeout_seconds
         self._model = FastTraining(model, dtype)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._at_once = images_at_once(model.config)
-        self._apart = are_short(model.config) and can_fork()
-        self._batch: _SharedBatch | None = None
+        self._job: _Job | None = None
+        self._are_apart = are_short(model.config) and num_cores_here() > 1
+        self.problem = why_none() if self._are_apart else None
+
+    def draw(self, num_images: int) -> list[Tensor | None]:
+        """Which residual branches so many images keep, see `FastTraining.draw`."""
+        return self._model.draw(num_images)
 
     def backward(
         self,
         image: Tensor,
         target: Tensor,
-        mean_loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         share: float = 1.0,
+        keep: list[Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Add the gradient of `share` times the mean loss of the batch to the parameters' own.
 
         image (B, channels, H, W), target (B, K or more) -> that product, and the number of correct answers by the
-        first K. mean_loss: of logits and targets of some of the images; the same function at every call, not holding
-        this object.
+        first K. loss: the mean loss of logits and targets of some of the images; a value that has a name, for other
+        processes to find it by (`worker.describe`), else threads compute. keep: what `draw` gave; None draws.
         """
-        num_threads = torch.get_num_threads()
-        num_parts = number_of_parts(len(image), self._at_once, num_threads)
-        keep = self._model.draw(len(image))
-        if self._apart and num_threads > 1 and 1 < num_parts <= MAX_PARTS:
-            if self._batch is None or not self._batch.fits(image, target, keep, num_threads):
-                self.close()
-                self._batch = _SharedBatch(self, image, target, keep, mean_loss, num_threads)
-            try:
-                results = iter(self._batch.compute(image, target, keep, num_parts, share))
-            except BaseException:
-                self.close()  # parts of this batch may still be on their way
-                raise
-        else:
-            parts = [
-                (*part, mean_loss, share * len(part[0]) / len(image))
-                for part in _cut(image, target, keep, num_parts)
-            ]
-            pool: Any = pool_of_cores(num_threads) if num_threads > 1 else builtins
-            results = pool.map(lambda part: self.gradient(*part), parts)
-        found = next(results).clone()
-        for result in results:
-            found += result
-        loss, num_correct, *gradients = found.split([1, 1, *(p.numel() for p in self._parameters)])
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            gradient = gradient.view_as(parameter)
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return loss[0], num_correct[0].long()
+        with one_core_each():
+            keep = self.draw(len(image)) if keep is None else keep
+            return self._backward(image, target, loss, share, keep)
 
-    def gradient(
-        self, image: Tensor, target: Tensor, keep: list[Tensor | None], mean_loss: Any, share: float
-    ) -> Tensor:
-        """Of some images: the loss, the number of correct answers and all gradients in one row."""
-        with torch.enable_grad():
-            logits = self._model(image, keep)
-            loss = share * mean_loss(logits, target)
-            gradients = torch.autograd.grad(loss, self._parameters)
-        correct = (logits.argmax(dim=1) == target[:, : logits.shape[1]].argmax(dim=1)).sum()
-        return torch.cat([torch.stack([loss.detach(), correct]), *(g.flatten() for g in gradients)])
+    def _backward(
+        self, image: Tensor, target: Tensor, loss: Loss, share: float, keep: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        num_parts = number_of_parts(len(image), self._at_once, num_cores_here())
+        rows: Any = None
+        if self._are_apart and self.problem is None and 1 < num_parts <= MAX_PARTS:
+            rows = self._by_programs(image, target, keep, loss, num_parts, share)
+        if rows is None:
 
-    def close(self) -> None:
-        """End the processes, if there are any; the next call begins others."""
-        if self._batch is not None:
-            self._batch.processes.close()
-            self._batch = None
+            def compute(part: tuple[Any, ...]) -> Tensor:
+                images, targets, kept = part
+                return gradient(self._model, images, targets, kept, loss, share * len(images) / len(image))
 
+            rows = in_turn(compute, cut(image, target, keep, num_parts))
+        value, num_correct, *gradients = _sum(rows).split([1, 1, *(p.numel() for p in self._parameters)])
+        for parameter, found in zip(self._parameters, gradients, strict=True):
+            found = found.view_as(parameter)
+            parameter.grad = found if parameter.grad is None else parameter.grad + found
+        return value[0], num_correct[0].long()
 
-def are_short(config: MixerConfig) -> bool:
-    """Whether the operations on a few images are so short that threads would mostly wait for each other."""
-    return isinstance(config, PyramidConfig) or config.hidden_dim * config.channel_mlp_dim <= SHORT
-
-
-def _cut(
-    image: Tensor, target: Tensor, keep: list[Tensor | None], num_parts: int
-) -> Iterator[tuple[Any, ...]]:
-    kept_parts = zip(
-        *([None] * num_parts if kept is None else kept.tensor_split(num_parts) for kept in keep), strict=True
-    )
-    parts = zip(image.tensor_split(num_parts), target.tensor_split(num_parts), kept_parts, strict=True)
-    return ((images, targets, list(kept)) for images, targets, kept in parts)
-
-
-class _SharedBatch:
-    """What the processes of a `Cores` compute, in memory that all of them see."""
-
-    def __init__(
+    def _by_programs(
         self,
-        cores: Cores,
         image: Tensor,
         target: Tensor,
         keep: list[Tensor | None],
-        mean_loss: Any,
-        num_threads: int,
+        loss: Loss,
+        num_parts: int,
+        share: float,
+    ) -> Tensor | None:
+        """The rows of all parts, or None as long as the programs have not begun."""
+        job = self._job
+        try:
+            if job is None or not job.fits(image, target, keep, loss, num_parts):
+                self.close()
+                job = self._job = _Job(
+                    self._model, self.timeout_seconds, image, target, keep, loss, num_parts
+                )
+            if not job.workers.are_ready():
+                return None
+        except (OSError, ValueError) as error:
+            self._go_on_by_threads(error)
+            return None
+        job.batch.put(image, target, keep, num_parts, share)
+        try:
+            return job.workers.compute(num_parts, job.batch.compute)
+        except BaseException:
+            self.close(is_whole=False)  # parts of this batch may still be on their way
+            raise
+
+    def _go_on_by_threads(self, error: Exception) -> None:
+        self.close(is_whole=False)
+        self.problem = str(error)
+
+    def wait(self, seconds: float = WAIT_SECONDS) -> None:
+        """Until the programs that have been asked for have begun, at most so long: before something is measured."""
+        if self._job is not None:
+            try:
+                self._job.workers.wait(seconds)
+            except OSError as error:
+                self._go_on_by_threads(error)
+
+    def close(self, *, is_whole: bool = True) -> None:
+        """Let the programs go, if there are any; the next call takes others. is_whole: see `Workers.close`."""
+        if self._job is not None:
+            self._job.workers.close(is_whole=is_whole)
+            self._job = None
+
+
+def _sum(rows: Tensor | Iterator[Tensor]) -> Tensor:
+    """The rows added from first to last. Those that are all there have columns shared out, which changes no bit."""
+    if not isinstance(rows, Tensor):  # few are kept at a time: a large model's are gigabytes
+        found = next(rows).clone()
+        for row in rows:
+            found += row
+        return found
+    found = rows[0].clone()
+
+    def add(columns: slice) -> None:
+        part = found[columns]
+        for row in rows[1:]:
+            part += row[columns]
+
+    shared(add, [slice(start, start + COLUMNS) for start in range(0, len(found), COLUMNS)])
+    return found
+
+
+class _Job:
+    """What the programs compute for a `Cores`, and for which batches."""
+
+    def __init__(
+        self,
+        passes: FastTraining,
+        timeout_seconds: float,
+        image: Tensor,
+        target: Tensor,
+        keep: list[Tensor | None],
+        loss: Loss,
+        num_parts: int,
     ) -> None:
-        self.num_threads = num_threads
-        self.drops = drops = [kept is not None for kept in keep]
-        self.image, self.target = shared_image, shared_target = (
-            torch.empty_like(image),
-            torch.empty_like(target),
-        )
-        self.kept = shared_kept = torch.empty(len(keep), len(image))
-        self.numbers = numbers = torch.zeros(3, dtype=torch.float64)  # images, parts, share of this batch
-        # Weak, and without self: else they would keep each other, and so the processes, alive.
-        weak = weakref.WeakMethod(cores.gradient)
+        """OSError where no program can be started, ValueError where the loss or the model has no name."""
+        model, num_cores = passes.model, num_cores_here()
+        self.drops = [kept is not None for kept in keep]
+        self.loss, self.max_parts, self.num_cores = loss, num_parts, num_cores
+        parameters = dict(model.named_parameters())
+        facts = {
+            "kind": describe(type(model)),
+            "config": describe(model.config),
+            "trained": [name for name, parameter in parameters.items() if parameter.requires_grad],
+            "checkpoint_blocks": model.checkpoint_blocks,
+            "dtype": str(passes.dtype).removeprefix("torch."),
+            "loss": describe(loss),
+            "drops": self.drops,
+        }
+        tensors = {
+            "image": torch.zeros_like(image),
+            "target": torch.zeros_like(target),
+            "kept": torch.zeros(len(keep), len(image), dtype=torch.float32),
+            "numbers": torch.zeros(3, dtype=torch.float64),  # images, parts, share of a batch
+        } | {MODEL + name: parameter.detach() for name, parameter in parameters.items()}
+        size = 2 + sum(p.numel() for p in parameters.values() if p.requires_grad)
+        num_others = min(num_cores, num_parts) - 1
+        self.workers = Workers(facts, tensors, size, num_parts, num_others, timeout_seconds)
+        for name, parameter in parameters.items():
+            parameter.data = self.workers.tensors[MODEL + name]
+        self.batch = SharedBatch(passes, loss, self.drops, self.workers.tensors)
 
-        def compute(part: int) -> Tensor:
-            num_images, num_parts = int(numbers[0]), int(numbers[1])
-            kept = [shared_kept[i, :num_images, None, None] > 0 if on else None for i, on in enumerate(drops)]
-            parts = list(_cut(shared_image[:num_images], shared_target[:num_images], kept, num_parts))[part]
-            gradient: Any = weak()
-            return gradient(*parts, mean_loss, float(numbers[2]) * len(parts[0]) / num_images)
-
-        inputs = [self.image, self.target, self.kept, self.numbers, *cores._model.parameters()]
-        size = 2 + sum(p.numel() for p in cores._parameters)
-        self.processes = Processes(compute, size, MAX_PARTS, inputs, num_threads - 1)
-
-    def fits(self, image: Tensor, target: Tensor, keep: list[Tensor | None], num_threads: int) -> bool:
-        if [kept is not None for kept in keep] != self.drops:
+    def fits(
+        self, image: Tensor, target: Tensor, keep: list[Tensor | None], loss: Loss, num_parts: int
+    ) -> bool:
+        """Whether it computes such a batch too."""
+        own = self.batch.tensors
+        if [kept is not None for kept in keep] != self.drops or loss != self.loss:
             return False
-        same = image.shape[1:] == self.image.shape[1:] and target.shape[1:] == self.target.shape[1:]
-        return same and len(image) <= len(self.image) and num_threads == self.num_threads
-
-    def compute(
-        self, image: Tensor, target: Tensor, keep: list[Tensor | None], num_parts: int, share: float
-    ) -> Tensor:
-        num_images = len(image)
-        self.image[:num_images], self.target[:num_images] = image, target
-        for row, kept in zip(self.kept, keep, strict=True):
-            if kept is not None:
-                row[:num_images] = kept.flatten()
-        self.numbers.copy_(torch.tensor([num_images, num_parts, share], dtype=torch.float64))
-        return self.processes.compute(num_parts)
+        same = all(
+            mine.shape[1:] == other.shape[1:] and mine.dtype == other.dtype
+            for mine, other in ((own["image"], image), (own["target"], target))
+        )
+        small = len(image) <= len(own["image"]) and num_parts <= self.max_parts
+        return same and small and num_cores_here() == self.num_cores

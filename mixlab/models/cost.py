@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from mixlab.models.cores import images_at_once, number_of_parts
-from mixlab.models.fast import TOGETHER
+from mixlab.models.cores import are_short, images_at_once, number_of_parts
+from mixlab.models.fast import MOST
 from mixlab.models.fast_training import is_plain_kind
 from mixlab.models.memory import Hollow
 from mixlab.models.mixer import Mixer, MixerConfig
@@ -51,17 +51,10 @@ def measure_cost(
     fast: bool = True,
 ) -> Cost:
     """Run `model` on images without content; that takes no memory. accumulate, fast: as in a recipe."""
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
     hollow = Hollow(model, image_size, in_channels)
-    # torch's table of operations lacks the attention that it computes on a CPU.
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    formulas = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        hollow.infer(1)
+    flops = 2 * _count_macs(hollow)
     parameters = list(model.parameters())
     weights = sum(p.numel() * p.element_size() for p in [*parameters, *model.buffers()])
-    flops = int(counter.get_total_flops())
     batch = 4 * batch_size * in_channels * image_size[0] * image_size[1]
     if fast and is_plain_kind(model):
         inference = weights + _bytes_of_fast_inference(model.config, batch_size)
@@ -78,6 +71,22 @@ def measure_cost(
         inference_bytes=weights + batch + inference,
         training_bytes=3 * weights + batch + training,  # weights and two Adam moments
     )
+
+
+def count_macs(model: nn.Module, image_size: tuple[int, int], in_channels: int = 3) -> int:
+    """Multiply-accumulates of the forward pass on one image, as in `Cost`."""
+    return _count_macs(Hollow(model, image_size, in_channels))
+
+
+def _count_macs(hollow: Hollow) -> int:
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    # torch's table of operations lacks the attention that it computes on a CPU.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    formulas = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        hollow.infer(1)
+    return int(counter.get_total_flops()) // 2
 
 
 def _images_at_work(config: MixerConfig, num_images: int) -> tuple[int, int, int]:
@@ -103,7 +112,8 @@ def _block_floats(config: MixerConfig) -> list[tuple[int, int, int]]:
 def _bytes_of_fast_inference(config: MixerConfig, num_images: int) -> int:
     """What fast.py holds at a time beyond its weights and the images."""
     if isinstance(config, PyramidConfig):
-        images = min(num_images, TOGETHER)
+        num_cores = torch.get_num_threads()
+        images = min(num_images, num_cores * -(-num_images // number_of_parts(num_images, MOST, num_cores)))
     else:
         images, _, _ = _images_at_work(config, num_images)
     pixels = config.in_channels * config.num_patches * config.patch_size**2
@@ -128,5 +138,7 @@ def _bytes_of_fast_training(model: Mixer, batch_size: int, accumulate: int, weig
     gaps = GAPS_MANY if (num_parts > at_work or accumulate > 1) and not is_returned else GAPS_FEW
     passes = max(gaps * first, gaps * last + (at_work + 1 if is_returned else 2 * at_work) * weights)
     # Such rows beside the passes: their sum, one being added, one that waits; and gradients of earlier batches.
-    summed = (min(num_parts, 2) + 1 + (accumulate > 1)) * weights
+    # Programs have them all at a time.
+    are_apart = are_short(config) and at_work > 1
+    summed = ((num_parts if are_apart else min(num_parts, 2)) + 1 + (accumulate > 1)) * weights
     return int(passes + summed + FIRST_STEP_BYTES)

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixlab.models.cores import images_at_once, number_of_parts, pool_of_cores
+from mixlab.models.cores import images_at_once, number_of_parts
 from mixlab.models.fast_functions import BY_MKL, patch_rows, product, product_and, product_then_gelu
 from mixlab.models.fast_training import FastTraining, is_plain
 from mixlab.models.layers import Gelu, Mlp
 from mixlab.models.mixer import Mixer, MixerBlock
 from mixlab.models.pyramid import PyramidMixer
+from mixlab.threads import num_cores_here, one_core_each, shared
 
-TOGETHER = 64  # images of a pyramid, computed by all cores together: its operations are short
+MOST = 64  # images of a pyramid that a core computes at a time
 
 
 def fast(model: nn.Module) -> nn.Module:
@@ -45,7 +46,17 @@ class FastPyramid(nn.Module):
     @torch.inference_mode()
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Logits of any number of images of the model's size."""
-        return torch.cat([self._passes(part) for part in image_BCHW.split(TOGETHER)])
+        num_cores, num_images = num_cores_here(), len(image_BCHW)
+        if num_images < num_cores:
+            return self._passes(image_BCHW)
+        parts = image_BCHW.tensor_split(number_of_parts(num_images, MOST, num_cores))
+        with one_core_each():
+            return torch.cat(shared(self._logits_of_worker, parts))
+
+    @torch.inference_mode()
+    def _logits_of_worker(self, image_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self._passes(image_BCHW)
+        return logits  # inference mode belongs to a thread
 
 
 class _Linear:
@@ -104,14 +115,12 @@ class FastMixer(nn.Module):
     @torch.inference_mode()
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Logits of any number of images of the model's size."""
-        num_threads = torch.get_num_threads()
-        num_images = len(image_BCHW)
-        if num_threads > 1 and num_images < num_threads:
+        num_cores, num_images = num_cores_here(), len(image_BCHW)
+        if num_images < num_cores:
             return self._logits(image_BCHW)
-        parts = image_BCHW.tensor_split(number_of_parts(num_images, self.chunk, num_threads))
-        if num_threads == 1:
-            return torch.cat([self._logits(part) for part in parts])
-        return torch.cat(list(pool_of_cores(num_threads).map(self._logits_of_worker, parts)))
+        parts = image_BCHW.tensor_split(number_of_parts(num_images, self.chunk, num_cores))
+        with one_core_each():
+            return torch.cat(shared(self._logits_of_worker, parts))
 
     @torch.inference_mode()
     def _logits_of_worker(self, image_BCHW: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from mixlab.errors import UsageError
 from mixlab.models.layers import Gelu, Mlp, StochasticDepth, init_lecun_normal
 
+MAX_DIMENSION, MAX_BLOCKS = 10**7, 10_000  # more would only keep the machine busy
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig:
@@ -46,6 +48,10 @@ class MixerConfig:
             if getattr(self, name) < 1:
                 raise UsageError(
                     f"{name} must be at least 1, got {getattr(self, name)}", where=f"model.{name}"
+                )
+            if getattr(self, name) > MAX_DIMENSION or self.num_blocks > MAX_BLOCKS:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, which no model has", where=f"model.{name}"
                 )
         for name in ("stochastic_depth", "layer_norm_eps"):
             if not 0.0 <= getattr(self, name) < 1.0:

@@ -6,11 +6,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from mixlab.checkpoint.store import run_path
-from mixlab.errors import UsageError
+from mixlab.errors import UsageError, check_type, path_text
 from mixlab.recipes.finetune import finetune
 from mixlab.recipes.pretrain import (
     pretrain_imagenet1k,
@@ -19,6 +20,7 @@ from mixlab.recipes.pretrain import (
     pretrain_imagenet21k,
 )
 from mixlab.recipes.small import digits, small_data, small_images, small_images_flat
+from mixlab.report.screen import Screen
 from mixlab.training.loop import train as train_recipe
 from mixlab.training.lr_grid import LrGrid
 from mixlab.training.recipe import DataConfig, Recipe, from_toml, full_key, override
@@ -176,23 +178,48 @@ def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) ->
     return recipe
 
 
+# What `train` takes beside keys of the recipe, for `check_type`.
+_PATH, _NONE, _PATH_WORDS = (str, os.PathLike), type(None), "a path or a name"
+ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
+    "run": ((*_PATH, _NONE), f"{_PATH_WORDS}, or None"),
+    "lr_grid": ((LrGrid, _NONE), "an LrGrid, or None"),
+    "started": ((float, int), "a time of time.monotonic()"),
+    "device": ((str,), "auto, cpu, cuda or mps"),
+    "download": ((bool,), "True or False"),
+    "with_pictures": ((bool,), "True or False"),
+    "tracker": ((str, _NONE), "tensorboard, wandb or None"),
+    "screen": ((Screen, _NONE), "a Screen, or None"),
+}
+
+
 def train(
-    recipe: Recipe | str = "auto", data: str | None = None, *, budget: str | None = None, **options: Any
+    recipe: Recipe | str | os.PathLike[str] = "auto",
+    data: str | os.PathLike[str] | None = None,
+    *,
+    budget: str | None = None,
+    **options: Any,
 ) -> Any:
     """Train and return what `mixlab train --json` prints.
 
     recipe: a `Recipe`, the name of one, a TOML file, or `auto` for the one that suits the data. data: a set's
     name, folder or CSV file; None takes the recipe's. budget: `10m`, total time from this call. options: those
     of `mixlab.training.loop.train` (run, device, download, ...), and recipe keys with `__` for the dot
-    (`optimizer__lr=3e-4`).
+    (`optimizer__lr=3e-4`). UsageTypeError, a TypeError too, for an argument of another kind.
     """
     from mixlab.training.budget import parse_duration
 
+    check_type(recipe, (Recipe, *_PATH), "recipe", "a Recipe, the name of one, or a TOML file")
+    check_type(data, (*_PATH, _NONE), "data", f"{_PATH_WORDS} of a data set, or None")
+    check_type(budget, (str, _NONE), "budget", "a length of time such as '10m', or None")
+    for key, (kinds, taken) in ARGUMENTS.items():
+        if key in options:
+            check_type(options[key], kinds, key, taken)
+    data = None if data is None else os.fsdecode(data)
     options.setdefault("started", time.monotonic())
-    arguments = ("run", "lr_grid", "started", "device", "download", "with_pictures", "tracker", "screen")
-    overrides = {key.replace("__", "."): value for key, value in options.items() if key not in arguments}
-    options = {key: value for key, value in options.items() if key in arguments}
-    if isinstance(recipe, str):
+    overrides = {key.replace("__", "."): value for key, value in options.items() if key not in ARGUMENTS}
+    options = {key: value for key, value in options.items() if key in ARGUMENTS}
+    if not isinstance(recipe, Recipe):
+        recipe = os.fsdecode(recipe)
         recipe = compose(
             data,
             recipe=recipe,
@@ -204,16 +231,16 @@ def train(
         overrides = {full_key(key): value for key, value in overrides.items()}
         changed = override(recipe, ({} if data is None else {"data.source": data}) | overrides)
         recipe = _with_length(changed, overrides, budget is not None)
-    if isinstance(options.get("run"), str):
-        options["run"] = run_path(options["run"])
+    if options.get("run") is not None:
+        options["run"] = run_path(options["run"]) if isinstance(options["run"], str) else Path(options["run"])
     return train_recipe(recipe, budget_seconds=None if budget is None else parse_duration(budget), **options)
 
 
 def fine_tune(
-    data: str,
-    weights: str | Path,
+    data: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
     *,
-    recipe: Recipe | str = "finetune",
+    recipe: Recipe | str | os.PathLike[str] = "finetune",
     lr_grid: Sequence[float] = (),
     lr_share: float = 0.1,
     budget: str | None = None,
@@ -224,5 +251,11 @@ def fine_tune(
     weights: a run, weights folder, file of any known format, or published name; fitted to `image_size` and the
     classes. lr_grid: rates tried first, each for `lr_share` of the steps. The rest is as for `train`.
     """
+    name = path_text(weights, "weights", "a run, a path or a published name")
+    data = path_text(data, "data", f"{_PATH_WORDS} of a data set")
+    check_type(lr_grid, (list, tuple), "lr_grid", "a list of learning rates")
+    for lr in lr_grid:
+        check_type(lr, (Real,), "lr_grid", "a list of numbers")
+    check_type(lr_share, (Real,), "lr_share", "a share of the steps, such as 0.1")
     grid = LrGrid(lrs=tuple(lr_grid), share=lr_share) if lr_grid else None
-    return train(recipe, str(data), budget=budget, init_from=str(weights), lr_grid=grid, **options)
+    return train(recipe, data, budget=budget, init_from=name, lr_grid=grid, **options)

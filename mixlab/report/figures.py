@@ -17,15 +17,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.cells import cell_len, chop_cells
 
 from mixlab.files import write_atomically
+from mixlab.report.fonts import use_fallbacks
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; shapes differ as well.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5a6270"
 SMALL, NORMAL = 8, 9  # Points.
 LABEL_PITCH = 0.165  # Inches from one class label to the next: an 8 pt line and a little air.
 WIDEST_MATRIX = 26.0  # Inches. Beyond it (about 155 classes) only every n-th class is labelled.
-LONGEST_LABEL = 32  # Characters.
+LONGEST_LABEL = 32  # Characters of a Latin script; those of Chinese, Japanese and Korean count as two.
 CAPTION_WIDTH = 24  # Characters of an 8 pt monospaced font, which are all 0.067 inches wide.
 CAPTION_LINES = 4
 PICTURE_SIZE = 1.62  # Inches.
@@ -100,7 +102,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     with_counts = num_classes <= 20
     cell = max(0.36, 0.075 * len(str(counts.max())) + 0.12) if with_counts else LABEL_PITCH
     side = min(max(cell * num_classes, 3.6), WIDEST_MATRIX)
-    longest = max(len(name) for name in names)
+    longest = max(cell_len(name) for name in names)
     labels = 0.09 * longest + 0.5  # Inches, generous: what is left over is cut off when saving.
 
     figure = Figure(figsize=(side + labels + 1.0, side + labels + 0.4), layout="constrained")
@@ -142,7 +144,10 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
 def _short(name: str) -> str:
     line = " ".join(name.split())
     # The end stays too: names that are alike at length differ there.
-    return line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 12] + "…" + line[-11:]
+    if cell_len(line) <= LONGEST_LABEL:
+        return line
+    head, tail = chop_cells(line, LONGEST_LABEL - 12)[0], chop_cells(line[::-1], 11)[0][::-1]
+    return head + "…" + tail
 
 
 def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
@@ -223,18 +228,34 @@ def picture_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns:
 
 
 def _wrap(caption: str) -> list[str]:
-    lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, CAPTION_WIDTH)]
+    lines: list[str] = []
+    for line in caption.splitlines():
+        is_wide = cell_len(line) > len(line)
+        lines += _wrap_wide(line) if is_wide else textwrap.wrap(line, CAPTION_WIDTH)
     if len(lines) > CAPTION_LINES:
         lines = lines[:CAPTION_LINES]
-        lines[-1] = lines[-1][: CAPTION_WIDTH - 1] + "…"
+        lines[-1] = chop_cells(lines[-1], CAPTION_WIDTH - 1)[0] + "…"
     return lines
+
+
+def _wrap_wide(line: str) -> list[str]:
+    """Chinese, Japanese and Korean characters are as wide as two, and there need not be spaces to wrap at."""
+    lines = [""]
+    for word in line.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if cell_len(longer) <= CAPTION_WIDTH:
+            lines[-1] = longer
+        else:
+            lines += chop_cells(word, CAPTION_WIDTH)
+    return [text for text in lines if text]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG of 120 dots per inch, the same bytes for the same figure. Raises DiskError."""
+    use_fallbacks(figure)
     content = BytesIO()
     with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; that must not stop a run.
+        # A character that no installed font has is drawn as a box; that must not stop a run.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(
             content,

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase
 
 from mixlab.report.figures import GREY, SMALL, tidy
+from mixlab.report.fonts import families_for, use_fallbacks
 from mixlab.report.study_figures import COLORS, MARKERS, legend_above
 
 FRONTIER = "beaten by none in both"
@@ -49,6 +50,7 @@ def frontier(
         else:
             ax.set_xlim(0, 1.2 * max(places))
     legend_above(figure, grid[0], len(families) + 1)
+    use_fallbacks(figure)
     figure.draw_without_rendering()  # the axes take their places, which those of the names follow from
     for ax, (_, _, _, points) in zip(grid, panels, strict=True):
         name_points(ax, [(name, x, y) for _, name, x, y in points])
@@ -70,6 +72,7 @@ def name_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
         for number, (right, up) in enumerate(NAME_PLACES):
             label = ax.annotate(
                 name, (x, y), (right, up), textcoords="offset points", fontsize=SMALL - 1,
+                fontfamily=families_for(name),
                 ha="left" if right > 0 else "right" if right < 0 else "center",
                 va="bottom" if up > 0 else "top" if up < 0 else "center",
                 arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if number >= NUM_NEAR else None,

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mixlab.errors import MixlabError
+from mixlab.escape import lines
 from mixlab.files import write_atomically
 
 DOTS_PER_INCH, CSS_PIXELS_PER_INCH = 120, 96  # Figures are saved with 120; a browser's inch has 96.
@@ -29,6 +30,9 @@ class Report:
     recipe_text: str  # TOML.
     environment: dict[str, object]
     cost: list[tuple[str, str]]
+    name_key: Sequence[
+        tuple[str, str]
+    ] = ()  # What stands in the figures for a class name that no font could draw.
     figures_before_table: int = 2  # How many figures stand above the per-class table.
 
 
@@ -62,6 +66,7 @@ def _write(path: Path, template: str, **values: Any) -> None:
     environment = Environment(
         loader=PackageLoader("mixlab.report"),
         autoescape=True,  # Class names and file names come from anywhere.
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -87,6 +92,11 @@ def _embed(heading: str, text: str, path: Path) -> dict[str, Any]:
     )
     data = base64.b64encode(png).decode("ascii")
     return {"heading": heading, "text": text, "data": data, "width": width, "height": height}
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the page for a value: text with nothing in it that is not seen."""
+    return lines(value) if type(value) is str else value
 
 
 def _percent(fraction: float | None) -> str:

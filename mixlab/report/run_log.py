@@ -2,14 +2,24 @@
 
 import json
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from mixlab.errors import DiskError, WeightsError
 from mixlab.files import write_atomically
+from mixlab.records import LARGEST, MAX_LINES_BYTES, parse_json, read_bytes, take
+
+# Of every row that has them; null where a value was not finite.
+_NUMBERS = (
+    "step", "seconds", "epoch", "epochs", "loss", "accuracy", "top1", "lr", "images_per_second", "ece",
+    "balanced_accuracy",
+)  # fmt: skip
+_COUNTS = ("num_images", "num_correct")  # of a test
+_NEEDED = {"validation": ("step", "top1"), "end": ("step",)}
 
 
 class RunLog:
@@ -28,9 +38,8 @@ class RunLog:
         row = _plain({"event": event, **values})
         line = json.dumps(row, allow_nan=False) + "\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             # Opened anew for each line: nothing stays open or unflushed, whatever happens in between.
-            with self.path.open("ab") as file:
+            with open(self.path, "ab", opener=_no_link) as file:
                 file.write(line.encode())
         except OSError as error:
             message = f"could not write to the run log: {error.strerror or error}"
@@ -66,29 +75,40 @@ def _complete_lines(content: bytes, path: Path) -> list[tuple[bytes, dict[str, A
 
 
 def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except ValueError:  # Includes bytes that are not UTF-8.
-        row = None
+    where = f"{path}:{number}"
+    row = None
+    with suppress(WeightsError):
+        row = parse_json(line, where)
     if not isinstance(row, dict) or not isinstance(row.get("event"), str):
         raise WeightsError(
             f"line {number} of the run log is not a JSON object with an event",
-            where=f"{path}:{number}",
+            where=where,
             hint="mend or delete that line",
         )
+    needed = _NEEDED.get(row["event"], ())
+    for key in _NUMBERS:
+        if key in needed and key not in row:
+            take(row, key, float, where)
+        if key in row:
+            kind = int if key == "step" else float
+            take(row, key, kind, where, low=-LARGEST, high=LARGEST, optional=key != "step")
+    if row["event"] == "end" and take(row, "test", dict, where, optional=True) is not None:
+        for key in _COUNTS:
+            take(row["test"], key, int, where, low=1 if key == "num_images" else 0, optional=True)
+        for key in ("top1", "ece"):
+            take(row["test"], key, float, where, optional=True)
     return row
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        message = f"could not read the run log: {error.strerror or error}"
-        raise WeightsError(message, where=str(path)) from error
+        return read_bytes(path, MAX_LINES_BYTES)
+    except WeightsError as error:
+        raise WeightsError(f"could not read the run log: {error.message}", where=str(path)) from error
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mixlab.escape import visible
+
 LINE_SECONDS = 10.0  # between two plain progress lines
 
 
@@ -18,20 +20,42 @@ def speaks() -> bool:
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
+class _Console(Console):
+    """rich's, which goes on in silence when the reader of its text has gone, instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Screen:
     """Text for the person at the command. With `to_stderr` standard output stays free for one JSON object."""
 
     def __init__(self, *, to_stderr: bool = False, quiet: bool = False) -> None:
-        self.quiet = quiet or not speaks()
-        # A log file gets whole lines; only a terminal has a width to wrap at.
         stream = sys.stderr if to_stderr else sys.stdout
-        width = None if stream.isatty() else 10_000
-        self.console = Console(stderr=to_stderr, highlight=False, soft_wrap=True, width=width)
+        # A service may have no standard output (None), or a closed one: then there is nobody to tell.
+        is_gone = stream is None or getattr(stream, "closed", False)
+        self.quiet = quiet or not speaks() or is_gone
+        self._said: set[str] = set()
+        # A log file gets whole lines; only a terminal has a width to wrap at.
+        is_terminal = not is_gone and hasattr(stream, "isatty") and stream.isatty()
+        width = None if is_terminal else 10_000
+        self.console = _Console(stderr=to_stderr, highlight=False, soft_wrap=True, width=width)
 
     def say(self, text: str = "") -> None:
-        """One line of text, as it is."""
+        """One line of text; what would not be seen in it, or would move the rest, is shown as an escape."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(visible(text), markup=False)
+
+    def say_lines(self, text: str) -> None:
+        """Text of several lines, as `say` shows it."""
+        for line in text.split("\n"):
+            self.say(line)
+
+    def say_once(self, text: str) -> None:
+        """The same, but only the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def show(self, renderable: Any) -> None:
         """A rich table."""

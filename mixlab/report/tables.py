@@ -2,13 +2,20 @@
 
 from typing import Any
 
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from mixlab.escape import visible
 from mixlab.report.screen import Screen, format_seconds
 
 ENOUGH = 1000  # pictures, for shares that differ by tenths of a point
+NUM_ABSENT = 10  # classes without images, that are named
 NUM_LISTED = 20  # of bad files or duplicates, before "and n more"
+
+
+def escape(text: str) -> str:
+    """Text from outside as a cell of a table."""
+    return escape_markup(visible(text))
 
 
 def percent(fraction: float | None) -> str:
@@ -165,6 +172,8 @@ def show_runs(rows: list[dict[str, Any]], screen: Screen) -> None:
             "-" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("validation_top1", "test_top1")
         ]
         finished = "yes" if row["finished"] else "no"
+        if row["unreadable"]:
+            finished = escape(f"unreadable: {row['unreadable']}")
         table.add_row(
             escape(row["run"]), *ratios, str(row["steps"]), format_seconds(row["seconds"]), finished
         )
@@ -192,7 +201,10 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
         )
     screen.show(table)
     if len(shown) < len(result["per_class"]):
-        screen.say(f"{len(result['per_class']) - len(shown)} classes without images are not shown")
+        absent = [row["label"] for row in result["per_class"] if not row["num_images"]]
+        more = f" and {len(absent) - NUM_ABSENT} more" if len(absent) > NUM_ABSENT else ""
+        are = "class has no images here and is" if len(absent) == 1 else "classes have no images here and are"
+        screen.say(f"{len(absent)} {are} not shown: {', '.join(absent[:NUM_ABSENT])}{more}")
     for file in result["bad"]:
         screen.say(f"not counted, unreadable: {file['path']}: {file['reason']}")
 
@@ -229,6 +241,17 @@ def show_check(result: dict[str, Any], screen: Screen) -> None:
         f"{' = '.join(group['paths'])} ({', '.join(group['labels'])})" for group in result["conflicts"]
     ]
     _list("the same picture with different labels", contrary, screen)
+    near = [f"{' ~ '.join(pair['paths'])} ({', '.join(pair['splits'])})" for pair in result["near_copies"]]
+    if near:
+        screen.say(f"{result['num_near_copies']} pictures are nearly like another one, such as")
+        for line in near[:NUM_LISTED]:
+            screen.say(f"  {line}")
+    for one in result["skipped"]:
+        screen.say(f"left out: {one['count']} {one['reason']}: {', '.join(one['examples'])}")
+    if result["grey_peak"] is not None:
+        screen.say(
+            f"16-bit grey: values up to {result['grey_peak']:,}; {result['grey_max']:,} is taken as white"
+        )
 
 
 def _list(title: str, lines: list[str], screen: Screen) -> None:

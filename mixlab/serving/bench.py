@@ -100,23 +100,23 @@ def best_batch_size(
     return next(size for size, speed in speeds.items() if WORTH * speed >= max(speeds.values()))
 
 
-def gemm_flops(threads: int, repeats: int = 5) -> float:
-    """The most floating-point operations a second of a 4096 x 4096 x 4096 product in float32, of several tries.
+def gemm_flops(threads: int, repeats: int = 5, side: int = GEMM_SIDE) -> float:
+    """The most floating-point operations a second of a side x side x side product in float32, of several tries.
 
     By whichever of torch's two libraries is faster here: on an AMD processor with AVX-512, oneDNN by far.
     """
     torch.set_num_threads(threads)
-    a, b = torch.randn(2, GEMM_SIDE, GEMM_SIDE)
+    a, b = torch.randn(2, side, side)
     products: list[Callable[[], Any]] = [lambda: torch.mm(a, b)]
     if has_fast_passes():
-        packed = torch.ops.mkldnn._reorder_linear_weight(b, GEMM_SIDE)
+        packed = torch.ops.mkldnn._reorder_linear_weight(b, side)
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
     best = float("inf")
     for multiply in products * repeats:
         began = time.perf_counter()
         multiply()
         best = min(best, time.perf_counter() - began)
-    return 2 * GEMM_SIDE**3 / best
+    return 2 * side**3 / best
 
 
 def bench(
@@ -130,11 +130,12 @@ def bench(
     rounds: int = 7,
     options: dict[str, Any] | None = None,
     official_code: Path | None = None,
+    gemm_side: int = GEMM_SIDE,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """A row for each backend: speed, share of the GEMM peak, and how many times faster `mixlab` is.
 
-    batch_size: 0 finds the fastest. options: of `create_model`.
+    batch_size: 0 finds the fastest. options: of `create_model`. gemm_side: of the product that is the peak.
     """
     options = options or {}
     known = TRAINING_BACKENDS if train else BACKENDS
@@ -151,7 +152,7 @@ def bench(
     }  # fmt: skip
     backends = tuple(dict.fromkeys(("mixlab", *against)))
     turns, memory, differences, failures = _take_turns(job, backends, rounds, say)
-    peak = gemm_flops(threads)
+    peak = gemm_flops(threads, side=gemm_side)
     rows: list[dict[str, Any]] = []
     for backend in backends:
         if backend in failures:

@@ -6,12 +6,13 @@ long. What comes back is read as JSON and raw pixels, never unpickled.
 
 import asyncio
 import contextlib
-import io
 import json
+import logging
 import math
 import multiprocessing
+import os
 import resource
-import tarfile
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from mixlab.data.decode import decode
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import ImageError
+from mixlab.serving.bodies import Contents, Decoded, read_body
 
-MAX_MEMBERS = 64  # of a tar
 MAX_ANSWER = 2**20  # bytes of JSON
+LARGE_BYTES = 16 * 2**20
+LEAST_SECONDS = 0.1  # a job with less time left is not begun
+FIRST_SECONDS = (
+    300.0  # for the first processes to start: everything is imported then, on a busy machine perhaps
+)
+START_SECONDS, AGAIN_SECONDS, CLOSE_SECONDS = 30.0, 1.0, 2.0
 MEMORY_BYTES = 2 * 2**30  # of address space, beyond what an idle process has
 TRIES = 2  # a job whose process died is tried once more: another job may have been the reason
 
@@ -33,72 +39,51 @@ class DecoderError(Exception):
     """No process could finish the job: it died, or took too long."""
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A picture of a job: its name in a tar; its pixels uint8 (channels, height, width), or why there are none."""
+@dataclass
+class Job:
+    """A body to decode. plain: what it is where it is neither a form nor JSON, `picture` or `tar`.
 
-    name: str
-    pixels: np.ndarray | None
-    reason: str
+    num_counted: its bytes that count as waiting, see `Service`.
+    """
 
-
-def read_one(data: bytes, preprocess: Preprocess) -> list[Decoded]:
-    """The picture that `data` is."""
-    return [_read("", data, preprocess)]
-
-
-def read_tar(data: bytes, preprocess: Preprocess) -> list[Decoded]:
-    """The files of a plain tar, at most MAX_MEMBERS. ImageError if it is none, or has more."""
-    found: list[Decoded] = []
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                if len(found) == MAX_MEMBERS:
-                    raise ImageError(f"more than {MAX_MEMBERS} files in the tar")
-                name = member.name.encode("utf-8", "replace").decode()
-                if not member.isfile():
-                    found.append(Decoded(name, None, "not a plain file"))
-                    continue
-                file = archive.extractfile(member)
-                content = b"" if file is None else file.read()
-                found.append(_read(name, content, preprocess))
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise ImageError(f"not a tar that can be read: {type(error).__name__}") from error
-    if not found:
-        raise ImageError("the tar has no files")
-    return found
-
-
-def _read(name: str, data: bytes, preprocess: Preprocess) -> Decoded:
-    try:
-        return Decoded(name, preprocess.pixels(decode(data)), "")
-    except ImageError as error:
-        return Decoded(name, None, error.message)
-    except MemoryError:
-        return Decoded(name, None, "decoding it would take too much memory")
+    data: bytearray
+    content_type: str
+    plain: str
+    num_counted: int = 0
 
 
 def _serve(pipe: Any, preprocess: Preprocess) -> None:
-    """A decoding process. In: kind, bytes. Out: JSON (a reason, or a row for each picture), then their pixels."""
+    """A decoding process, which says first who its parent is.
+
+    In: JSON (Content-Type, and what the body is without one), the body.
+    Out: JSON (a reason, or a row for each picture), then their pixels.
+    """
     _limit_memory()
+    pipe.send_bytes(json.dumps(os.getppid()).encode())
+    logging.disable()  # parsers that complain would fill the log at a stranger's wish
     while True:
         try:
-            kind, data = pipe.recv_bytes(), pipe.recv_bytes()
-        except (EOFError, OSError):
+            content_type, plain = json.loads(pipe.recv_bytes())
+            head, pixels = _answer(pipe.recv_bytes(), content_type, plain, preprocess)
+            pipe.send_bytes(head)
+            pipe.send_bytes(pixels)
+        except (EOFError, OSError, MemoryError):
             return
-        found: list[Decoded] = []
-        answer: dict[str, Any] = {}
-        try:
-            found = (read_tar if kind == b"tar" else read_one)(data, preprocess)
-            answer["pictures"] = [[one.name, one.reason, one.pixels is not None] for one in found]
-        except ImageError as error:
-            answer["refused"] = error.message
-        except MemoryError:
-            answer["refused"] = "decoding it would take too much memory"
-        pipe.send_bytes(json.dumps(answer).encode())
-        pipe.send_bytes(b"".join(one.pixels.tobytes() for one in found if one.pixels is not None))
+
+
+def _answer(data: bytes, content_type: str, plain: str, preprocess: Preprocess) -> tuple[bytes, bytes]:
+    """A function of its own, so that nothing of a body is kept while the next one comes."""
+    try:
+        found = read_body(data, content_type, plain, preprocess)
+    except ImageError as error:
+        return json.dumps({"refused": error.message}).encode(), b""
+    except MemoryError:
+        return json.dumps({"refused": "decoding it would take too much memory"}).encode(), b""
+    except Exception as error:  # parsers raise nearly every type there is
+        return json.dumps({"refused": f"damaged: {type(error).__name__}"}).encode(), b""
+    rows = [[one.name, one.reason, one.pixels is not None] for one in found.pictures]
+    pixels = b"".join(one.pixels.tobytes() for one in found.pictures if one.pixels is not None)
+    return json.dumps({"pictures": rows, "is_list": found.is_list}).encode(), pixels
 
 
 def _limit_memory() -> None:
@@ -114,16 +99,27 @@ class _Process:
         self.shape = (preprocess.channels, *preprocess.image_size)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, preprocess), daemon=True)
-        self.process.start()
-        theirs.close()
+        self.theirs = theirs
 
-    def work(self, kind: str, data: bytes, seconds: float) -> list[Decoded]:
-        """The pictures, or ImageError. DecoderError if it died or takes longer; it must not be used again then."""
+    def start(self) -> int:
+        """The process id of its parent, once it runs. DecoderError if it does not."""
         try:
-            self.pipe.send_bytes(kind.encode())
-            self.pipe.send_bytes(data)
-            if not self.pipe.poll(seconds):
-                raise DecoderError("decoding took too long")
+            self.process.start()
+            self.theirs.close()
+            return int(json.loads(self.pipe.recv_bytes(MAX_ANSWER)))
+        except (EOFError, OSError, ValueError) as error:
+            raise DecoderError("a decoding process did not start") from error
+        finally:
+            self.theirs.close()
+
+    def work(self, job: Job) -> Contents:
+        """The pictures, or ImageError. DecoderError if it died; it must not be used again then.
+
+        It may be stopped, or never read what it is sent: whoever calls this kills it when its time is over.
+        """
+        try:
+            self.pipe.send_bytes(json.dumps([job.content_type, job.plain]).encode())
+            self.pipe.send_bytes(job.data)
             answer = json.loads(self.pipe.recv_bytes(MAX_ANSWER))
             content = self.pipe.recv_bytes()
             number = len(content) // math.prod(self.shape)
@@ -133,75 +129,145 @@ class _Process:
         if "refused" in answer:
             raise ImageError(answer["refused"])
         rows = iter(pixels)
-        return [
+        found = [
             Decoded(name, next(rows) if has_pixels else None, reason)
             for name, reason, has_pixels in answer["pictures"]
         ]
+        return Contents(found, answer["is_list"])
+
+    def kill(self) -> None:
+        """End it, also where it is stopped; whoever waits for its answer has a DecoderError."""
+        if self.process.pid is not None:  # it has begun
+            with contextlib.suppress(OSError):
+                os.kill(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.join()
+        self.kill()
+        if self.process.pid is not None:
+            self.process.join(CLOSE_SECONDS)
         self.pipe.close()
 
 
 class Decoders:
-    """Decoding processes, for use from one event loop."""
+    """Decoding processes, for use from one event loop.
+
+    No job outlives its time: its process is killed then, whatever it is at, and another one takes its place.
+    """
 
     def __init__(self, preprocess: Preprocess, number: int) -> None:
-        self.context = multiprocessing.get_context(
-            "forkserver"
-        )  # new ones in milliseconds, without our threads
+        # New ones in milliseconds, without our threads.
+        self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["mixlab.serving.decoder"])
         self.preprocess, self.number = preprocess, number
         self.pool = ThreadPoolExecutor(number, thread_name_prefix="decoder")  # each waits for one process
-        self.idle: asyncio.Queue[_Process] = asyncio.Queue()
-        self.num_restarts = 0
+        self.processes: set[_Process] = set()
+        self.starting: set[_Process] = set()
+        self.idle: asyncio.Queue[_Process | None] = asyncio.Queue()  # None: there will be no more
+        self.large = asyncio.Semaphore(1)  # large bodies one at a time, so that others find a process too
+        self.num_restarts, self.forkserver = 0, 0
+        self.last_answer = -math.inf  # when a process last did a job; one that only began speaks for no other
+        self.is_closed = False
 
-    async def start(self) -> None:
-        """Start them all."""
-        loop = asyncio.get_running_loop()
-        for process in await asyncio.gather(
-            *(loop.run_in_executor(self.pool, self._new) for _ in range(self.number))
-        ):
-            self.idle.put_nowait(process)
-
-    def _new(self) -> _Process:
-        return _Process(self.context, self.preprocess)
-
-    async def decode(self, kind: str, data: bytes, seconds: float) -> list[Decoded]:
-        """The pictures of a job (`one` or `tar`). ImageError: what is wrong with it. DecoderError: nobody knows."""
+    async def decode(self, job: Job, seconds: float) -> Contents:
+        """The pictures of a job. ImageError: what is wrong with it. DecoderError: nobody knows."""
         end = time.monotonic() + seconds
-        loop = asyncio.get_running_loop()
-        for attempt in range(TRIES):
-            process = await self.idle.get()
-            left = end - time.monotonic()
-            # Shielded: a caller who goes away leaves the process to its job, not in the middle of an answer.
-            work = loop.run_in_executor(self.pool, self._work, process, kind, data, left)
-            try:
-                return await asyncio.shield(work)
-            except DecoderError:
-                if attempt == TRIES - 1 or time.monotonic() > end:
-                    raise
-        raise AssertionError
+        async with self.large if len(job.data) > LARGE_BYTES else contextlib.nullcontext():
+            for _ in range(TRIES):
+                try:
+                    async with asyncio.timeout(end - time.monotonic()):
+                        process = await self.idle.get()
+                except TimeoutError:
+                    break
+                left = end - time.monotonic()
+                if process is None or left < LEAST_SECONDS:
+                    self.idle.put_nowait(process)
+                    raise DecoderError("there was no time left for it")
+                with contextlib.suppress(DecoderError):
+                    return await self._ask(process, job, left)
+        raise DecoderError("no process could decode it")
 
-    def _work(self, process: _Process, kind: str, data: bytes, seconds: float) -> list[Decoded]:
-        """In a thread: one job, after which a process is idle again, this one or a new one."""
+    async def _ask(self, process: _Process, job: Job, seconds: float) -> Contents:
+        work = self._loop.run_in_executor(self.pool, process.work, job)
+        killer = self._loop.call_later(seconds, process.kill)
+
+        def finish(work: "asyncio.Future[Contents]") -> None:
+            killer.cancel()
+            if isinstance(work.exception(), DecoderError):
+                self.num_restarts += 1
+                self._replace(process)
+            else:
+                self.last_answer = time.monotonic()
+                self.idle.put_nowait(process)
+
+        work.add_done_callback(finish)
         try:
-            return process.work(kind, data, max(seconds, 0.05))
-        except DecoderError:
-            process.close()
-            self.num_restarts += 1
-            process = self._new()
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # Whoever asked has gone. The process stays at its job, and what the job holds is counted until its end.
+            await asyncio.wait([work])
             raise
-        finally:
-            self._loop.call_soon_threadsafe(self.idle.put_nowait, process)
+
+    def _replace(self, process: _Process) -> None:
+        """By a new one, unless all is ending."""
+        self.processes.discard(process)
+        if not self.is_closed:
+            self._start(process)
+
+    def _start(self, old: _Process | None = None) -> "asyncio.Future[int]":
+        """A new process, begun in a thread, after the end of `old`; another one if it does not start."""
+        process = _Process(self.context, self.preprocess)
+
+        def start() -> int:
+            if old is not None:
+                old.close()
+            return process.start()
+
+        def finish(work: "asyncio.Future[int]") -> None:
+            late.cancel()
+            self.starting.discard(process)
+            if work.exception() is None and not self.is_closed:
+                self.forkserver = work.result()
+                self.processes.add(process)
+                self.idle.put_nowait(process)
+                return
+            process.kill()
+            if self.forkserver:  # without one it is the first start that failed
+                self._loop.call_later(AGAIN_SECONDS, self._replace, process)
+
+        self.starting.add(process)
+        seconds = START_SECONDS if self.forkserver else FIRST_SECONDS
+        late = self._loop.call_later(seconds, self._give_up, process)
+        work = self._loop.run_in_executor(self.pool, start)
+        work.add_done_callback(finish)
+        return work
+
+    def _give_up(self, process: _Process) -> None:
+        """It does not start: it stands still, or the forkserver does, which is not ours alone and is woken."""
+        process.kill()
+        self._wake_forkserver()
+
+    def _wake_forkserver(self) -> None:
+        if self.forkserver:
+            with contextlib.suppress(OSError):
+                os.kill(self.forkserver, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End all processes and whatever waits for one; no other takes its place."""
+        self.is_closed = True
+        self.idle.put_nowait(None)
+        for process in self.processes:
+            process.kill()
+        for process in self.starting:
+            process.kill()
+        self._wake_forkserver()  # it ends with us, unless it stands still
 
     async def __aenter__(self) -> "Decoders":
         self._loop = asyncio.get_running_loop()
-        await self.start()
+        await asyncio.gather(*(self._start() for _ in range(self.number)))
         return self
 
     async def __aexit__(self, *exception: Any) -> None:
+        self.kill()
         self.pool.shutdown(wait=True)
-        while not self.idle.empty():
-            self.idle.get_nowait().close()
+        for process in self.processes:
+            process.close()

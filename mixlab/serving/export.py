@@ -17,6 +17,7 @@ import mixlab
 from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import MixlabError, UsageError
+from mixlab.escape import without_places
 from mixlab.files import write_atomically, written_whole
 from mixlab.models.catalog import display_name
 from mixlab.serving.graph import PictureModel, PixelModel, Scale
@@ -87,7 +88,7 @@ def keep_record(result: dict[str, Any]) -> None:
     """What was compared and found, as DESTINATION.json beside what was written."""
     destination = Path(result["destination"])
     path = destination.with_name(f"{destination.name}.json")
-    write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(without_places(result), indent=2) + "\n").encode())
 
 
 def description(weights: Weights, resize_in_graph: bool = False) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def description(weights: Weights, resize_in_graph: bool = False) -> dict[str, An
         "input": PICTURE if resize_in_graph else INPUT,
         "class_names": list(weights.class_names),
         "preprocess": weights.preprocess.to_json(),
-        "provenance": weights.provenance,
+        "provenance": without_places(weights.provenance),
         "written_by": f"mixlab {mixlab.__version__}",
     }
 

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixlab.serving.metrics import Metrics
@@ -14,6 +14,8 @@ from mixlab.serving.metrics import Metrics
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Without a token: nothing of the model or of a run.
 OPEN_PATHS = ("/", "/page.js", "/ui.js", "/page.css", "/docs", "/openapi.json", "/health", "/ready")
+ANY_HOST = "*"
+PROBES = ("/health", "/ready")  # what asks them knows an address, not a name, and they tell nothing
 MAX_HEADER_BYTES = 16 * 1024
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -26,18 +28,33 @@ SECURITY_HEADERS = {
 
 
 class RefusedError(Exception):
-    """An answer other than 200: status, kind and message; retry: seconds after which to come again."""
+    """An answer other than 200: status, kind and message; hint: what to do; retry: seconds until coming again.
 
-    def __init__(self, status: int, kind: str, message: str, retry: int | None = None) -> None:
+    is_last: whether the connection is closed then, whatever else comes on it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry: int | None = None,
+        is_last: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.message, self.retry = status, kind, message, retry
+        self.status, self.kind, self.message, self.hint, self.retry = status, kind, message, hint, retry
+        self.is_last = is_last or status in (408, 413)  # what is still coming will not be read
 
     def response(self) -> Response:
         headers = {} if self.retry is None else {"Retry-After": str(self.retry)}
-        if self.status in (408, 413):
-            headers["Connection"] = "close"  # what is still coming will not be read
-        body = {"error": {"kind": self.kind, "message": self.message}}
-        return JSONResponse(body, self.status, headers=headers)
+        if self.is_last:
+            headers["Connection"] = "close"
+        hint = {} if self.hint is None else {"hint": self.hint}
+        return JSONResponse(
+            {"error": {"kind": self.kind, "message": self.message} | hint}, self.status, headers=headers
+        )
 
 
 def busy() -> RefusedError:
@@ -63,11 +80,14 @@ class Guard:
     """Before anything else: whose host is asked, from which page, with which token; and headers for every answer.
 
     The Host of every request must be one of ours, else a page elsewhere could reach this server under a name of its
-    own (DNS rebinding); an Origin, which browsers send, must be this server.
+    own (DNS rebinding); an Origin, which browsers send, must be this server. Probes answer to any Host, and so does
+    /metrics where a token is needed. root_path: a prefix that a proxy may leave in the paths, such as `/mixlab`.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], token: str | None, metrics: Metrics) -> None:
-        self.app, self.hosts, self.token, self.metrics = app, hosts, token, metrics
+    def __init__(
+        self, app: ASGIApp, hosts: tuple[str, ...], token: str | None, metrics: Metrics, root_path: str = ""
+    ) -> None:
+        self.app, self.hosts, self.token, self.metrics, self.root_path = app, hosts, token, metrics, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,6 +97,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), 500
+        scope = self._without_prefix(scope)
 
         async def guarded(message: Message) -> None:
             nonlocal status
@@ -93,7 +114,10 @@ class Guard:
 
         try:
             refused = self._refusal(scope)
-            await (self.app if refused is None else refused.response())(scope, receive, guarded)
+            app = self.app if refused is None else refused.response()
+            if refused is None and not scope["path"]:  # the prefix alone: the page's addresses need its slash
+                app = RedirectResponse(f"{self.root_path}/", 308)
+            await app(scope, receive, guarded)
         finally:
             self.metrics.observe_request(scope["path"], status, time.perf_counter() - began)
 
@@ -104,18 +128,32 @@ class Guard:
         headers: dict[str, list[str]] = {}
         for key, value in scope["headers"]:
             headers.setdefault(key.decode("latin-1"), []).append(value.decode("latin-1"))
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy before us may have believed the other one, and then the rest is another person's request.
+            return RefusedError(400, "usage", "Content-Length and Transfer-Encoding together", is_last=True)
         hosts = headers.get("host", [])
-        if len(hosts) != 1 or _without_port(hosts[0]) not in self.hosts:
-            return RefusedError(403, "host", "this server does not answer to that Host")
+        if not self._answers_to(hosts, scope["path"]):
+            hint = "start it with --name NAME for each name that it is reached by"
+            return RefusedError(403, "host", "this server does not answer to that Host", hint=hint)
         origins = headers.get("origin", [])
-        if any(origin.partition("://")[2] != hosts[0] for origin in origins):
+        if any([origin.partition("://")[2]] != hosts for origin in origins):
             return RefusedError(403, "origin", "pages of other origins may not ask this server")
-        if self.token is not None and scope["path"] not in OPEN_PATHS and not self._has_key(scope):
+        if self.token is not None and (scope["path"] or "/") not in OPEN_PATHS and not self._has_key(scope):
             given = headers.get("authorization", [""])[0].partition(" ")
             is_bearer = given[0].lower() == "bearer"
             if not is_bearer or not hmac.compare_digest(given[2].encode(), self.token.encode()):
                 return RefusedError(401, "token", "this needs the header Authorization: Bearer TOKEN")
         return None
+
+    def _without_prefix(self, scope: Scope) -> Scope:
+        if not self.root_path or not f"{scope['path']}/".startswith(f"{self.root_path}/"):
+            return scope
+        return {**scope, "path": scope["path"].removeprefix(self.root_path)}
+
+    def _answers_to(self, hosts: list[str], path: str) -> bool:
+        if path in PROBES or (path == "/metrics" and self.token is not None):
+            return True
+        return len(hosts) == 1 and (ANY_HOST in self.hosts or _without_port(hosts[0]) in self.hosts)
 
     def _has_key(self, scope: Scope) -> bool:
         """Whether the address itself has the key of the folder of this file: links and pictures send no header."""

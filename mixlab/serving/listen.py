@@ -1,7 +1,10 @@
 """A server on a port: uvicorn, with a limit for slow headers, and a drain on SIGTERM."""
 
 import asyncio
+import re
+import resource
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -9,25 +12,53 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mixlab.errors import UsageError
-from mixlab.serving.guard import LOOPBACK, MAX_HEADER_BYTES, SECURITY_HEADERS, RefusedError
+from mixlab.errors import MixlabError, UsageError
+from mixlab.serving.guard import ANY_HOST, LOOPBACK, MAX_HEADER_BYTES, SECURITY_HEADERS, RefusedError
 from mixlab.serving.service import Limits
 
 HEADER_SECONDS = 10.0  # for the headers of a request to be complete
 KEEP_ALIVE_SECONDS = 5
+WRITE_SECONDS = 20.0  # for a client to read what was written
+MAX_CONNECTIONS = 4096  # at a time
+OWN_FILES = 256  # beside those of the connections
 DRAIN_SECONDS = 20
 MIN_TOKEN = 16  # characters
+HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?")
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 SECURITY_HEADERS_RAW = [(key.lower().encode(), value.encode()) for key, value in SECURITY_HEADERS.items()]
 
 
 class TimedProtocol(H11Protocol):
-    """uvicorn's, which waits for ever for headers that come byte by byte; here for HEADER_SECONDS."""
+    """uvicorn's, which waits for ever for headers that come byte by byte, and for clients that do not read.
 
+    Here for HEADER_SECONDS and WRITE_SECONDS, and at most MAX_CONNECTIONS are open at a time.
+    """
+
+    max_connections = MAX_CONNECTIONS
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait()
+        transport.set_write_buffer_limits(high=0)  # pause_writing comes as soon as anything is left over
+        if len(self.connections) > self.max_connections:
+            self._refuse(RefusedError(503, "busy", "too many connections; come again", retry=1))
+        else:
+            self._wait()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_unread()
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -39,6 +70,7 @@ class TimedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._stop_unread()
         super().connection_lost(exc)
 
     def _is_idle(self) -> bool:
@@ -57,10 +89,14 @@ class TimedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, refused as everything else is: JSON, with the same headers."""
-        response = RefusedError(400, "usage", "this is no HTTP request").response()
+        self._refuse(RefusedError(400, "usage", "this is no HTTP request"))
+
+    def _refuse(self, error: RefusedError) -> None:
+        response = error.response()
         headers = [*response.raw_headers, *SECURITY_HEADERS_RAW, (b"connection", b"close")]
+        reason = HTTPStatus(error.status).phrase.encode()
         for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Response(status_code=error.status, headers=headers, reason=reason),
             h11.Data(data=bytes(response.body)),
             h11.EndOfMessage(),
         ):
@@ -108,9 +144,39 @@ def check_address(host: str, port: int, token: str | None) -> None:
         )
 
 
-def allowed_hosts(host: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """What a Host header may say: loopback's names, `host`, and `names` by which it is reached from elsewhere."""
-    return (*LOOPBACK, f"[{host}]" if ":" in host else host, *(name.lower() for name in names))
+def allowed_hosts(host: str, names: tuple[str, ...] = (), token: str | None = None) -> tuple[str, ...]:
+    """What a Host header may say: loopback's names, `host`, and `names` by which it is reached from elsewhere.
+
+    UsageError if one is no name. `*` is any, with a token only: without one any page on the web could ask the server
+    under a name of its own.
+    """
+    for name in names:
+        if name == ANY_HOST and token is None:
+            raise UsageError(
+                "without a token a server answers to names of its own only, else any page on the web could ask it",
+                where="--name '*'",
+                hint="give --token (or MIXLAB_TOKEN), or each name",
+            )
+        if name != ANY_HOST and not HOST_NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is no name of a host",
+                where="--name",
+                hint="as in my.machine.example or 10.0.0.7, without http:// and port; '*' is any, with a token",
+            )
+    return (*LOOPBACK, *(_bracketed(name.lower()) for name in (host, *names)))
+
+
+def _bracketed(name: str) -> str:
+    """As a Host header has it: an IPv6 address in brackets."""
+    return f"[{name}]" if ":" in name and not name.startswith("[") else name
+
+
+def check_root_path(root_path: str) -> str:
+    """`/mixlab/` -> `/mixlab`; "" stays. UsageError if it is no path."""
+    found = root_path.rstrip("/")
+    if found and not ROOT_PATH.fullmatch(found):
+        raise UsageError(f"{root_path!r} is no path", where="--root-path", hint="as in /mixlab")
+    return found
 
 
 def make_server(
@@ -144,11 +210,28 @@ def make_server(
     return _Server(config, started, stopping)
 
 
+def _allow_connections() -> None:
+    """Let the process have a file for each connection, or fewer connections where it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OWN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    found = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (found, hard))
+    TimedProtocol.max_connections = max(found - OWN_FILES, 16)
+
+
 def listen(server: uvicorn.Server) -> None:
-    """Run it. UsageError if its port cannot be had."""
+    """Run it. UsageError if its port cannot be had, MixlabError if it does not start for another reason."""
+    _allow_connections()
     try:
         server.run()
     except SystemExit as error:  # how uvicorn says so
+        if server.lifespan.should_exit:
+            raise MixlabError(
+                "the processes that decode pictures did not start",
+                hint="is there memory left? Try again when the machine is less busy",
+            ) from error
         raise UsageError(
             f"nothing can listen at {server.config.host}:{server.config.port}",
             where="--port",

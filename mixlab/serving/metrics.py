@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
-    from mixlab.serving.batching import Batcher
-    from mixlab.serving.decoder import Decoders
+    from mixlab.serving.service import Service
 
 PATHS = ("/predict", "/predict-many", "/occlusion", "/info", "/health", "/ready", "/metrics")
 
@@ -26,6 +25,7 @@ class Metrics:
         )
         self.batch_seconds = Histogram("batch_seconds", "Of the model for a batch", **own)
         self.waiting = Gauge("waiting_pictures", "Pictures that wait for the model", **own)
+        self.waiting_bytes = Gauge("waiting_bytes", "Of bodies that are not decoded yet", **own)
         self.restarts = Gauge("decoder_restarts", "Decoding processes that had to be replaced", **own)
 
     def observe_request(self, path: str, status: int, seconds: float) -> None:
@@ -40,8 +40,9 @@ class Metrics:
         self.batch_size.observe(size)
         self.batch_seconds.observe(seconds)
 
-    def text(self, batcher: "Batcher", decoders: "Decoders") -> bytes:
+    def text(self, service: "Service") -> bytes:
         """All of it in Prometheus' text format."""
-        self.waiting.set(batcher.waiting.qsize())
-        self.restarts.set(decoders.num_restarts)
+        self.waiting.set(service.batcher.waiting.qsize())
+        self.waiting_bytes.set(service.num_waiting_bytes)
+        self.restarts.set(service.decoders.num_restarts)
         return generate_latest(self.registry)

@@ -16,6 +16,7 @@ from mixlab.serving.card import with_use
 from mixlab.serving.export import export
 
 USE = "pip install -r requirements.txt\npython predict.py photo.jpg"
+FILES = ("model.onnx", "predict.py", "requirements.txt", "README.md")
 REQUIREMENTS = "numpy\nonnxruntime\npillow\n"
 
 
@@ -29,9 +30,17 @@ def write_package(
     with tempfile.TemporaryDirectory() as folder, written_whole(destination) as temporary:
         model = Path(folder) / "model.onnx"
         result = export(weights, model, to="onnx", pictures=pictures)
-        contents = {"predict.py": program, "requirements.txt": REQUIREMENTS, "README.md": with_use(card, USE)}
+        for name, text in {
+            "predict.py": program,
+            "requirements.txt": REQUIREMENTS,
+            "README.md": with_use(card, USE),
+        }.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.write(model, "model.onnx")
-            for name, text in contents.items():
-                archive.writestr(name, text)
-    return result | {"destination": str(destination), "files": ["model.onnx", *contents]}
+            for name in FILES:
+                path = Path(folder) / name
+                path.chmod(
+                    0o644
+                )  # zip keeps it: who unpacks the files, on a server say, may not be who reads them
+                archive.write(path, name)
+    return result | {"destination": str(destination), "files": list(FILES)}

@@ -3,26 +3,31 @@
 import csv
 import glob
 import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from mixlab.checkpoint.open import open_weights
-from mixlab.data.decode import decode, is_image_name
+from mixlab.data.listing import Skips, describe_skipped, pictures_below
 from mixlab.data.preprocess import Preprocess
 from mixlab.device import num_cores, pick_device
-from mixlab.errors import ImageError, UsageError
+from mixlab.errors import ImageError, UsageError, check_type
+from mixlab.escape import for_csv
 from mixlab.files import write_atomically
 from mixlab.models.fast import fast
 from mixlab.models.layers import Gelu
+from mixlab.serving.inputs import Given, read_inputs
 
-Picture = str | Path | bytes | np.ndarray
+Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | BinaryIO | np.ndarray
 BATCH_SIZE = 64
 FEW = 8  # pictures, below which no fast copy of the model is made
 
@@ -31,7 +36,7 @@ FEW = 8  # pictures, below which no fast copy of the model is made
 class Classifier:
     """A model with its preprocessing and class names; what `mixlab.load` returns.
 
-    model: float32 (B, channels, H, W), normalised -> logits (B, K).
+    model: float32 (B, channels, H, W), normalised -> logits (B, K). cautions: to be read before it is trusted.
     """
 
     model: nn.Module
@@ -39,16 +44,20 @@ class Classifier:
     class_names: tuple[str, ...]
     provenance: dict[str, Any]
     device: torch.device
+    cautions: tuple[str, ...] = ()
 
     @torch.inference_mode()
     def predict(self, images: Picture | Iterable[Picture], *, top: int = 5) -> list[dict[str, Any]]:
         """For each image its `top` labels: {"path", "predictions": [{"label", "probability"}]} or {"path", "error"}.
 
-        images: paths, encoded bytes, or uint8 arrays (H, W, 3 or 1), or one of them. Arrays and bytes have
-        their position in the list as path. An image that cannot be read becomes an error row, not an exception.
+        images: one of, or a list of: a path of a file or of a folder (all images below it); bytes, bytearray or
+        memoryview of an image file; a PIL image; a binary file object, read from where it stands and left open; an
+        array uint8 (H, W), (H, W, 1 or 3), or a batch (N, H, W, 1 or 3). What is no path has its number among all
+        images as path. An image that cannot be read becomes an error row, not an exception; an argument of another
+        kind is a UsageTypeError, which is a TypeError too, before anything is opened.
         """
-        single = isinstance(images, str | Path | bytes | np.ndarray)
-        pictures: list[Picture] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        check_type(top, (Integral,), "top", "a number of labels")
+        pictures = read_inputs(images, self.preprocess, lambda folder: find_images([folder]))
         if top < 1:
             raise UsageError(f"top must be at least 1, got {top}", where="--top")
         rows: list[dict[str, Any]] = []
@@ -56,34 +65,22 @@ class Classifier:
         model = fast(self.model) if len(pictures) >= FEW else self.model
         for start in range(0, len(pictures), BATCH_SIZE):
             part = pictures[start : start + BATCH_SIZE]
-            names = [str(p) if isinstance(p, str | Path) else str(start + i) for i, p in enumerate(part)]
             with ThreadPoolExecutor(num_cores()) as pool:
                 read = list(pool.map(self._read, part))
             good = [i for i, result in enumerate(read) if isinstance(result, np.ndarray)]
             found = iter(self._classify(model, np.stack([read[i] for i in good]), top) if good else [])
-            for name, result in zip(names, read, strict=True):
+            for picture, result in zip(part, read, strict=True):
                 if isinstance(result, np.ndarray):
-                    rows.append({"path": name, "predictions": next(found)})
+                    rows.append({"path": picture.name, "predictions": next(found)})
                 else:
-                    rows.append({"path": name, "error": result})
+                    rows.append({"path": picture.name, "error": result})
         return rows
 
-    def _read(self, picture: Picture) -> np.ndarray | str:
+    def _read(self, picture: Given) -> np.ndarray | str:
         try:
-            if not isinstance(picture, np.ndarray):
-                return self.preprocess.pixels(decode(picture))
+            return picture.read(self.preprocess)
         except ImageError as error:
             return error.message
-        if picture.ndim == 2:
-            picture = picture[..., None]
-        if (
-            picture.dtype != np.uint8
-            or picture.ndim != 3
-            or picture.shape[2] not in (1, 3)
-            or not picture.size
-        ):
-            return f"an array must be uint8 (H, W, 3) or (H, W, 1), got {picture.dtype} {picture.shape}"
-        return self.preprocess.pixels(picture)
 
     def _classify(self, model: nn.Module, pixels: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
         image = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
@@ -99,7 +96,7 @@ class Classifier:
 
 
 def load(
-    path_or_name: str | Path,
+    path_or_name: str | os.PathLike[str],
     image_size: int | tuple[int, int] | None = None,
     *,
     gelu: Gelu | None = None,
@@ -111,7 +108,7 @@ def load(
 
     The arguments are those of `mixlab.checkpoint.open.open_weights`: image_size resamples a Mixer to another
     side or (height, width); gelu and layer_norm_eps replace what the format implies. What was assumed is in
-    `.provenance["assumed"]`. WeightsError says what is missing or damaged.
+    `.provenance["assumed"]`. WeightsError says what is missing or damaged, UsageTypeError what is no path or name.
     """
     weights = open_weights(
         path_or_name, image_size=image_size, gelu=gelu, layer_norm_eps=layer_norm_eps, progress=progress
@@ -123,18 +120,24 @@ def load(
         class_names=weights.class_names,
         provenance=weights.provenance,
         device=torch_device,
+        cautions=weights.cautions,
     )
 
 
-def find_images(arguments: Sequence[str]) -> list[str]:
-    """Files named by paths, folders (all images below, sorted) and globs. UsageError if one names nothing."""
+def find_images(arguments: Sequence[str], skips: Skips | None = None) -> list[str]:
+    """Files named by paths, folders (all images below, sorted) and globs. UsageError if one names nothing.
+
+    skips: takes what is left out of folders.
+    """
+    skips = skips or Skips()
     found: list[str] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if is_image_name(p) and not p.is_dir())
+            inside = pictures_below(path, skips)
             if not inside:
-                raise UsageError("there are no images in this folder", where=argument)
+                hint = describe_skipped(skips.result()) or None
+                raise UsageError("there are no images in this folder", where=argument, hint=hint)
             found += inside
         elif path.exists() or path.is_symlink():
             found.append(argument)
@@ -147,13 +150,14 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    """path, rank, label, probability, error: one line a label, one a failed image."""
+    """path, rank, label, probability, error: one line a label, one a failed image. Text as `for_csv` writes it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "rank", "label", "probability", "error"])
     for row in rows:
         if "error" in row:
-            writer.writerow([row["path"], "", "", "", row["error"]])
+            writer.writerow([for_csv(row["path"]), "", "", "", for_csv(row["error"])])
         for rank, guess in enumerate(row.get("predictions", []), start=1):
-            writer.writerow([row["path"], rank, guess["label"], f"{guess['probability']:.6f}", ""])
+            label, share = for_csv(guess["label"]), f"{guess['probability']:.6f}"
+            writer.writerow([for_csv(row["path"]), rank, label, share, ""])
     write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))

@@ -21,6 +21,7 @@ from mixlab.errors import UsageError
 
 METADATA_KEY = "mixlab"
 OUTPUT = "logits"
+_TRACES = ("stack_trace", "source_fn_stack", "from_node", "unflatten_path", "nn_module_stack_file")
 Runner = Callable[[np.ndarray], np.ndarray]
 Free = dict[int, Any]  # axes that a graph leaves open
 
@@ -72,7 +73,12 @@ def to_openvino(model: nn.Module, example: Tensor, free: Free | None = None) -> 
 
 def _exported(model: nn.Module, example: Tensor, free: Free) -> torch.export.ExportedProgram:
     shapes = {_first_argument(model): free} if free else None
-    return torch.export.export(model.eval(), (example,), dynamic_shapes=shapes)
+    program = torch.export.export(model.eval(), (example,), dynamic_shapes=shapes)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for key in _TRACES:
+                node.meta.pop(key, None)
+    return program
 
 
 def _write_onnx(graph: nn.Module, example: Tensor, path: Path, name: str, free: Free, about: str) -> None:
@@ -80,8 +86,19 @@ def _write_onnx(graph: nn.Module, example: Tensor, path: Path, name: str, free: 
     import onnx
 
     written = onnx.load(path)
+    _forget_traces(written)
     onnx.helper.set_model_props(written, {METADATA_KEY: about})
     onnx.save(written, path)
+
+
+def _forget_traces(message: Any) -> None:
+    """Take the notes of torch's exporter out of an ONNX model: lines and places of the code that it came from."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None and field.name not in ("initializer", "opset_import"):
+            for inner in (value,) if hasattr(value, "ListFields") else value:
+                _forget_traces(inner)
 
 
 def _write_openvino(graph: nn.Module, example: Tensor, path: Path, name: str, free: Free, about: str) -> None:

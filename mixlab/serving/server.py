@@ -1,21 +1,24 @@
 """`mixlab serve`: a classifier over HTTP, for a page and for programs.
 
-    POST /predict        one picture as the body -> {"predictions": [...]}
-    POST /predict-many   a plain tar of at most 64 pictures -> what `mixlab predict --json` prints
+    POST /predict        one picture -> {"predictions": [...]}; several -> as /predict-many
+    POST /predict-many   at most 64 pictures -> what `mixlab predict --json` prints
     POST /occlusion      one picture -> how much each part of it matters for the best label
     GET  /info /health /ready /metrics /openapi.json /docs, and the page at /
 
+A picture is the body itself, a file of a form, or base64 in JSON; many are a plain tar, or the same (see `bodies`).
 Nothing is fetched from anywhere, no model is loaded at a person's wish, and pictures are decoded in processes of
-their own. Every answer but the page is JSON; errors are {"error": {"kind", "message"}} and name no path of this
-machine.
+their own. Every answer but the page is JSON; errors are {"error": {"kind", "message"}}, at times with a "hint", and
+name no path of this machine.
 """
 
 import asyncio
 import contextlib
 import importlib.resources
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mixlab.serving.batching import QueueFullError
+from mixlab.serving.bodies import Contents
 from mixlab.serving.guard import LOOPBACK, Guard, RefusedError, busy, http_error, unexpected
 from mixlab.serving.service import Service, unless_gone
 
@@ -43,49 +47,50 @@ def _top(request: Request) -> int:
     return int(text)
 
 
-def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: str | None = None) -> ASGIApp:
-    """The ASGI application. hosts: names that a Host header may have, without the port. token: what callers need."""
+def _only(found: Contents) -> np.ndarray:
+    """The pixels of the one picture that a request was to have."""
+    if found.is_list or found.pictures[0].pixels is None:
+        raise RefusedError(415, "image", "this takes one picture at a time")
+    return found.pictures[0].pixels
+
+
+def create_app(
+    service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: str | None = None, root_path: str = ""
+) -> ASGIApp:
+    """The ASGI application. hosts: names that a Host header may have, without the port. token: what callers need.
+    root_path: a prefix of all paths, such as `/mixlab`, whether or not the proxy before it takes it away."""
+
+    async def answered(
+        request: Request, plain: str, work: Callable[[Contents], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """What `work` makes of the pictures that a request has, within its time."""
+        async with service.received(request, plain) as job:
+
+            async def everything() -> dict[str, Any]:
+                return await work(await service.contents(job))
+
+            with service.admitted():
+                answer: dict[str, Any] = await unless_gone(
+                    request, everything(), service.limits.request_seconds
+                )
+        return answer
 
     async def predict(request: Request) -> dict[str, Any]:
         top = _top(request)
-        data = await service.receive(request)
 
-        async def work() -> list[dict[str, Any]]:
-            return service.labels(await service.batcher.ask(await service.one(data)), top)
+        async def work(found: Contents) -> dict[str, Any]:
+            if found.is_list:
+                return await service.rows(found, top)
+            return {"predictions": service.labels(await service.batcher.ask(_only(found)), top)}
 
-        with service.admitted():
-            return {"predictions": await unless_gone(request, work(), service.limits.request_seconds)}
+        return await answered(request, "picture", work)
 
     async def predict_many(request: Request) -> dict[str, Any]:
         top = _top(request)
-        data = await service.receive(request)
-
-        async def work() -> list[dict[str, Any]]:
-            found = await service.pictures("tar", data)
-            good = [picture.pixels for picture in found if picture.pixels is not None]
-            service.batcher.check_room(len(good))
-            answers = iter(await asyncio.gather(*map(service.batcher.ask, good)))
-            return [
-                {"path": picture.name, "error": picture.reason}
-                if picture.pixels is None
-                else {"path": picture.name, "predictions": service.labels(next(answers), top)}
-                for picture in found
-            ]
-
-        with service.admitted():
-            rows = await unless_gone(request, work(), service.limits.request_seconds)
-        num_bad = sum("error" in row for row in rows)
-        return {"images": rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
+        return await answered(request, "tar", lambda found: service.rows(found, top))
 
     async def occlusion(request: Request) -> dict[str, Any]:
-        data = await service.receive(request)
-
-        async def work() -> dict[str, Any]:
-            return await service.occlusion(await service.one(data))
-
-        with service.admitted():
-            found: dict[str, Any] = await unless_gone(request, work(), service.limits.request_seconds)
-        return found
+        return await answered(request, "picture", lambda found: service.occlusion(_only(found)))
 
     facts: dict[str, Any] = {}
 
@@ -97,20 +102,20 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
-    async def ready(request: Request) -> Response:
-        if service.is_draining:
-            return RefusedError(503, "draining", "the server is stopping", retry=5).response()
-        return JSONResponse({"status": "ready"})
+    async def ready(request: Request) -> dict[str, Any]:
+        await service.check_ready()
+        return {"status": "ready"}
 
     async def metrics(request: Request) -> Response:
-        text = service.metrics.text(service.batcher, service.decoders)
+        text = service.metrics.text(service)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(request: Request) -> Response:
-        return Response(asset("openapi.json"), media_type="application/json")
+        spec = json.loads(asset("openapi.json"))
+        return JSONResponse(spec | {"servers": [{"url": root_path}]} if root_path else spec)
 
     async def page(request: Request) -> Response:
-        name, kind = PAGE[request.url.path]
+        name, kind = PAGE[request.scope["path"]]
         return Response(asset(name), headers={"Content-Type": kind})
 
     def answer(
@@ -130,14 +135,8 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with service.decoders:
-            task = asyncio.create_task(service.batcher.run())
-            try:
-                yield
-            finally:
-                service.is_draining = True
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        async with service.running():
+            yield
 
     routes = [
         Route("/predict", answer(predict), methods=["POST"]),
@@ -145,7 +144,7 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
         Route("/occlusion", answer(occlusion), methods=["POST"]),
         Route("/info", answer(info), methods=["GET"]),
         Route("/health", health, methods=["GET"]),
-        Route("/ready", ready, methods=["GET"]),
+        Route("/ready", answer(ready), methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
         *(Route(path, page, methods=["GET"]) for path in PAGE),
@@ -153,7 +152,7 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: st
     handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Guard(app, hosts, token, service.metrics)
+    return Guard(app, hosts, token, service.metrics, root_path)
 
 
 def asset(name: str) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,25 @@ from mixlab.errors import ImageError
 from mixlab.models.cost import measure_cost
 from mixlab.models.fast import fast
 from mixlab.serving.batching import Batcher
-from mixlab.serving.decoder import MAX_MEMBERS, Decoded, DecoderError, Decoders
+from mixlab.serving.bodies import MAX_PICTURES, Contents
+from mixlab.serving.decoder import DecoderError, Decoders, Job
 from mixlab.serving.guard import RefusedError, busy
 from mixlab.serving.metrics import Metrics
 from mixlab.serving.predict import Classifier
 
 OCCLUSION_SIDE = 8  # parts along each side, at most
+DRAIN_SECONDS = 5.0  # from SIGTERM on, for what has to be decoded
+PROBE_AGE, PROBE_WAIT, PROBE_SECONDS = 1.0, 0.8, 3.0  # those who ask /ready wait a second, as a rule
+PROBE = bytearray.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63680000008200"
+    "8177cd72b60000000049454e44ae426082"
+)  # a PNG of one pixel
+HOW_TO_SEND = {
+    "picture": "send the file itself: curl --data-binary @photo.jpg ADDRESS/predict; or a form: "
+    'curl -F file=@photo.jpg ADDRESS/predict; or JSON: {"image": BASE64}; ADDRESS/docs shows each',
+    "tar": "send a plain tar: tar cf - *.jpg | curl --data-binary @- ADDRESS/predict-many; or a form: "
+    'curl -F file=@a.jpg -F file=@b.jpg ADDRESS/predict-many; or JSON: {"images": [BASE64, ...]}',
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +44,8 @@ class Limits:
 
     body_bytes: of a request. read_seconds: to receive it. request_seconds: from then to the answer. max_queue:
     pictures that may wait. max_batch, max_wait_seconds: see `Batcher`. decoders: processes that decode.
-    max_requests: at a time, once their bodies are here. reading_bytes: of all bodies on their way.
+    max_requests: at a time, once their bodies are here. waiting_bytes: of all bodies that are here or on their way
+    and not decoded yet.
     """
 
     body_bytes: int = min(64 * 2**20, MAX_BYTES)
@@ -42,7 +56,7 @@ class Limits:
     max_wait_seconds: float = 0.004
     decoders: int = 2
     max_requests: int = 256
-    reading_bytes: int = 512 * 2**20
+    waiting_bytes: int = 128 * 2**20
 
 
 class Service:
@@ -59,8 +73,10 @@ class Service:
             max_wait=limits.max_wait_seconds,
             max_queue=limits.max_queue,
         )
-        self.num_requests, self.num_reading = 0, 0
+        self.num_requests, self.num_waiting_bytes = 0, 0
         self.is_draining = False
+        self.loop: asyncio.AbstractEventLoop | None = None  # once it runs
+        self.probe: asyncio.Future[Contents] | None = None
         self.explaining = asyncio.Semaphore(1)
 
     @torch.inference_mode()
@@ -90,52 +106,112 @@ class Service:
             self.num_requests -= 1
 
     def drain(self) -> None:
-        """Say on /ready that no more requests should come."""
+        """Say on /ready that no more requests should come; what is not decoded soon will not be. Twice: at once."""
+        if self.loop is not None:
+            seconds = 0.0 if self.is_draining else DRAIN_SECONDS
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self.loop.call_soon_threadsafe(self.loop.call_later, seconds, self.decoders.kill)
         self.is_draining = True
 
-    async def receive(self, request: Request) -> bytes:
-        """The whole body; RefusedError as soon as it is too large or comes too slowly, or too many come at once."""
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """With its processes and its batcher."""
+        self.loop = asyncio.get_running_loop()
+        async with self.decoders:
+            self.batching = asyncio.create_task(self.batcher.run())
+            try:
+                yield
+            finally:
+                self.is_draining = True
+                self.batching.cancel()
+                await asyncio.gather(self.batching, return_exceptions=True)
+
+    async def check_ready(self) -> None:
+        """RefusedError unless a picture that came now would be decoded: one was a moment ago, or a test one is."""
+        if self.is_draining:
+            raise RefusedError(503, "draining", "the server is stopping", retry=5)
+        if self.batching.done():
+            raise RefusedError(503, "model", "the model does not answer", retry=5)
+        if self.num_requests >= self.limits.max_requests:
+            raise busy()
+        if time.monotonic() - self.decoders.last_answer < PROBE_AGE:
+            return
+        if self.probe is None or self.probe.done():
+            self.probe = asyncio.ensure_future(self.decoders.decode(Job(PROBE, "", "picture"), PROBE_SECONDS))
+            self.probe.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
+        await asyncio.wait([self.probe], timeout=PROBE_WAIT)
+        if not self.probe.done() or self.probe.exception() is not None:
+            raise RefusedError(503, "decoder", "no process decodes pictures now", retry=1)
+
+    @contextlib.asynccontextmanager
+    async def received(self, request: Request, plain: str = "picture") -> AsyncIterator[Job]:
+        """The whole body, see `Job`, counted until it is decoded.
+
+        RefusedError as soon as it is too large or comes too slowly, or too much waits.
+        """
+        job = Job(bytearray(), request.headers.get("content-type", ""), plain)
+        try:
+            try:
+                async with asyncio.timeout(self.limits.read_seconds):
+                    await self._receive(request, job)
+            except TimeoutError:
+                text = f"the body did not come in {self.limits.read_seconds:g} s"
+                raise RefusedError(408, "too_slow", text) from None
+            yield job
+        finally:
+            self._release(job)
+
+    async def _receive(self, request: Request, job: Job) -> None:
         limits = self.limits
         too_large = RefusedError(413, "too_large", f"a body may have {limits.body_bytes} bytes")
         declared = request.headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > limits.body_bytes:
             raise too_large
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(limits.read_seconds):
-                async for part in request.stream():
-                    size += len(part)
-                    self.num_reading += len(part)
-                    parts.append(part)
-                    if size > limits.body_bytes:
-                        raise too_large
-                    if self.num_reading > limits.reading_bytes:
-                        raise busy()
-        except TimeoutError:
-            text = f"the body did not come in {limits.read_seconds:g} s"
-            raise RefusedError(408, "too_slow", text) from None
-        finally:
-            self.num_reading -= size
-        if not size:
+        if self.num_waiting_bytes + int(declared) > limits.waiting_bytes:  # better now than half-way
+            raise busy()
+        async for part in request.stream():
+            if len(job.data) + len(part) > limits.body_bytes:
+                raise too_large
+            if self.num_waiting_bytes + len(part) > limits.waiting_bytes:
+                raise busy()
+            self.num_waiting_bytes += len(part)
+            job.num_counted += len(part)
+            job.data += part
+        if not job.data:
             raise RefusedError(400, "empty", "the body is empty: send the picture itself")
-        return b"".join(parts)
 
-    async def pictures(self, kind: str, data: bytes) -> list[Decoded]:
-        """What is in a body; RefusedError if it cannot be read."""
+    def _release(self, job: Job) -> None:
+        self.num_waiting_bytes -= job.num_counted
+        job.num_counted = 0
+        with contextlib.suppress(BufferError):  # the error of a process that died holds it for a moment
+            job.data.clear()
+
+    async def contents(self, job: Job) -> Contents:
+        """What is in a body; RefusedError if it cannot be read, or is one picture that cannot."""
         try:
-            return await self.decoders.decode(kind, data, self.limits.request_seconds)
+            found = await self.decoders.decode(job, self.limits.request_seconds)
         except ImageError as error:
-            raise RefusedError(415, "image", error.message) from error
+            raise RefusedError(415, "image", error.message, hint=HOW_TO_SEND[job.plain]) from error
         except DecoderError as error:
             raise RefusedError(503, "decoder", "this could not be decoded now", retry=1) from error
+        finally:
+            self._release(job)
+        if not found.is_list and job.plain == "picture" and found.pictures[0].pixels is None:
+            raise RefusedError(415, "image", found.pictures[0].reason, hint=HOW_TO_SEND[job.plain])
+        return found
 
-    async def one(self, data: bytes) -> np.ndarray:
-        """The pixels of the picture that a body is."""
-        (picture,) = await self.pictures("one", data)
-        if picture.pixels is None:
-            raise RefusedError(415, "image", picture.reason)
-        return picture.pixels
+    async def rows(self, found: Contents, top: int) -> dict[str, Any]:
+        """What `mixlab predict --json` prints: a row for each picture, in order, with labels or what is wrong."""
+        good = [picture.pixels for picture in found.pictures if picture.pixels is not None]
+        self.batcher.check_room(len(good))
+        answers = iter(await asyncio.gather(*map(self.batcher.ask, good)))
+        rows = [
+            {"path": picture.name, "error": picture.reason}
+            if picture.pixels is None
+            else {"path": picture.name, "predictions": self.labels(next(answers), top)}
+            for picture in found.pictures
+        ]
+        return {"images": rows, "num_ok": len(good), "num_bad": len(rows) - len(good)}
 
     async def occlusion(self, pixels: np.ndarray) -> dict[str, Any]:
         """How much the best label's probability falls where a part of the picture is grey: a grid of numbers."""
@@ -176,7 +252,7 @@ class Service:
             "num_parameters": cost.num_parameters,
             "macs": cost.macs,
             "max_body_bytes": self.limits.body_bytes,
-            "max_pictures": MAX_MEMBERS,
+            "max_pictures": MAX_PICTURES,
         }
 
 

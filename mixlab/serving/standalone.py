@@ -21,11 +21,11 @@ def read_picture(path: str, preprocess: dict) -> np.ndarray:
     if image.mode == "F":
         raise OSError("pixels are floating-point numbers of unknown range; save as 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-        values = (np.asarray(image).astype(np.int64) + 128) // 257
+        grey_max = preprocess.get("grey_max", 65535)
+        values = (np.asarray(image).astype(np.int64) * 255 + grey_max // 2) // grey_max
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:  # on white
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB").convert("L" if preprocess["channels"] == 1 else "RGB")
     (height, width), share, box_size = preprocess["image_size"], preprocess["crop_fraction"], image.size
     if preprocess["fit"] == "resize-crop":
@@ -47,12 +47,12 @@ def main(paths: list[str]) -> None:
         try:
             pixels = read_picture(path, about["preprocess"])
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            failed.append(f"{path}: {error}")
+            failed.append(repr(f"{path}: {error}")[1:-1])  # what is not seen in names stands as an escape
             continue
         logits = session.run(["logits"], {"pixels": pixels[None]})[0][0].astype(np.float64)
         probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         best = [(about["class_names"][i], 100 * probability[i]) for i in np.argsort(-probability)[:5]]
-        print(f"{path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in best))
+        print(repr(f"{path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in best))[1:-1])
     sys.exit("\n".join(failed) or 0)  # text goes to standard error, with status 1
 
 

@@ -9,8 +9,6 @@ Only files of known names, of folders that are runs or studies, can be asked for
 """
 
 import asyncio
-import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,6 +23,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mixlab.errors import MixlabError
+from mixlab.escape import from_csv, visible_values, without_places
+from mixlab.records import read_json, read_table, read_text
 from mixlab.report.run_log import read_run_log
 from mixlab.serving.guard import LOOPBACK, Guard, file_key, http_error, unexpected
 from mixlab.serving.metrics import Metrics
@@ -48,6 +48,7 @@ REPORT_POLICY = "; ".join(
 MAX_POINTS = 1000  # of a curve
 MAX_CLASSES = 50  # of a confusion table
 MAX_ROWS = 200  # of a table
+MAX_TABLE_BYTES = 64 * 2**20  # of a CSV file that is shown
 
 ListRuns = Callable[[Path], list[dict[str, Any]]]
 
@@ -60,6 +61,7 @@ def create_ui(
     *,
     hosts: tuple[str, ...] = LOOPBACK,
     token: str | None = None,
+    root_path: str = "",
 ) -> ASGIApp:
     """The ASGI application. runs, studies: the folders that hold them. list_runs: gives a row for each run.
     known: the studies there are, and what each is asked about (DATA, WEIGHTS)."""
@@ -97,7 +99,7 @@ def create_ui(
         return _file(_inside(studies, request.path_params["name"], _is_study), request.path_params["file"])
 
     async def page(request: Request) -> Response:
-        name, kind = ASSETS[request.url.path]
+        name, kind = ASSETS[request.scope["path"]]
         return Response(asset(name), headers={"Content-Type": kind})
 
     async def health(request: Request) -> Response:
@@ -115,7 +117,7 @@ def create_ui(
     handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Guard(app, hosts, token, Metrics())
+    return Guard(app, hosts, token, Metrics(), root_path)
 
 
 def _is_run(folder: Path) -> bool:
@@ -135,12 +137,13 @@ def _inside(folder: Path, name: str, is_one: Callable[[Path], bool]) -> Path:
 
 
 def _file(folder: Path, name: str) -> Response:
-    if name == "report.html" and (folder / name).is_file():
+    """A report or a figure. Where links lead, it must lie in the folder too: it may come from somebody else."""
+    if name == "report.html" and _is_within(folder, folder / name):
         return FileResponse(
             folder / name, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY}
         )
     figure = name.removeprefix("figures/")
-    if figure != name and figure.endswith(".png") and figure in figures_of(folder):
+    if figure != name and figure in figures_of(folder):
         return FileResponse(folder / name, media_type="image/png")
     raise HTTPException(404, "there is no such file")
 
@@ -148,36 +151,57 @@ def _file(folder: Path, name: str) -> Response:
 def figures_of(folder: Path) -> list[str]:
     """Names of the pictures of a run or study."""
     place = folder / "figures"
-    return sorted(name for name in os.listdir(place) if name.endswith(".png")) if place.is_dir() else []
+    if not place.is_dir():
+        return []
+    return sorted(
+        name for name in os.listdir(place) if name.endswith(".png") and _is_within(folder, place / name)
+    )
+
+
+def _is_within(folder: Path, path: Path) -> bool:
+    """Whether `path` is a regular file in `folder`, wherever links lead."""
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _study(folder: Path, *, tables: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {
         "study": folder.name,
-        "has_report": (folder / "report.html").is_file(),
+        "has_report": _is_within(folder, folder / "report.html"),
         "figures": figures_of(folder),
     }
     if tables:
         files = sorted(
             folder.glob("*.csv"), key=lambda path: (path.name == "curves.csv", path.name)
         )  # long, so last
-        found["tables"] = [_table(path) for path in files]
+        found["tables"] = [visible_values(_table(path)) for path in files]
     return found
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """A CSV file with at most MAX_ROWS of its rows."""
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        columns, *rows = list(csv.reader(file)) or [[]]
-    return {"name": path.name, "columns": columns, "rows": rows[:MAX_ROWS], "num_rows": len(rows)}
+    """A CSV file with at most MAX_ROWS of its rows, or why it cannot be read."""
+    try:
+        rows = read_table(path, (), MAX_TABLE_BYTES)
+    except MixlabError as error:
+        return {"name": path.name, "columns": ["unreadable"], "rows": [[error.message]], "num_rows": 0}
+    columns = list(rows[0]) if rows else []
+    cells = [[row[column] for column in columns] for row in rows[:MAX_ROWS]]
+    return {"name": path.name, "columns": columns, "rows": cells, "num_rows": len(rows)}
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """All that the page shows of a run, from its files; what is missing or damaged is left out."""
-    try:
-        log = read_run_log(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
-    except MixlabError:
-        log = []
+    """All that the page shows of a run, from its files. unreadable: what is left out, and why."""
+    unreadable: list[str] = []
+
+    def part(name: str, read: Callable[[Path], Any], otherwise: Any) -> Any:
+        if not os.path.lexists(run / name):
+            return otherwise
+        try:
+            return read(run / name)
+        except MixlabError as error:
+            unreadable.append(f"{name}: {error.message}")
+            return otherwise
+
+    log = part("metrics.jsonl", read_run_log, [])
     curves = {
         event: _thin([row for row in log if row["event"] == event], keys)
         for event, keys in (
@@ -187,17 +211,19 @@ def describe_run(run: Path) -> dict[str, Any]:
     }
     ends = [row for row in log if row["event"] == "end"]
     result = {key: value for key, value in (ends[-1] if ends else {}).items() if key not in ("run", "report")}
-    return {
+    found = {
         "run": run.name,
         "finished": bool(ends),
         "result": result,
-        "recipe": (run / "recipe.toml").read_text(errors="replace"),
-        "environment": _json(run / "environment.json"),
+        "recipe": part("recipe.toml", read_text, ""),
+        "environment": part("environment.json", read_json, {}),
         "curves": curves,
-        "confusion": _confusion(run / "predictions.csv"),
+        "confusion": part("predictions.csv", _confusion, None),
         "figures": figures_of(run),
-        "has_report": (run / "report.html").is_file(),
+        "has_report": _is_within(run, run / "report.html"),
     }
+    shown: dict[str, Any] = visible_values(without_places(found | {"unreadable": unreadable}))
+    return shown | {"run": run.name}
 
 
 def _thin(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[list[Any]]:
@@ -205,20 +231,10 @@ def _thin(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[list[Any]]:
     return [[row.get(key) for key in keys] for row in rows[::step]]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _confusion(path: Path) -> dict[str, Any] | None:
-    """Counts of (label, prediction) of the test split; None without predictions, or with too many classes."""
-    if not path.is_file():
-        return None
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        counts = Counter((row["label"], row["prediction"]) for row in csv.DictReader(file))
+    """Counts of (label, prediction) of the test split; None with too many classes."""
+    rows = read_table(path, ("label", "prediction"), MAX_TABLE_BYTES)
+    counts = Counter((from_csv(row["label"]), from_csv(row["prediction"])) for row in rows)
     names = sorted({name for pair in counts for name in pair})
     if len(names) > MAX_CLASSES:
         return None

@@ -17,12 +17,14 @@ from mixlab.device import set_threads
 from mixlab.files import write_atomically
 from mixlab.models.catalog import create_model
 from mixlab.models.permutation import absorb
+from mixlab.records import read_json
 from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options
 from mixlab.studies.presets import patch_side
 from mixlab.studies.trainings import Cell
+from mixlab.training.prepared import prepare
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import open_data, prepare
+from mixlab.training.setup import open_data
 from mixlab.training.splits import split_source
 from mixlab.training.step import TrainState, train_step
 
@@ -43,8 +45,7 @@ def prove_exactly(options: Options, resolved: Recipe) -> dict[str, Any]:
     """Two exact statements: of trained weights, and of a training; kept in the folder once they are made."""
     path = options.out / PROOF_NAME
     if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return kept
+        return read_json(path)
     trained = {}
     for model in ("Mixer", "ViT"):  # a ViT with learnt position embeddings has the property too
         run = options.out / "runs" / Cell(model=model, setting=ORIGINAL, seed=0, changes={}).folder_name

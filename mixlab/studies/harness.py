@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mixlab.report.figures import save_figure
 from mixlab.report.page import StudyPage, write_study_page
 from mixlab.report.screen import Screen
+from mixlab.training.signals import stopped_at_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,13 @@ class Study:
 
 def conduct(study: Study, options: Options) -> dict[str, Any]:
     """Run a study; figures and report.html into `options.out`. Returns what `mixlab study --json` prints."""
+    with stopped_at_once(
+        options.out, "on the way; what is finished is kept", "the same call again goes on from there"
+    ):
+        return _conduct(study, options)
+
+
+def _conduct(study: Study, options: Options) -> dict[str, Any]:
     answer = study.run(options)
     out = options.out
     figures = []

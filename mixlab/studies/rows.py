@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mixlab.errors import DiskError
 from mixlab.files import write_atomically
+from mixlab.records import read_table
 
 Row = dict[str, str]
 
@@ -23,8 +24,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a CSV file, none if there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(path, ())
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:

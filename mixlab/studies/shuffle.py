@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from mixlab.checkpoint.store import load_weights
-from mixlab.data.loader import evaluation_batches, load_images
+from mixlab.data.loader import evaluation_batches
+from mixlab.data.reading import load_images
 from mixlab.evaluation.classify import classify
 from mixlab.report.study_figures import accuracies, curves_by_model, relative_drops
 from mixlab.studies.exactness import (

@@ -6,7 +6,6 @@ one, for which they are planned once from the minutes of a cell, so that setting
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +15,19 @@ from typing import Any
 from mixlab.data.sources import open_source
 from mixlab.device import machine_name
 from mixlab.errors import DataError, UsageError
-from mixlab.files import remove
 from mixlab.models.describe import describe_settings
 from mixlab.recipes import compose
+from mixlab.records import read_json, take_list
 from mixlab.report.run_log import read_run_log
 from mixlab.studies.harness import Options
 from mixlab.studies.presets import Preset, data_of
 from mixlab.studies.rows import Row, distinct, make_folder, read_rows, write_rows
+from mixlab.training.history import check_links
 from mixlab.training.loop import resume, train
 from mixlab.training.recipe import Recipe, from_toml, override, to_toml
 from mixlab.training.run_folder import locked
 from mixlab.training.setup import model_settings, with_absolute_paths
+from mixlab.training.splits import split_source
 
 RESULTS, CURVES = "results.csv", "curves.csv"
 KEY = ("model", "setting", "seed")
@@ -77,11 +78,14 @@ def fill(
     base = compose(data, recipe=preset.recipe, overrides=shared, has_budget=minutes is not None)
     base = replace(base, threads=options.threads)
     source = open_source(base.data.source, data_dir=base.data.data_dir)
-    if not {"test", "all"} & set(source.splits):
+    if "test" not in split_source(
+        source, base
+    ):  # which a set of a few pictures has not, even where it is drawn
         raise DataError("a study reports on a test split, and there is none", where=source.name)
     columns = (*COLUMNS, *extra_columns)
     make_folder(out)
-    with locked(out):
+    check_links(out)
+    with locked(out, screen):
         rows, curves = read_rows(out / RESULTS), read_rows(out / CURVES)
         recipes = {cell.folder_name: override(base, cell.changes | {"seed": cell.seed}) for cell in cells}
         digests = {name: _digest(recipe, minutes) for name, recipe in recipes.items()}
@@ -116,8 +120,9 @@ def fill(
 
 def _train(recipe: Recipe, run: Path, minutes: float | None, options: Options) -> dict[str, Any]:
     if (run / "recipe.toml").is_file():
-        return resume(run, device=options.device, with_pictures=False, screen=options.screen)
-    remove(run)  # of a kill before the run began
+        return resume(
+            run, device=options.device, with_pictures=False, screen=options.screen, start_over="if unfinished"
+        )
     return train(
         recipe,
         run=run,
@@ -132,11 +137,12 @@ def _train(recipe: Recipe, run: Path, minutes: float | None, options: Options) -
 def _row(run: Path, result: dict[str, Any]) -> Row:
     """What every study writes down of a run."""
     recipe = read_recipe(run)
-    environment = json.loads((run / "environment.json").read_text())
+    environment = read_json(run / "environment.json")
     log = read_run_log(run / "metrics.jsonl")
-    losses = [row["loss"] for row in log if row["event"] == "train"]
+    losses = [row.get("loss") for row in log if row["event"] == "train"]
     tops = [row["top1"] for row in log if row["event"] == "validation"]
-    settings = model_settings(recipe, len(json.loads((run / "config.json").read_text())["class_names"]))
+    config = run / "config.json"
+    settings = model_settings(recipe, len(take_list(read_json(config), "class_names", str, str(config))))
     test = result["test"]
     speed = result["images_per_second"]
     return {

@@ -13,8 +13,9 @@ from mixlab.errors import TrainingError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import World
 from mixlab.training.failures import explain_out_of_memory
+from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import Prepared
+from mixlab.training.small_sets import check_parts, needs_two
 from mixlab.training.step import TrainState, train_step
 
 MEMORY_SHARE = 0.8  # of the memory: the rest is for evaluation, snapshots of a save, and others
@@ -33,7 +34,11 @@ def find_batch_size(
     if recipe.parallel == "fsdp" and world.size > 1:
         raise UsageError("the batch size cannot be tried with fsdp", where="batch_size", hint="give a number")
     limit = max(count // world.size // recipe.accumulate, 1)
-    size, fits = 1, 0  # images a process
+    assert recipe.data.image_size is not None
+    # Images a process.
+    size, fits = 1 + needs_two(model, recipe.data.image_size, recipe.data.channels or 3), 0
+    if size > limit:
+        check_parts(replace(recipe, batch_size=recipe.accumulate * world.size), model, count, world.size)
     before = _used(device)
     while size <= limit:
         world.now(f"trying a batch of {size * world.size}")
@@ -50,7 +55,7 @@ def find_batch_size(
         size *= 2
     if not fits:
         raise TrainingError(
-            "memory ran out with one image a process",
+            f"memory ran out with {'one image' if size == 1 else 'two images'} a process",
             where="batch_size",
             hint="take a smaller model or image size",
         )

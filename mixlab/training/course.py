@@ -12,28 +12,34 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mixlab.checkpoint.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint, sweep
-from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
-from mixlab.data.loader import (
-    BadFile,
-    Batch,
-    TrainingPictures,
-    check_bad_share,
-    training_batches,
+from mixlab.checkpoint.checkpoints import (
+    CHECKPOINTS_NAME,
+    Checkpoint,
+    checkpoint_paths,
+    load_newest_checkpoint,
+    save_checkpoint,
+    sweep,
 )
+from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
+from mixlab.data.loader import Batch, TrainingPictures, training_batches
 from mixlab.data.order import steps_per_epoch
-from mixlab.errors import DiskError, TrainingError
+from mixlab.data.reading import BadFile, check_bad_share
+from mixlab.errors import DiskError, TrainingError, WeightsError
+from mixlab.escape import without_places
 from mixlab.evaluation.metrics import Evaluation, summarize
+from mixlab.records import take
 from mixlab.report.run_log import RunLog
 from mixlab.report.screen import Screen
 from mixlab.training.curriculum import is_coarse, num_coarse_steps, refine, settings_now
 from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError, explain_out_of_memory
 from mixlab.training.fsdp import local, save_spread, together, whole
+from mixlab.training.history import check_end
 from mixlab.training.pace import Pace, read_changes
+from mixlab.training.prepared import Prepared
 from mixlab.training.run_folder import add_bad_files, add_nonfinite_batch, read_bad_files
 from mixlab.training.saver import Saver, snapshot
-from mixlab.training.setup import Prepared
+from mixlab.training.small_sets import explain_one_image
 from mixlab.training.step import StepResult, TrainState, train_step
 from mixlab.training.tracking import Rows, open_tracker
 
@@ -179,8 +185,9 @@ class Training:
             self.notes.append(text[0].upper() + text[1:] + ".")
             self.screen.say(text)
             return None
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, ValueError) as error:
             explained = explain_out_of_memory(error, self.recipe, self.state.device)
+            explained = explained or explain_one_image(error, self.recipe, self.world.size)
             if explained is None:
                 raise
             raise explained from error
@@ -228,7 +235,7 @@ class Training:
     def _save_weights(self, provenance: dict[str, Any]) -> None:
         facts = {"data": self.prepared.source.name, "recipe": self.recipe.name, "seed": self.recipe.seed}
         if self.state.teaching is not None:
-            facts |= {"teacher": self.recipe.distill.teacher, "labels_only": False}
+            facts |= {"teacher": without_places(self.recipe.distill.teacher), "labels_only": False}
         weights = Weights(
             model=self.state.best_guess,
             model_settings=settings_now(self.prepared.model_settings, self.state.model, self.recipe),
@@ -241,7 +248,12 @@ class Training:
         job: Callable[[], None] | None = None
         if self.world.is_main:
             tensors = snapshot(values)
-            job = partial(save_weights, self.run, weights, tensors)
+
+            def write() -> None:
+                self.check_folder()
+                save_weights(self.run, weights, tensors)
+
+            job = write
         if self.save_group is not None:
             self.saver.submit("weights", partial(together, job, self.save_group))
         elif job is not None:
@@ -258,9 +270,8 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of this moment, between two steps, beside the steps that follow."""
+        self.check_folder()
         self._check_state()
-        if not self._has_weights:
-            self._save_weights({})  # so that a run stopped in its first epoch can be looked at
         values = {
             "seconds": self.seconds,
             "best": self.best if self.best["step"] else None,
@@ -268,13 +279,20 @@ class Training:
             "scaler": self.state.scaler.state_dict(),
             "num_skipped": self.num_skipped,
         }
-        if not self.world.is_main and self.save_group is None:
-            return
+        if self.world.is_main or self.save_group is not None:
+            self._save_checkpoint(values)
+        if not self._has_weights:
+            # So that a run stopped in its first epoch can be looked at. After the checkpoint: weights without one
+            # are not written over (`check_resumable`).
+            self._save_weights({})
+
+    def _save_checkpoint(self, values: dict[str, Any]) -> None:
         tensors = {name: snapshot(group) for name, group in self.state.tensors().items()}
         checkpoint = Checkpoint(step=self.step, tensors=tensors, state=values)
-        folder, keep = self.run / "checkpoints", self.recipe.keep
+        folder, keep = self.run / CHECKPOINTS_NAME, self.recipe.keep
 
         def write() -> None:
+            self.check_folder()  # which a write would make again
             began = time.monotonic()
             if self.save_group is None:
                 save_checkpoint(folder, checkpoint, keep=keep)
@@ -303,16 +321,17 @@ class Training:
             )
 
     def load(self) -> None:
-        """Go back to the newest valid checkpoint of the run; a run killed before its first starts again."""
+        """Go back to the newest valid checkpoint; a run that has none yet (`check_resumable`) starts again."""
         if not self.world.from_main(self._tidy):
+            if self.log is not None:
+                self.log.truncate_after(0)
             self.screen.say("no checkpoint was written yet: starting from the beginning")
             return
-        checkpoint, rejected = load_newest_checkpoint(self.run / "checkpoints")
+        checkpoint, rejected = load_newest_checkpoint(self.run / CHECKPOINTS_NAME, self._check_checkpoint)
         self.world.check_same(checkpoint.step, "newest checkpoint")
         for reason in rejected:
             self.screen.say(f"skipped a damaged checkpoint: {reason}")
-        if is_coarse(self.state.model, self.recipe) and checkpoint.step > num_coarse_steps(self.recipe):
-            refine(self.state)  # into the shapes of the checkpoint, which replaces the values
+        self.world.from_main(lambda: check_end(self.run, checkpoint.step))
         tensors = checkpoint.tensors
         if checkpoint.parts is not None:
             from mixlab.checkpoint.sharded import read_shards  # slow to import: see fsdp.py
@@ -329,14 +348,47 @@ class Training:
             self.log.write("resume", step=self.step)
         self.screen.say(f"resumed after step {self.step} of {self.recipe.steps}")
 
+    def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """WeightsError if a checkpoint that is whole does not fit this run; the model takes its patches."""
+        state, where = checkpoint.state, "state.json"
+        take(state, "seconds", float, where, low=0.0)
+        for key in ("epochs_without_gain", "num_skipped"):
+            take(state, key, int, where, low=0)
+        if "best" not in state:
+            raise WeightsError("the key 'best' is missing", where=where)
+        best = take(state, "best", dict, where, optional=True)
+        for key, kind in (("top1", float), ("loss", float), ("step", int)) if best is not None else ():
+            take(best, key, kind, f"{where}, best")
+        scaler = take(state, "scaler", dict, where)
+        if scaler.keys() != self.state.scaler.state_dict().keys():
+            raise WeightsError("scaler is of another precision", where=where)
+        for key in scaler:
+            take(scaler, key, float, f"{where}, scaler")
+        if checkpoint.step > max(self.planned_steps, *self.pace.changes.values(), 0):
+            raise WeightsError(f"it is of step {checkpoint.step}, beyond the end of this run", where=where)
+        if is_coarse(self.state.model, self.recipe) and checkpoint.step > num_coarse_steps(self.recipe):
+            refine(self.state)  # into the shapes of the checkpoint, which replaces the values
+        if checkpoint.parts is not None:
+            from mixlab.checkpoint.sharded import shapes_of
+
+            found = shapes_of(checkpoint.parts)
+        else:
+            found = {
+                f"{file}.{name}": tensor.shape
+                for file, group in checkpoint.tensors.items()
+                for name, tensor in group.items()
+            }
+            for file, group in checkpoint.tensors.items():
+                for name, tensor in group.items():
+                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                        raise WeightsError(f"{file}.{name} is not finite")
+        self.state.check(found, has_stepped=checkpoint.step > 0)
+
     def _tidy(self) -> bool:
         """Remove what killed saves left behind; whether there is a checkpoint."""
         sweep(self.run)
-        sweep(self.run / "checkpoints")
-        has_any = any((self.run / "checkpoints").glob("step_*"))
-        if not has_any and self.log is not None:
-            self.log.truncate_after(0)
-        return has_any
+        sweep(self.run / CHECKPOINTS_NAME)
+        return bool(checkpoint_paths(self.run / CHECKPOINTS_NAME))
 
     def _share_bad_files(self) -> None:
         """Tell all ranks of the files that went bad, and list them. DataError if they are too many."""
@@ -354,7 +406,17 @@ class Training:
     def _clock(self) -> dict[str, float]:
         return {"seconds": self.seconds}
 
+    def check_folder(self) -> None:
+        """TrainingError if somebody has taken the run's folder away: nothing could be saved any more."""
+        if self.world.is_main and not (self.run / "recipe.toml").is_file():
+            raise TrainingError(
+                f"the run folder is gone: it was deleted or moved before step {self.step} was over",
+                where=str(self.run),
+                hint="if it was moved, go on with --resume there, from the last checkpoint in it",
+            )
+
     def _write(self, event: str, values: dict[str, Any]) -> None:
+        self.check_folder()
         if self.log is not None:
             log = self.log
             self._guarded(lambda: log.write(event, **values))

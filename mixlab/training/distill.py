@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixlab.errors import UsageError
-from mixlab.report.screen import format_seconds
 from mixlab.training.losses import LossConfig, loss_per_batch
 
 
@@ -72,12 +71,33 @@ class Teaching:
 
     def describe(self) -> str:
         """A sentence for the report."""
+        from mixlab.report.screen import format_seconds  # processes that only compute the loss need no screen
+
         views, num_images, _ = self.logits.shape
         return (
             f"Not from labels only: {self.config.weight:.0%} of the loss follows the answers of "
             f"{self.config.teacher} for {views} views of {num_images:,} pictures, which took "
             f"{format_seconds(self.seconds)} before the first step, beside the training time."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLoss:
+    """The mean loss of logits and targets of some images, as a value: who has its settings computes the same.
+
+    labels, distill: of the recipe. class_weights: a number for each class, or None; see `loss_per_batch`.
+    """
+
+    labels: LossConfig
+    distill: DistillConfig
+    class_weights: tuple[float, ...] | None = None
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        target = target.to(logits.dtype)
+        weights = None
+        if self.class_weights is not None:
+            weights = torch.tensor(self.class_weights, device=logits.device)
+        return taught_loss(logits, target, self.labels, self.distill, weights)
 
 
 def taught_loss(

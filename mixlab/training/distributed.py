@@ -23,11 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from mixlab.data.loader import BadFile, Batch, Images, evaluation_batches
+from mixlab.data.loader import Batch, evaluation_batches
+from mixlab.data.reading import BadFile, Images
 from mixlab.device import pick_device
 from mixlab.errors import MixlabError, TrainingError, UsageError
 from mixlab.evaluation.classify import classify
 from mixlab.evaluation.metrics import Predictions
+from mixlab.models.workers import end_programs
 
 T = TypeVar("T")
 BEAT_SECONDS = 1.0  # between two signs of life of a rank
@@ -55,7 +57,9 @@ class World:
         """The device that this process trains on: of several GPUs its own."""
         device = pick_device(name)
         if device.type == "cuda" and self.size > 1:
-            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+            device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
+            card = str(torch.cuda.get_device_properties(device).uuid)
+            check_own_cards(self.gather((socket.gethostname(), card)))
         return device
 
     def share(self, count: int) -> range:
@@ -116,6 +120,18 @@ class World:
                 f"rank {different[0]} has other {what} than rank 0",
                 where=f"{values[different[0]]!r} and {values[0]!r}"[:200],
                 hint="all machines must see the same files and run the same versions",
+            )
+
+
+def check_own_cards(cards: Sequence[tuple[str, str]]) -> None:
+    """UsageError if two ranks have the same GPU, given as host and number: nccl gives up on that later."""
+    for rank, card in enumerate(cards):
+        other = cards.index(card)
+        if other != rank:
+            raise UsageError(
+                f"ranks {other} and {rank} have the same GPU of {card[0]}",
+                where="--device",
+                hint="start as many processes as there are GPUs, or --device cpu",
             )
 
 
@@ -209,6 +225,8 @@ def is_launched() -> bool:
 def joined(timeout_seconds: float) -> Iterator[World]:
     """Join the other processes, if there are any. TrainingError says which rank was lost, and doing what.
 
+    Programs that computed for this process alone end with it.
+
     timeout_seconds: how long any rank waits for the others before it gives up.
     """
     if dist.is_initialized():
@@ -217,7 +235,10 @@ def joined(timeout_seconds: float) -> Iterator[World]:
         )
     size = int(os.environ["WORLD_SIZE"]) if is_launched() else 1
     if size == 1:
-        yield World()
+        try:
+            yield World()
+        finally:
+            end_programs()
         return
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     backend = "gloo"

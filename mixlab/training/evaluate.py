@@ -1,8 +1,9 @@
 """`mixlab evaluate`: a run's weights on a split of its own data, or on any other labelled data."""
 
-import difflib
+import os
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -10,17 +11,15 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.dataset import Source, Split
 from mixlab.data.imagenet import numbers_by_name, read_real_labels, real_labels_of
-from mixlab.data.loader import BadFile, load_images
 from mixlab.data.preprocess import Fit
-from mixlab.data.sources import open_source
+from mixlab.data.reading import BadFile, Images, load_images
 from mixlab.device import set_threads
-from mixlab.errors import DataError, UsageError
+from mixlab.errors import DataError, UsageError, path_text
 from mixlab.evaluation.metrics import Evaluation, accuracy_of_any, summarize
 from mixlab.report.screen import Screen
+from mixlab.training.choose_split import choose_split, has_record, known_digests
 from mixlab.training.distributed import classify_shared, joined
-from mixlab.training.recipe import Recipe, from_toml, override
-from mixlab.training.setup import fits_in_memory, open_data, with_absolute_paths
-from mixlab.training.splits import reopen_splits, split_source
+from mixlab.training.setup import fits_in_memory
 
 EVALUATION_BATCH = 128
 WAIT_SECONDS = 300.0  # of one process for another
@@ -34,9 +33,10 @@ FITS: dict[str, tuple[Fit, float]] = {
 
 
 def evaluate(
-    run: str | Path,
-    data: str | None = None,
+    run: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
     *,
+    moved_to: str | None = None,
     split: str | None = None,
     image_size: tuple[int, int] | None = None,
     fit: str | None = None,
@@ -49,11 +49,13 @@ def evaluate(
     """Metrics of the weights in `run`, and the images that could not be read.
 
     run: a run or weights folder, a weights file, or a published name. image_size: resample a Mixer to it first.
-    data: None takes the run's own data set and the splits it was trained with. split: by default `test`, or
-    everything where `data` has no splits. fit: one of FITS instead of the weights' own. labels: ReaL's
-    (data/imagenet.py), measured beside the data's own.
+    data: None takes the run's own data set and the splits it was trained with, at `moved_to` if it was moved. split:
+    by default `test`, or everything where `data` has no splits. Pictures that the run was trained on are counted.
+    fit: one of FITS instead of the weights' own. labels: ReaL's (data/imagenet.py), measured beside the data's own.
     """
     screen = screen or Screen()
+    run = path_text(run, "run", "a run, a weights file or a published name")
+    data = None if data is None else path_text(data, "data", "a folder, a CSV file or the name of a data set")
     acceptable = (
         None if labels is None else read_real_labels(labels)
     )  # before the weights, which may take long
@@ -61,7 +63,7 @@ def evaluate(
         weights = open_weights(run, image_size=image_size)
         if fit is not None:
             weights = with_fit(weights, fit)
-        source, images_split = choose_split(Path(run), data, split, data_dir, screen)
+        source, images_split = choose_split(Path(run), data, split, data_dir, screen, moved_to=moved_to)
         images_split = with_class_numbers(images_split, source, weights.class_names)
         if acceptable is not None:  # what does not belong together is found before the pictures are read
             real_labels_of(images_split.names, acceptable, weights.class_names)
@@ -75,16 +77,50 @@ def evaluate(
                 in_memory=in_memory,
                 progress=lambda done, total: bar.update(done),
             )
+        known = known_digests(Path(run))
+        if data is not None and split is None and known is not None:
+            images = _without_training(images, known, screen)
         model = weights.model.to(torch_device)
         bad: list[BadFile] = []
         predictions = classify_shared(world, model, images, EVALUATION_BATCH, torch_device, on_bad=bad.append)
         bad = images.bad + [file for files in world.gather(bad) for file in files]
-    evaluation = summarize(predictions, weights.class_names)
+    evaluation = replace(
+        summarize(predictions, weights.class_names),
+        num_trained_on=_num_trained_on(images, predictions.index, known),
+    )
+    _say_what_is_known(evaluation, screen, is_known=known is not None or not has_record(Path(run)))
     if acceptable is not None:
         names = [images.split.names[i] for i in predictions.index]
         of_images = real_labels_of(names, acceptable, weights.class_names)
         evaluation = replace(evaluation, real=accuracy_of_any(predictions, of_images))
     return evaluation, bad
+
+
+def _without_training(images: Images, known: dict[str, set[str]], screen: Screen) -> Images:
+    """Only the run's own test pictures, where `images` are all that it had, under whatever names."""
+    tested, found = known.get("test", set()), set(images.digests)
+    if not tested or not tested <= found or not known["train"] & found:
+        return images
+    own = np.flatnonzero([digest in tested and digest not in known["train"] for digest in images.digests])
+    screen.say(f"these are the run's own pictures: the {len(own)} of its test split are used")
+    return images.take(own)
+
+
+def _num_trained_on(images: Images, index: np.ndarray, known: dict[str, set[str]] | None) -> int | None:
+    """How many of the measured pictures the run was trained on; None if that cannot be known."""
+    if known is None or not any(images.digests):
+        return None
+    return sum(images.digests[i] in known["train"] for i in index)
+
+
+def _say_what_is_known(evaluation: Evaluation, screen: Screen, *, is_known: bool) -> None:
+    if evaluation.num_trained_on:
+        screen.say(
+            f"warning: the model was trained on {evaluation.num_trained_on:,} of these {evaluation.num_images:,} "
+            "images: the accuracy on new ones is lower"
+        )
+    if not is_known:
+        screen.say("this run is of an older version: whether it was trained on these images cannot be known")
 
 
 def with_fit(weights: Weights, fit: str) -> Weights:
@@ -95,64 +131,9 @@ def with_fit(weights: Weights, fit: str) -> Weights:
     return replace(weights, preprocess=replace(weights.preprocess, fit=name, crop_fraction=crop_fraction))
 
 
-def choose_split(
-    run: Path,
-    data: str | None,
-    split: str | None,
-    data_dir: str | None,
-    screen: Screen,
-    *,
-    split_whole: bool = False,
-) -> tuple[Source, Split]:
-    """The images that a person means: a split of the run's own data, or of `data`.
-
-    split_whole: a set that has no splits is split as for training; otherwise all of it is taken.
-    """
-    if data is None:
-        return _own_split(run, split or "test", data_dir)
-    return _other_split(run, data, split, data_dir, screen, split_whole)
-
-
-def _own_split(run: Path, name: str, data_dir: str | None) -> tuple[Source, Split]:
-    if not (run / "recipe.toml").is_file():
-        raise UsageError("these weights have no data set of their own", where=str(run), hint="name one: DATA")
-    recipe = override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
-    if data_dir is not None:
-        recipe = override(recipe, {"data.data_dir": data_dir})
-    source = open_data(recipe)
-    return source, _pick(reopen_splits(source, run / "split.csv"), name, source.name)
-
-
-def _other_split(
-    run: Path, data: str, name: str | None, data_dir: str | None, screen: Screen, split_whole: bool
-) -> tuple[Source, Split]:
-    if (run / "recipe.toml").is_file() and (run / "split.csv").is_file():
-        own = override(Recipe(), from_toml(run / "recipe.toml"))
-        if with_absolute_paths(override(own, {"data.source": data})).data.source == own.data.source:
-            # What the run learnt from: without its own splits, training images would count as a test.
-            return _own_split(run, name or "test", data_dir)
-    source = open_source(data, data_dir=data_dir)
-    if split_whole and "all" in source.splits:
-        splits = split_source(source, override(Recipe(), {"data.val_fraction": 0.0}))
-        return source, _pick(splits, name or "test", source.name)
-    if "all" in source.splits and name is None:
-        screen.say(f"{source.name} has no splits: all {len(source.splits['all'])} images are used")
-    return source, _pick(
-        dict(source.splits), name or ("all" if "all" in source.splits else "test"), source.name
-    )
-
-
-def _pick(splits: dict[str, Split], name: str, where: str) -> Split:
-    if name not in splits:
-        close = difflib.get_close_matches(name, splits, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(splits)}"
-        raise UsageError(f"there is no split {name!r}", where=where, hint=hint)
-    return splits[name]
-
-
 def with_class_numbers(split: Split, source: Source, class_names: tuple[str, ...]) -> Split:
     """The same images with labels numbered as the model numbers its classes, which may be ImageNet's by any name."""
-    number = {name: i for i, name in enumerate(class_names)}
+    number = {normalize("NFC", name): i for i, name in enumerate(class_names)}
     used = [source.class_names[i] for i in np.unique(split.labels)]
     if not number.keys() >= set(used):
         number = numbers_by_name(class_names)

@@ -2,7 +2,7 @@
 
 import torch
 
-from mixlab.errors import TrainingError
+from mixlab.errors import TrainingError, is_out_of_memory
 from mixlab.training.recipe import Recipe
 from mixlab.training.run_folder import NONFINITE_NAME
 
@@ -22,11 +22,7 @@ class NonFiniteError(TrainingError):
 
 def explain_out_of_memory(error: Exception, recipe: Recipe, device: torch.device) -> TrainingError | None:
     """What to do about `error`, if it says that memory ran out."""
-    text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-        word in text for word in words
-    ):
+    if not is_out_of_memory(error):
         return None
     parts = 2 * recipe.accumulate
     again = "" if recipe.checkpoint_blocks else "--checkpoint-blocks true keeps less of each block; "

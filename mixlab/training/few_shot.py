@@ -8,12 +8,14 @@ import numpy as np
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.dataset import Source, Split
-from mixlab.data.loader import BadFile, evaluation_batches, load_images
+from mixlab.data.loader import evaluation_batches
+from mixlab.data.reading import BadFile, load_images
 from mixlab.device import pick_device
 from mixlab.errors import DataError, UsageError
 from mixlab.evaluation.few_shot import extract_features, few_shot_accuracy
 from mixlab.report.screen import Screen
-from mixlab.training.evaluate import EVALUATION_BATCH, choose_split
+from mixlab.training.choose_split import choose_split
+from mixlab.training.evaluate import EVALUATION_BATCH
 from mixlab.training.setup import fits_in_memory
 
 

@@ -12,8 +12,8 @@ from mixlab.report.screen import Screen
 from mixlab.training.curriculum import num_coarse_steps, refine
 from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError, explain_out_of_memory
+from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import Prepared
 from mixlab.training.step import TrainState, train_step
 
 

@@ -11,8 +11,8 @@ from mixlab.errors import UsageError
 from mixlab.models.catalog import DIMENSIONS, FAMILIES, name_with_patch
 from mixlab.training.budget import for_measuring, step_seconds
 from mixlab.training.distributed import World
+from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import Prepared
 from mixlab.training.step import TrainState
 
 MEASURE_SHARE, MEASURE_SECONDS = 0.004, 5.0  # of the budget, and at most, for each size measured

@@ -6,10 +6,13 @@ once, and bfloat16 only if asked. Biases, norms, the stem and the head are left 
 
 import math
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mixlab.threads import num_sharing, shared
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the published quintic iteration
 ITERATIONS = 5
@@ -37,6 +40,11 @@ class Muon(torch.optim.AdamW):
     in, None for their own.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A fused AdamW by itself leaves out an update that fp16's scaler found not to be finite; this one does not.
+        self._step_supports_amp_scaling = False
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update of all groups."""
@@ -56,17 +64,27 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 by_shape[parameter.shape].append(parameter)
-        for (rows, columns), parameters in by_shape.items():
-            for parameter in parameters:
                 state = self.state[parameter]
                 state.setdefault("momentum", torch.zeros_like(parameter))
                 state.setdefault("step", torch.zeros(()))  # AdamW looks for it in everything it loads
-            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-            ahead = torch.lerp(torch.stack(gradients), torch.stack(momenta), MOMENTUM)
-            dtype = group["wide_dtype"] if min(rows, columns) >= WIDE else None
-            updates = orthogonalize(ahead.to(dtype or ahead.dtype)).to(ahead.dtype)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
-            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scale)
+        pieces = [
+            parameters[start :: num_sharing()]
+            for parameters in by_shape.values()
+            for start in range(min(num_sharing(), len(parameters)))
+        ]
+        pieces.sort(key=lambda piece: -len(piece) * piece[0].numel() * min(piece[0].shape))
+        shared(partial(self._step_piece, group), pieces)
+
+    @torch.no_grad()
+    def _step_piece(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Matrices of one shape at once."""
+        rows, columns = parameters[0].shape
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch.lerp(torch.stack(gradients), torch.stack(momenta), MOMENTUM)
+        dtype = group["wide_dtype"] if min(rows, columns) >= WIDE else None
+        updates = orthogonalize(ahead.to(dtype or ahead.dtype)).to(ahead.dtype)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scale)

@@ -49,7 +49,15 @@ class OptimizerConfig:
         for key in ("lr", "muon_lr"):
             if not getattr(self, key) > 0:
                 raise UsageError(f"{key} must be above 0, got {getattr(self, key)}", where=f"optimizer.{key}")
-        for key in ("weight_decay", "grad_clip_norm", "momentum", "sam_rho", "sam_rho_end", "gsam_alpha"):
+        for key in (
+            "eps",
+            "weight_decay",
+            "grad_clip_norm",
+            "momentum",
+            "sam_rho",
+            "sam_rho_end",
+            "gsam_alpha",
+        ):
             if (getattr(self, key) or 0) < 0:
                 raise UsageError(
                     f"{key} cannot be negative, got {getattr(self, key)}", where=f"optimizer.{key}"
@@ -146,6 +154,17 @@ def build_optimizer(
     if config.name == "sgd" and config.momentum_dtype == "bf16":
         return Bf16MomentumSgd(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        # torch has no fused SGD for tensors that are spread over ranks (FSDP).
+        is_whole = not any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=is_whole)
     make = Muon if config.name == "muon" else torch.optim.AdamW
     return make(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def state_keys(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> set[str]:
+    """What `optimizer` keeps for every parameter of one of its groups, once that has had a gradient."""
+    if group.get("orthogonal"):
+        return {"momentum", "step"}
+    if isinstance(optimizer, torch.optim.AdamW):
+        return {"step", "exp_avg", "exp_avg_sq"}
+    return {"momentum_buffer"} if group["momentum"] else set()

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import resource
 import time
 from dataclasses import replace
@@ -15,12 +14,17 @@ import torch.nn.functional as F
 
 from mixlab.checkpoint.store import Weights, load_weights
 from mixlab.data.augment import mix
-from mixlab.data.loader import BadFile, Images, TrainingPictures, load_images, training_batches
+from mixlab.data.listing import describe_skipped
+from mixlab.data.loader import TrainingPictures, training_batches
+from mixlab.data.reading import BadFile, Images, load_images
+from mixlab.escape import for_csv, without_places
 from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
 from mixlab.files import write_atomically
 from mixlab.models.catalog import display_name
 from mixlab.models.cost import measure_cost
+from mixlab.records import read_json
 from mixlab.report import figures
+from mixlab.report.fonts import describe_undrawable, drawable_names
 from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
@@ -28,9 +32,11 @@ from mixlab.training.curriculum import describe_curriculum, mean_flops
 from mixlab.training.distributed import ALONE, World, classify_shared
 from mixlab.training.fsdp import shard_model
 from mixlab.training.lr_grid import describe_tried
+from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import to_toml
 from mixlab.training.run_folder import add_bad_files, read_bad_files, read_lr_grid
-from mixlab.training.setup import Prepared, fits_in_memory
+from mixlab.training.setup import fits_in_memory
+from mixlab.training.small_sets import describe_absent, why_not_tested
 
 NUM_MISTAKES = 32
 NUM_SAMPLES = 32
@@ -64,7 +70,7 @@ def finish(
     images, evaluation, predictions = None, None, None
     if "test" in prepared.splits:
         test = prepared.splits["test"]
-        images = load_images(
+        images = prepared.test or load_images(
             test,
             prepared.preprocess,
             in_memory=fits_in_memory(world.local_size * len(test), prepared.preprocess),
@@ -74,7 +80,8 @@ def finish(
             predictions = classify_shared(
                 world, model, images, recipe.batch_size, device, on_bad=bad.append, is_spread=is_spread
             )
-            evaluation = summarize(predictions, weights.class_names)
+            known = None if prepared.copies.num_unknown else prepared.copies.num_in_train["test"]
+            evaluation = replace(summarize(predictions, weights.class_names), num_trained_on=known)
         bad = images.bad + [file for files in world.gather(bad) for file in files]
         if world.is_main:
             add_bad_files(run, bad)
@@ -87,6 +94,7 @@ def finish(
     assert recipe.data.image_size is not None
     cost = measure_cost(model.cpu(), recipe.data.image_size, in_channels=recipe.data.channels or 3)
     per_second = _mean_speed(run)
+    untested = why_not_tested(prepared.source, prepared.splits) or "no test image could be read"
     result = {
         "run": str(run),
         "num_parameters": cost.num_parameters,
@@ -95,7 +103,11 @@ def finish(
         "seconds": seconds,
         "images_per_second": per_second,
         "num_bad_files": len(read_bad_files(run)),
+        "skipped": [one.to_json() for one in prepared.source.skipped],
+        "copies": prepared.copies.to_json(),
+        "grey_max": recipe.data.grey_max,
         "test": None if evaluation is None else evaluation.to_json(),
+        "test_reason": untested if evaluation is None else None,
         "report": str(run / "report.html"),
     }
     grid = read_lr_grid(run)
@@ -118,32 +130,45 @@ def finish(
         ("One image, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
         ("Mean training speed", f"{per_second:,.0f} images/s" if per_second else "not measured"),
     ]
-    notes = notes + _notes(prepared, run, evaluation)
+    notes = notes + _notes(prepared, run, evaluation, untested)
     if recipe.coarse_share:
         notes.append(describe_curriculum(recipe, steps, model))
     pictures = with_pictures
-    drawn = _draw(prepared, run, images, evaluation, predictions, pictures)
+    names = prepared.source.class_names
+    shown = drawable_names(names)
+    key = [(place, name) for place, name in zip(shown, names, strict=True) if place != name]
+    if key:
+        notes.append(describe_undrawable(key) + ".")
+        screen.say(describe_undrawable(key))
+    drawn = _draw(prepared, run, images, evaluation, predictions, pictures, shown)
     report = Report(
         title=run.name,
         headline=_headline(prepared, weights, evaluation, cost.num_parameters, seconds),
-        notes=notes,
+        notes=[without_places(note) for note in notes],
         figures=drawn,
         per_class=[] if evaluation is None else evaluation.per_class(),
-        recipe_text=to_toml(recipe),
-        environment=json.loads((run / "environment.json").read_text()),
+        # With the steps that were taken, where the plan was another.
+        recipe_text=to_toml(replace(recipe, steps=steps), without=without_places),
+        environment=without_places(read_json(run / "environment.json")),
         cost=costs,
+        name_key=key,
     )
     write_report(report, run / "report.html")
-    _say(result, evaluation, screen)
+    _say(result, prepared, evaluation, screen)
     return result
 
 
-def _say(result: dict[str, Any], evaluation: Evaluation | None, screen: Screen) -> None:
+def _say(result: dict[str, Any], prepared: Prepared, evaluation: Evaluation | None, screen: Screen) -> None:
     if evaluation is not None:
         line = f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct} of {evaluation.num_images})"
         if evaluation.balanced_accuracy is not None:
             line += f", balanced {100 * evaluation.balanced_accuracy:.2f} %"
         screen.say(line)
+        absent = describe_absent(prepared.source, prepared.splits)
+        if "test" in absent:
+            screen.say(absent["test"])
+    else:
+        screen.say(f"nothing was tested: {result['test_reason']}")
     if result["num_bad_files"]:
         screen.say(
             f"{result['num_bad_files']} unreadable images were left out: {result['run']}/bad_files.csv"
@@ -162,7 +187,8 @@ def write_predictions(
         predictions.index, predictions.label, predictions.predicted, predictions.confidence, strict=True
     ):
         writer.writerow(
-            [images.split.names[i], class_names[label], class_names[predicted], f"{confidence:.6f}"]
+            [for_csv(text) for text in (images.split.names[i], class_names[label], class_names[predicted])]
+            + [f"{confidence:.6f}"]
         )
     write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
@@ -170,18 +196,27 @@ def write_predictions(
 def _mean_speed(run: Path) -> float | None:
     """Images a second over the run, from its log: the median of the rows."""
     speeds = [
-        row["images_per_second"] for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"
+        row["images_per_second"]
+        for row in read_run_log(run / "metrics.jsonl")
+        if row["event"] == "train" and row.get("images_per_second") is not None
     ]
     return float(np.median(speeds)) if speeds else None
 
 
-def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None) -> list[str]:
+def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None, untested: str) -> list[str]:
     notes = []
     bad = read_bad_files(run)
     if bad:
         notes.append(
             f"{len(bad)} images could not be read and were left out; bad_files.csv lists them with the reasons."
         )
+    notes += [f"{sentence}." for sentence in prepared.copies.sentences()]
+    if prepared.copies.num_within:
+        notes.append(f"{prepared.copies.num_within:,} images are exact copies of others in the same split.")
+    if prepared.source.skipped:
+        notes.append(describe_skipped(prepared.source.skipped).capitalize() + ".")
+    if prepared.recipe.data.grey_max is not None:
+        notes.append(f"16-bit grey: the value {prepared.recipe.data.grey_max:,} is white.")
     grid = read_lr_grid(run)
     if grid is not None:
         notes.append(describe_tried(grid))
@@ -189,12 +224,13 @@ def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None) -> list
         notes.append("Nothing was held out for validation: the weights are those after the last step.")
     if evaluation is None:
         notes.append(
-            "There are no readable test images, so nothing here says how good the model is on new images."
+            f"Nothing was tested, so nothing here says how good the model is on new images: {untested}."
         )
     elif evaluation.balanced_accuracy is not None:
         notes.append(
             "The classes differ in size by more than 1.5 times, so read the balanced accuracy first."
         )
+    notes += [f"{sentence}." for sentence in describe_absent(prepared.source, prepared.splits).values()]
     if prepared.source.splits.keys() == {"all"}:
         notes.append("The data had no splits; they were drawn by class, and split.csv lists them.")
     return notes
@@ -240,10 +276,10 @@ def _draw(
     evaluation: Evaluation | None,
     predictions: Predictions | None,
     with_pictures: bool,
+    names: list[str],
 ) -> list[tuple[str, str, Path]]:
-    """Draw and save every figure; heading, explanation and file of each."""
+    """Draw and save every figure; heading, explanation and file of each. names: of the classes, as they are drawn."""
     folder = run / "figures"
-    names = prepared.source.class_names
     drawn: list[tuple[str, str, Path]] = []
 
     def add(name: str, heading: str, text: str, figure: Any) -> None:
@@ -255,9 +291,7 @@ def _draw(
     add("curves", "Learning curves", text, figures.learning_curves(rows))
     if evaluation is not None:
         text = "Rows are the true classes, columns what the model said; colour is the share of the row."
-        add(
-            "confusion", "Confusion matrix", text, figures.confusion_matrix(evaluation.confusion, list(names))
-        )
+        add("confusion", "Confusion matrix", text, figures.confusion_matrix(evaluation.confusion, names))
         text = "How often the model is right when it claims a given probability; on the diagonal the claim is true."
         figure = figures.reliability_diagram(evaluation.bins, evaluation.ece)
         add("reliability", "Calibration", text, figure)
@@ -274,14 +308,14 @@ def _draw(
             text = "Test images with the largest loss: wrong, and sure of it. Labels may be wrong here too."
             add("mistakes", "Worst mistakes", text, figures.picture_grid(grid, captions))
     if with_pictures:
-        grid, captions = _training_sample(prepared)
+        grid, captions = _training_sample(prepared, names)
         text = "The first images of training after augmentation, as the model saw them."
         add("samples", "Training images as the model saw them", text, figures.picture_grid(grid, captions))
     return drawn
 
 
-def _training_sample(prepared: Prepared) -> tuple[list[np.ndarray], list[str]]:
-    recipe, names = prepared.recipe, prepared.source.class_names
+def _training_sample(prepared: Prepared, names: list[str]) -> tuple[list[np.ndarray], list[str]]:
+    recipe = prepared.recipe
     pictures = TrainingPictures(
         images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )

@@ -9,13 +9,18 @@ import json
 import time
 from pathlib import Path
 
-from mixlab.checkpoint.store import read_json
 from mixlab.errors import TrainingError
 from mixlab.files import write_atomically
+from mixlab.records import read_json, take
 
 PACE_NAME = "pace.json"
-SHARE = 1 / 8  # of the time that is left, until the next look at the clock
-SHORTEST = 2.0  # seconds between two looks
+SHARE = (
+    1 / 8
+)  # of the time that is left, until the next look at the clock; or half of the steps, where that is sooner
+SHORTEST, SHORTEST_HALF = 2.0, 0.5  # seconds between two looks
+HASTY = (
+    1 / 4
+)  # of the time: as long as more is left, a look takes away no more than half of the steps that are left
 
 
 class Pace:
@@ -27,22 +32,39 @@ class Pace:
 
     def begin(self, step: int, deadline: float | None) -> None:
         """A sitting begins with `step`; deadline: on time.monotonic(), None never changes anything."""
-        self._began, self._first, self._deadline = time.monotonic(), step, deadline
-        self._next = self._after(self._began)
+        self._looks, self._deadline = [(time.monotonic(), step)], deadline
 
     def look(self, step: int, steps: int) -> int:
         """How many steps there should be in all, after `step` of `steps`; 0 if that is not to change.
 
-        It looks at the clock from time to time. The speed is the mean since the sitting began, with all validations
-        and saves in it.
+        It looks at the clock from time to time. The speed is the mean over at least the last half of the sitting,
+        with all validations and saves in it: a machine may stand still for a while, or have done so.
         """
-        now = time.monotonic()
-        if self._deadline is None or not self._next <= now < self._deadline or step == self._first:
+        now, deadline = time.monotonic(), self._deadline
+        began, first = self._looks[0]
+        if (
+            deadline is None
+            or now >= deadline
+            or step == first
+            or not self._is_due(now, step, steps, deadline)
+        ):
             return 0
-        self._next = self._after(now)
-        seconds_per_step = (now - self._began) / (step - self._first)
-        fitting = max(step + int((self._deadline - now) / seconds_per_step), step + 1)
+        since, done = next(look for look in reversed(self._looks) if look[0] - began <= (now - began) / 2)
+        self._looks.append((now, step))
+        if step == done:  # nothing since: as if this were the first of those steps
+            return 0
+        fitting = step + int((deadline - now) * (step - done) / (now - since))
+        if deadline - now > HASTY * (deadline - began):
+            fitting = max(fitting, step + (steps - step) // 2)
+        fitting = max(fitting, step if step == steps else step + 1)
         return fitting if fitting != steps else 0
+
+    def _is_due(self, now: float, step: int, steps: int, deadline: float) -> bool:
+        if step >= steps:  # the last one, perhaps too early
+            return deadline - now > SHORTEST
+        last, seen = self._looks[-1]
+        is_half = step - seen >= (steps - seen) / 2 and now - last >= SHORTEST_HALF
+        return is_half or now - last >= max(SHARE * (deadline - last), SHORTEST)
 
     def change(self, step: int, steps: int) -> None:
         """From after `step` on there are `steps`. DiskError if that cannot be written down."""
@@ -54,20 +76,17 @@ class Pace:
         before = [changed for changed in self.changes if changed <= step]
         return self.changes[max(before)] if before else steps
 
-    def _after(self, now: float) -> float:
-        return now if self._deadline is None else now + max(SHARE * (self._deadline - now), SHORTEST)
-
 
 def read_changes(run: Path) -> dict[int, int]:
     """After which step of a run its number of steps became which."""
     if not (run / PACE_NAME).is_file():
         return {}
+    where = str(run / PACE_NAME)
     found = read_json(run / PACE_NAME)
-    try:
-        return {int(step): int(steps) for step, steps in found.items()}
-    except (TypeError, ValueError):
+    if not all(step.isdecimal() and len(step) < 19 for step in found):
         raise TrainingError(
             "this is no list of changes of a run's length",
-            where=str(run / PACE_NAME),
+            where=where,
             hint="it was damaged; without it the run cannot be resumed to the same weights",
-        ) from None
+        )
+    return {int(step): take(found, step, int, where, low=1) for step in found}

@@ -1,21 +1,34 @@
 """A recipe: everything that decides the result of a training, in one frozen object."""
 
 import difflib
+import math
 import re
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mixlab.data.augment import AugmentConfig
-from mixlab.data.preprocess import Fit
-from mixlab.errors import UsageError
+from mixlab.data.decode import GREY16_MAX
+from mixlab.data.preprocess import MAX_SIDE, Fit
+from mixlab.device import check_threads
+from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import ModelConfig
+from mixlab.records import read_toml
 from mixlab.training.distill import DistillConfig
 from mixlab.training.losses import LossConfig
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.schedule import ScheduleConfig
+
+MAX_WORKERS = 256
+# Beyond these a number is a mistake, or made to keep the machine busy.
+LARGEST = {
+    "steps": 2**40, "epochs": 1e9, "batch_size": 2**24, "accumulate": 2**24, "early_stop": 2**40, "keep": 10**6,
+    "skip_nonfinite": 2**40, "virtual_shards": 4096, "coarse_factor": 4096, "checkpoint_seconds": 1e9,
+    "timeout_seconds": 1e8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,7 @@ class DataConfig:
     train_fraction: share of train that is used at all, by class, before anything is held out from it.
     split_seed: seed of every automatic split. max_bad_share: largest tolerated share of unreadable files.
     num_workers: decoding processes of a streamed set; None takes one a core.
+    grey_max: the value of 16-bit grey pictures that counts as white; None measures how many bits train uses.
     permutation: move the pixels of every picture in one and the same way after augmentation (data/permutation.py;
         paper, section 3.4), which the weights remember; of patches of permutation_patch_size (None: the model's).
     """
@@ -51,6 +65,7 @@ class DataConfig:
     split_seed: int = 0
     max_bad_share: float = 0.05
     num_workers: int | None = None
+    grey_max: int | None = None
     streaming: bool = False
     permutation: Literal["none", "patches_and_pixels", "per_patch", "global"] = "none"
     permutation_patch_size: int | None = None
@@ -68,8 +83,23 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise UsageError(f"{key} cannot be negative, got {value}", where=f"data.{key}")
+        if (self.num_workers or 0) > MAX_WORKERS:
+            raise UsageError(
+                f"num_workers is {self.num_workers}, and more than {MAX_WORKERS} processes would only wait",
+                where="data.num_workers",
+                hint="one a core is enough",
+            )
+        if self.image_size is not None and max(self.image_size) > MAX_SIDE:
+            raise UsageError(
+                f"image_size is {self.image_size[0]}x{self.image_size[1]}, and no side can be above {MAX_SIDE}",
+                where="data.image_size",
+            )
         if self.std is not None and not all(value > 0 for value in self.std):
             raise UsageError(f"std must be above 0, got {self.std}", where="data.std")
+        if self.grey_max is not None and not 1 <= self.grey_max <= GREY16_MAX:
+            raise UsageError(
+                f"grey_max must be 1 to {GREY16_MAX}, got {self.grey_max}", where="data.grey_max"
+            )
         if self.channels not in (None, 1, 3):
             raise UsageError(f"channels must be 1 or 3, got {self.channels}", where="data.channels")
 
@@ -150,6 +180,10 @@ class Recipe:
             raise UsageError(
                 f"batch_size must be above 0, or auto, got {self.batch_size}", where="batch_size"
             )
+        check_threads(self.threads)
+        for key, most in LARGEST.items():
+            if (getattr(self, key) or 0) > most:
+                raise UsageError(f"{key} is {getattr(self, key):g}, more than {most:g}", where=key)
         for key in ("accumulate", "steps", "epochs", "threads", "timeout_seconds"):
             value = getattr(self, key)
             if value is not None and not value > 0:
@@ -210,21 +244,24 @@ class Recipe:
             raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")
 
 
-def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML that `from_toml` reads back equal; what is None is left out."""
+def to_toml(recipe: Recipe, without: Callable[[Any], Any] = lambda values: values) -> str:
+    """The recipe as TOML that `from_toml` reads back equal; what is None is left out.
+
+    without: takes something out of the values, which is then not read back.
+    """
     import tomli_w
 
-    return tomli_w.dumps(_without_none(asdict(recipe)))
+    return tomli_w.dumps(without(_without_none(asdict(recipe))))
 
 
 def from_toml(path: Path) -> dict[str, Any]:
     """Flat overrides, `optimizer.lr` -> value, of a TOML file; UsageError with line or key if it is wrong."""
+    if not path.exists():
+        raise UsageError("there is no such recipe file", where=str(path))
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError("there is no such recipe file", where=str(path)) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"the recipe file cannot be read: {error}", where=str(path)) from error
+        values = read_toml(path, follow=True)
+    except WeightsError as error:
+        raise UsageError(f"the recipe file cannot be read: {error.message}", where=error.where) from error
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -268,17 +305,19 @@ def full_key(key: str, *, also: Iterable[str] = (), where: str | None = None) ->
     )
 
 
-def recipe_fields() -> dict[str, Any]:
+@cache
+def recipe_fields() -> Mapping[str, Any]:
     """Every dotted key of a recipe with its type, in order."""
     types: dict[str, Any] = {}
+    hints = get_type_hints(Recipe)
     for outer in fields(Recipe):
-        hint = get_type_hints(Recipe)[outer.name]
+        hint = hints[outer.name]
         if is_dataclass(hint):
             inner_hints = get_type_hints(hint)
             types |= {f"{outer.name}.{inner.name}": inner_hints[inner.name] for inner in fields(hint)}
         else:
             types[outer.name] = hint
-    return types
+    return MappingProxyType(types)
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
@@ -344,5 +383,9 @@ def _parse(value: Any, target: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError
     if target is int and isinstance(value, float):
+        raise ValueError
+    if target is str and not isinstance(value, str):
+        raise ValueError
+    if target is float and not math.isfinite(float(value)):
         raise ValueError
     return target(value)

@@ -1,9 +1,9 @@
 """The folder of one run: what is written before the first step, and how it is found again."""
 
 import csv
-import fcntl
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from mixlab.checkpoint.store import RUNS
-from mixlab.data.loader import BadFile
-from mixlab.data.sources import write_split_csv
+from mixlab.data.csv_files import write_split_csv
+from mixlab.data.reading import BadFile
 from mixlab.device import describe_machine
 from mixlab.errors import DiskError, MixlabError, UsageError
-from mixlab.files import write_atomically, written_whole
+from mixlab.escape import for_csv, from_csv
+from mixlab.files import can_be_written, take_lock, write_atomically, written_whole
+from mixlab.records import read_json, read_table, take, take_list
+from mixlab.report.screen import Screen
+from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe, to_toml
-from mixlab.training.setup import Prepared
 
 BAD_FILES_NAME = "bad_files.csv"
 NONFINITE_NAME = "nonfinite.csv"
@@ -30,10 +33,11 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, screen: Screen | None = None) -> Iterator[None]:
     """One training at a time in a run's folder: UsageError if another process has it, DiskError if it is read-only.
 
-    The lock belongs to the process, so a killed one leaves none behind, whatever the file says.
+    The lock belongs to the process, so a killed one leaves none behind, whatever the file says. Where the file system
+    has no locks it goes on without, and says so on `screen`.
     """
     try:
         file = (run / LOCK_NAME).open("a")
@@ -41,13 +45,17 @@ def locked(run: Path) -> Iterator[None]:
         raise DiskError(f"the run folder cannot be written: {error.strerror}", where=str(run)) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            is_locked = take_lock(file)
+        except BlockingIOError:
             raise UsageError(
                 "another process is training in this run",
                 where=str(run),
                 hint="wait for it, or stop it first",
             ) from None
+        if not is_locked and screen is not None:
+            screen.say_once(
+                "warning: this file system has no locks: nothing keeps a second process out of the run's folder"
+            )
         yield
 
 
@@ -64,6 +72,16 @@ def default_run_path(recipe: Recipe) -> Path:
         number += 1
         path = path.with_name(f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{number}")
     return path
+
+
+def check_place(run: Path) -> None:
+    """DiskError if the folder of a new run cannot be made, before the data is read for it."""
+    if not can_be_written(run.parent):
+        raise DiskError(
+            "the run folder cannot be made: no right to write",
+            where=os.path.abspath(run.parent),
+            hint="--run PATH names another place, such as --run ~/runs/NAME",
+        )
 
 
 def create_run(run: Path, prepared: Prepared, tried: dict[str, Any] | None = None) -> None:
@@ -83,8 +101,8 @@ def create_run(run: Path, prepared: Prepared, tried: dict[str, Any] | None = Non
 def is_of_this_command(run: Path) -> bool:
     """Whether the command that this process runs began `run`, word for word."""
     try:
-        environment = json.loads((run / "environment.json").read_text())
-    except (OSError, ValueError):
+        environment = read_json(run / "environment.json")
+    except MixlabError:
         return False
     return bool(environment.get("command") == sys.argv)
 
@@ -98,7 +116,7 @@ def _describe_run(run: Path, prepared: Prepared) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_atomically(run / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
-    write_split_csv(prepared.splits, prepared.source.class_names, run / "split.csv")
+    write_split_csv(prepared.splits, prepared.source.class_names, run / "split.csv", prepared.digests)
     write_bad_files(run, prepared.bad_files)
 
 
@@ -107,7 +125,12 @@ def read_lr_grid(run: Path) -> dict[str, Any] | None:
     path = run / LR_GRID_NAME
     if not path.is_file():
         return None
-    values: dict[str, Any] = json.loads(path.read_text())
+    values, where = read_json(path), str(path)
+    take(values, "steps", int, where)
+    for row in take_list(values, "tried", dict, where):
+        take(row, "lr", float, where)
+        if take(row, "top1", float, where, optional=True) is None:
+            take(row, "failed", str, where)
     return values
 
 
@@ -116,7 +139,7 @@ def write_bad_files(run: Path, bad_files: list[BadFile]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "reason"])
-    writer.writerows([file.path, file.reason] for file in bad_files)
+    writer.writerows([for_csv(file.path), for_csv(file.reason)] for file in bad_files)
     write_atomically(run / BAD_FILES_NAME, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
@@ -131,11 +154,10 @@ def add_bad_files(run: Path, files: list[BadFile]) -> None:
 
 def read_bad_files(run: Path) -> list[BadFile]:
     """The unreadable files that the run has met."""
-    try:
-        text = (run / BAD_FILES_NAME).read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
+    if not os.path.lexists(run / BAD_FILES_NAME):
         return []
-    return [BadFile(row["path"], row["reason"]) for row in csv.DictReader(io.StringIO(text))]
+    rows = read_table(run / BAD_FILES_NAME, ("path", "reason"))
+    return [BadFile(from_csv(row["path"]), from_csv(row["reason"])) for row in rows]
 
 
 def add_nonfinite_batch(run: Path, step: int, what: str, indices: np.ndarray, names: list[str]) -> None:
@@ -145,7 +167,8 @@ def add_nonfinite_batch(run: Path, step: int, what: str, indices: np.ndarray, na
     writer = csv.writer(text, lineterminator="\n")
     if not path.exists():
         writer.writerow(["step", "what", "index", "name"])
-    writer.writerows([step, what, int(index), name] for index, name in zip(indices, names, strict=True))
+    rows = zip(indices, names, strict=True)
+    writer.writerows([step, what, int(index), for_csv(name)] for index, name in rows)
     try:
         with path.open("ab") as file:
             file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
@@ -170,18 +193,21 @@ def _commit() -> str | None:
 def list_runs(folder: Path) -> list[dict[str, Any]]:
     """A row for each run under `folder`, best first: by validation accuracy, on which runs are chosen.
 
-    After them come those that held nothing out, by test accuracy.
+    After them come those that held nothing out, by test accuracy. unreadable: why the log of a run cannot be read.
     """
     from mixlab.report.run_log import read_run_log
 
     rows = []
     for run in sorted(path.parent for path in folder.glob("*/recipe.toml")):
+        log: list[dict[str, Any]] = []
+        unreadable = None
         try:
-            log = read_run_log(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-        except MixlabError:  # one damaged log must not hide the other runs
-            log = []
+            if os.path.lexists(run / "metrics.jsonl"):
+                log = read_run_log(run / "metrics.jsonl")
+        except MixlabError as error:  # one damaged log must not hide the other runs
+            unreadable = error.message
         last: dict[str, dict[str, Any]] = {row["event"]: row for row in log}
-        validations = [row["top1"] for row in log if row["event"] == "validation"]
+        validations = [row["top1"] for row in log if row["event"] == "validation" and row["top1"] is not None]
         rows.append(
             {
                 "run": str(run),
@@ -190,6 +216,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
                 "steps": max((row.get("step") or 0 for row in log), default=0),
                 "seconds": max((row.get("seconds") or 0.0 for row in log), default=0.0),
                 "finished": "end" in last,
+                "unreadable": unreadable,
             }
         )
     return sorted(rows, key=lambda row: (row["validation_top1"] or -1, row["test_top1"] or -1), reverse=True)

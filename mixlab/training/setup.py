@@ -1,22 +1,18 @@
 """Before the first step: open the data, read it, and fill in what the recipe left open."""
 
 import os
-import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from mixlab.data.augment import settled
 from mixlab.data.dataset import Source, Split
-from mixlab.data.decode import describe
-from mixlab.data.loader import BadFile, Images, check_bad_share, load_images
+from mixlab.data.decode import GREY16_MAX, describe
 from mixlab.data.permutation import PixelPermutation
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.sources import open_source
 from mixlab.device import is_bf16_faster, memory_bytes, num_cores
-from mixlab.errors import DataError, ImageError, UsageError
+from mixlab.errors import ImageError, UsageError
 from mixlab.models.catalog import (
     FAMILIES,
     MODELS,
@@ -27,35 +23,12 @@ from mixlab.models.catalog import (
     parse_mixer_name,
 )
 from mixlab.models.recompute import checkpoint_blocks
-from mixlab.report.screen import Screen
 from mixlab.training.recipe import DataConfig, Recipe
+from mixlab.training.small_sets import check_parts
 
 MEMORY_SHARE = 0.25  # of the machine's memory, that pixels of one run may take
 PHOTO_SIDE = 64  # model size for pictures of many sizes: what two cores can train on in minutes
 SAMPLE_SIZE = 64  # pictures looked at to learn the usual size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything a training needs: the resolved recipe, its images, and the splits as they were drawn."""
-
-    recipe: Recipe
-    source: Source
-    splits: dict[str, Split]
-    train: Images
-    val: Images | None
-    preprocess: Preprocess
-    seconds_per_read: float  # to read and preprocess one picture, measured on train
-
-    @property
-    def bad_files(self) -> list[BadFile]:
-        """Unreadable pictures met so far."""
-        return self.train.bad + (self.val.bad if self.val else [])
-
-    @property
-    def model_settings(self) -> dict[str, Any]:
-        """Keyword arguments of `create_model` for this run."""
-        return model_settings(self.recipe, len(self.source.class_names))
 
 
 def model_settings(recipe: Recipe, num_classes: int) -> dict[str, Any]:
@@ -84,10 +57,11 @@ def open_data(recipe: Recipe, *, download: bool = False) -> Source:
     return open_source(data.source, data_dir=data.data_dir, download=download, streaming=data.streaming)
 
 
-def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
+def resolve(recipe: Recipe, train: Split, num_processes: int = 1, num_images: int | None = None) -> Recipe:
     """Fill in what `recipe` leaves to the data: image size, channels, model, patch, memory, threads.
 
-    num_processes: of this training on this machine; they share its cores.
+    num_processes: of this training on this machine; they share its cores. num_images: of all splits, those of train
+    by default.
     """
     data, model = recipe.data, recipe.model
     if model.name in FAMILIES:
@@ -110,7 +84,7 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1) -> Recipe:
         data = replace(data, in_memory=False, num_workers=0)  # each worker would read the whole stream
     if data.in_memory is None:
         preprocess = build_preprocess(data)
-        data = replace(data, in_memory=fits_in_memory(num_processes * len(train), preprocess))
+        data = replace(data, in_memory=fits_in_memory(num_processes * (num_images or len(train)), preprocess))
     cores = max(num_cores() // num_processes, 1)
     if data.num_workers is None:
         data = replace(data, num_workers=cores)
@@ -130,13 +104,6 @@ def pick_precision(recipe: Recipe, device: torch.device, num_processes: int) -> 
     is_alone = num_processes == 1 and not recipe.virtual_shards
     is_fast = is_ours and device.type == "cpu" and is_alone and is_bf16_faster()
     return replace(recipe, precision="bf16" if is_fast else "fp32")
-
-
-def settle_augment(prepared: Prepared, steps_per_epoch: int) -> Prepared:
-    """`prepared` with the augmentation that its number of steps asks for; one that is not known yet counts as few."""
-    recipe = prepared.recipe
-    augment = settled(recipe.augment, (recipe.steps or 0) / steps_per_epoch)
-    return replace(prepared, recipe=replace(recipe, augment=augment))
 
 
 def _patch_side(model: ModelConfig, permutation: str) -> int:
@@ -227,6 +194,7 @@ def build_preprocess(data: DataConfig) -> Preprocess:
         interpolation=data.interpolation,
         mean=mean if len(mean) == data.channels else mean * data.channels,
         std=std if len(std) == data.channels else std * data.channels,
+        grey_max=data.grey_max or GREY16_MAX,
     )
 
 
@@ -255,46 +223,14 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def check_model(recipe: Recipe, num_classes: int) -> None:
-    """UsageError if the recipe's model cannot be built or checkpointed; takes no memory for a Mixer."""
+def check_model(recipe: Recipe, num_classes: int, num_train: int, num_processes: int) -> None:
+    """UsageError if the recipe's model cannot be built, checkpointed, or trained on as few images as it would get.
+
+    Takes no memory for a Mixer. num_train: training images. num_processes: of all of the training.
+    """
     settings = model_settings(recipe, num_classes)
     with torch.device("cpu" if settings["name"].startswith("timm/") else "meta"):
         model = create_model(**settings)
     if recipe.checkpoint_blocks:
         checkpoint_blocks(model)
-
-
-def prepare(recipe: Recipe, source: Source, splits: dict[str, Split], screen: Screen) -> Prepared:
-    """Read the training and validation pictures. `recipe` is resolved."""
-    preprocess = build_preprocess(recipe.data)
-
-    def read(name: str) -> Images:
-        split = splits[name]
-        with screen.progress(f"reading {name}", len(split)) as bar:
-            return load_images(
-                split,
-                preprocess,
-                in_memory=bool(recipe.data.in_memory),
-                progress=lambda done, total: bar.update(done),
-            )
-
-    began = time.monotonic()
-    train = read("train")
-    seconds_per_read = (time.monotonic() - began) / len(splits["train"])
-    val = read("val") if "val" in splits else None
-    bad = train.bad + (val.bad if val else [])
-    check_bad_share(bad, len(splits["train"]) + len(splits.get("val", ())), recipe.data.max_bad_share)
-    present = len(np.unique(train.split.labels))
-    if present < 2:
-        raise DataError("fewer than two classes have readable training images", where=source.name)
-    if val is not None and not len(val):
-        val = None
-    return Prepared(
-        recipe=recipe,
-        source=source,
-        splits=splits,
-        train=train,
-        val=val,
-        preprocess=preprocess,
-        seconds_per_read=seconds_per_read,
-    )
+    check_parts(recipe, model, num_train, num_processes)

@@ -21,13 +21,14 @@ from mixlab.device import autocast, multiplies_bf16
 from mixlab.errors import DataError, UsageError, WeightsError
 from mixlab.models.cores import Cores
 from mixlab.models.fast_training import is_plain
-from mixlab.training.distill import Teaching, taught_loss
+from mixlab.threads import num_sharing, one_core_each, seeded, shared
+from mixlab.training.distill import Teaching, TrainingLoss
 from mixlab.training.distributed import ALONE, World
 from mixlab.training.failures import NonFiniteError
 from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
 from mixlab.training.gradients import ShardSum
 from mixlab.training.losses import balanced_class_weights
-from mixlab.training.optimizer import build_optimizer
+from mixlab.training.optimizer import build_optimizer, state_keys
 from mixlab.training.recipe import Recipe
 from mixlab.training.sam import check_sam, sam_radius, sharp_backward
 from mixlab.training.schedule import lr_factor
@@ -39,7 +40,10 @@ def warmed_ema(decay: float) -> Callable[[Any, Any, Any], None]:
     @torch.no_grad()
     def update(averaged: Any, current: Any, num_averaged: Any) -> None:
         number = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + number) / (10 + number)))
+        weight = 1 - min(decay, (1 + number) / (10 + number))
+        num_pieces = min(num_sharing(), len(averaged))
+        pieces = [slice(start, None, num_pieces) for start in range(num_pieces)]
+        shared(lambda piece: torch._foreach_lerp_(averaged[piece], current[piece], weight), pieces)
 
     return update
 
@@ -72,9 +76,10 @@ class TrainState:
         self.is_spread = world.size > 1 and recipe.parallel == "fsdp"
         self.num_shards = recipe.virtual_shards or world.size  # of each batch
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.class_weights: Tensor | None = None
+        class_weights = None
         if recipe.loss.class_weights == "balanced":
-            self.class_weights = balanced_class_weights(labels, num_classes).to(device)
+            class_weights = tuple(balanced_class_weights(labels, num_classes).tolist())
+        self.loss = TrainingLoss(labels=recipe.loss, distill=recipe.distill, class_weights=class_weights)
         self.take(model)
 
     def take(self, model: nn.Module) -> None:
@@ -102,9 +107,9 @@ class TrainState:
         is_alone = inner is self.model and not self.is_spread
         if recipe.fast and is_alone and not recipe.compile and is_plain(self.model):
             if recipe.precision == "fp32":
-                self.cores = Cores(self.model)
+                self.cores = Cores(self.model, timeout_seconds=recipe.timeout_seconds)
             elif recipe.precision == "bf16" and multiplies_bf16():
-                self.cores = Cores(self.model, torch.bfloat16)
+                self.cores = Cores(self.model, torch.bfloat16, recipe.timeout_seconds)
         self.forward: Any = torch.compile(inner) if recipe.compile else inner
 
     @property
@@ -136,7 +141,8 @@ class TrainState:
         try:
             if file == "optimizer":
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-                found: Tensor = parameters[int(inner.split(".")[0])]
+                number = inner.split(".")[0]
+                found: Tensor = parameters[int(number) if number.isdecimal() else len(parameters)]
             elif file == "ema" and self.ema is not None:
                 found = self.ema.state_dict()[inner]
             else:
@@ -147,10 +153,41 @@ class TrainState:
 
     def place(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
         """Memory for the tensor `name` of a checkpoint, on this rank its part. WeightsError if it fits nowhere."""
+        return placed_like(torch.zeros(size, dtype=dtype), self._fitting(name, size))
+
+    def _fitting(self, name: str, size: torch.Size) -> Tensor:
         like = self.like(name)
         if size != like.shape and not (name.startswith("optimizer.") and size.numel() == 1):
             raise WeightsError(f"{name} has {tuple(size)} where {tuple(like.shape)} belongs")
-        return placed_like(torch.zeros(size, dtype=dtype), like)
+        return like
+
+    def check(self, found: dict[str, torch.Size], has_stepped: bool) -> None:
+        """WeightsError if tensors of these names, `file.name`, and shapes are not all that this state consists of.
+
+        has_stepped: the optimizer has taken a step, and so keeps something.
+        """
+        for name, size in found.items():
+            self._fitting(name, size)
+        own = {"model": self.model.state_dict()}
+        if self.ema is not None:
+            own["ema"] = self.ema.state_dict()
+        needed = [f"{file}.{name}" for file, tensors in own.items() for name in tensors]
+        kept: dict[int, set[str]] = {}
+        for name in found:
+            if name.startswith("optimizer."):
+                kept.setdefault(int(name.split(".")[1]), set()).add(name.split(".", 2)[2])
+        number = 0
+        for group in self.optimizer.param_groups:
+            keys = state_keys(self.optimizer, group)
+            for _ in group["params"]:
+                # One without a gradient so far has nothing; but not all of them, after a step.
+                if number in kept or (has_stepped and keys and not kept):
+                    needed += [f"optimizer.{number}.{key}" for key in sorted(keys)]
+                number += 1
+        if missing := [name for name in needed if name not in found]:
+            raise WeightsError(f"it is incomplete: {missing[0]} is missing, one of {len(missing)}")
+        if extra := sorted(found.keys() - set(needed)):
+            raise WeightsError(f"{extra[0]} belongs to another recipe")
 
     def load(self, tensors: dict[str, dict[str, Tensor]], scaler: dict[str, Any]) -> None:
         """The inverse of `tensors`."""
@@ -192,6 +229,11 @@ def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
 
     `batch` holds this process's shards of it; losses and gradients are those of the whole.
     """
+    with contextlib.nullcontext() if state.cores is None else one_core_each():
+        return _train_step(state, batch, step)
+
+
+def _train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
     recipe = state.recipe
     assert recipe.steps is not None
     factor = lr_factor(step, recipe.steps, recipe.schedule)
@@ -258,35 +300,31 @@ def _backward(
     # DDP takes the mean over the ranks where the sum of their shares is wanted.
     scale = state.world.size if state.ddp is not None or state.is_spread else 1
 
-    class_weights = state.class_weights  # so that the function below does not keep the state alive
-
-    def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-        targets = targets.to(logits.dtype)
-        return taught_loss(logits, targets, recipe.loss, recipe.distill, class_weights)
-
     for part in range(num_parts):
         images, targets = (all_.tensor_split(num_parts)[part] for all_ in (image, target))
         share = len(images) / share_of if num_images else 0.0
         if not len(images):
             images, targets = _blank(images, targets)
         # Stochastic depth and dropout draw from it.
-        torch.manual_seed(torch_seed(recipe.seed, step, shard * recipe.accumulate + part))
+        seed = torch_seed(recipe.seed, step, shard * recipe.accumulate + part)
         if state.cores is not None:
-            loss, correct = state.cores.backward(images, targets, mean_loss, share)
+            with seeded(seed):
+                keep = state.cores.draw(len(images))
+            loss, correct = state.cores.backward(images, targets, state.loss, share, keep)
             loss_sum += loss
             num_correct += correct
             continue
-        with _exchange(state, is_last=part == num_parts - 1):
+        with seeded(seed), _exchange(state, is_last=part == num_parts - 1):
             with autocast(device, recipe.precision):
                 logits = state.forward(images)
             if logits.dtype != torch.float64:  # half precision ends here; a model in float64 stays exact
                 logits = logits.float()
-            loss = share * mean_loss(logits, targets)
+            loss = share * state.loss(logits, targets)
             state.scaler.scale(loss * scale if scale > 1 else loss).backward()
         loss_sum += loss.detach()
         if share:
             num_correct += (logits.argmax(dim=1) == targets[:, : logits.shape[1]].argmax(dim=1)).sum()
-    facts = torch.stack([loss_sum, num_correct.to(loss_sum.dtype)]).double().cpu().tolist()
+    facts = torch.stack([loss_sum, num_correct.to(loss_sum.dtype)]).cpu().double().tolist()
     return torch.tensor([*facts, num_images], dtype=torch.float64)
 
 

@@ -19,8 +19,9 @@ from mixlab.models.fast import fast
 from mixlab.report.screen import Screen, format_seconds
 from mixlab.training.distill import Teaching
 from mixlab.training.distributed import World
+from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import MEMORY_SHARE, Prepared
+from mixlab.training.setup import MEMORY_SHARE
 
 ANSWERS_NAME = "teacher.npz"
 BATCH_SIZE = (

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixlab.data.loader import Images
+from mixlab.data.reading import Images
 from mixlab.errors import DataError, ImageError
 from mixlab.models.mixer import Mixer
 

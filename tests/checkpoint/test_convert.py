@@ -211,12 +211,12 @@ def test_timm_weights_keep_the_gelu_they_were_trained_with(tmp_path):
     ("change", "message"),
     [
         ({"class_names": ["a"]}, "class names are 1"),
-        ({"preprocess": None}, "key is missing or wrong"),
-        ({"layer_norm_eps": "small"}, "key is missing or wrong"),
-        ({"gelu": "relu"}, "key is missing or wrong: gelu"),
+        ({"preprocess": None}, "preprocess must be an object"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps must be a number"),
+        ({"gelu": "relu"}, "gelu must be tanh or erf"),
         ({"preprocess": {}}, "missing or unknown keys"),
-        ({"class_names": None}, "key is missing or wrong"),
-        ({"gelu": None}, "key is missing or wrong: gelu"),
+        ({"class_names": None}, "class_names must be a list"),
+        ({"gelu": None}, "gelu must be text"),
     ],
 )
 def test_what_stands_beside_a_file_and_does_not_fit_is_refused(change, message, tmp_path):

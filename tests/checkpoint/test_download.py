@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import mixlab
 from mixlab.checkpoint import download
@@ -20,6 +23,7 @@ from mixlab.checkpoint.download import fetch_published, list_published
 from mixlab.checkpoint.published import OFFICIAL_URL, PUBLISHED, find_published
 from mixlab.errors import DiskError, UsageError, WeightsError
 from mixlab.models.catalog import create_model
+from mixlab.report.screen import Screen
 
 CONTENT = bytes(range(256)) * 400  # 100 KiB
 ENTRY = replace(PUBLISHED["mixer_b16:imagenet1k"], size_mib=len(CONTENT) / 2**20)
@@ -386,3 +390,81 @@ def test_create_model_takes_published_weights_by_tag(server, monkeypatch):
         mixlab.create_model("mixer_b16", pretrained="imagenet2k")
     with pytest.raises(UsageError, match="pretrained says zzz"):
         mixlab.create_model("timm/mixer_b16_224.goog_in21k", pretrained="zzz")
+
+
+PINNED = replace(ENTRY, sha256=hashlib.sha256(CONTENT).hexdigest())
+
+
+def test_a_file_of_the_right_size_that_is_another_one_is_refused_where_the_hash_is_known(server, tmp_path):
+    assert fetch_published(PINNED).read_bytes() == CONTENT
+    shutil.rmtree(tmp_path / "cache")
+    server.content = CONTENT[::-1]
+    with pytest.raises(WeightsError, match=r"what came is not mixer_b16:imagenet1k.*SHA-256"):
+        fetch_published(PINNED)
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+    place = tmp_path / "cache" / "imagenet1k" / "Mixer-B_16.npz"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(CONTENT[::-1])  # put there by hand
+    with pytest.raises(WeightsError, match="not the published one"):
+        fetch_published(PINNED)
+
+
+def test_without_a_known_hash_it_is_said_to_be_unverified_with_the_address_it_came_from(server):
+    path = fetch_published(ENTRY)
+    facts, caution = download.origin_of(ENTRY, path)
+    assert facts["url"] == f"{server.url}/imagenet1k/Mixer-B_16.npz"
+    assert facts["is_verified"] is False
+    assert caution.startswith("unverified: ")
+    assert server.url in caution
+    facts, caution = download.origin_of(PINNED, path)
+    assert (facts["is_verified"], caution) == (True, None)
+
+
+def test_a_file_put_there_by_hand_is_not_said_to_come_from_the_publisher(server, tmp_path):
+    place = tmp_path / "cache" / "imagenet1k" / "Mixer-B_16.npz"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(CONTENT)
+    facts, caution = download.origin_of(ENTRY, fetch_published(ENTRY))
+    assert facts["url"] is None
+    assert "put there by hand" in caution
+
+
+@pytest.mark.parametrize("mirror", ["http://mirror.example.org/m", "ftp://mirror.example.org/m"])
+def test_no_mirror_without_https_is_asked_where_the_hash_is_not_known(mirror, server, monkeypatch):
+    monkeypatch.setenv("MIXLAB_MIRROR", mirror)
+    with pytest.raises(WeightsError, match="over https only"):
+        fetch_published(ENTRY)
+    assert server.asked == []
+
+
+def test_what_is_unverified_is_said_first_by_predict_and_in_provenance_and_card(tmp_path, monkeypatch):
+    from mixlab.checkpoint.convert import convert
+    from mixlab.checkpoint.open import open_weights
+    from mixlab.checkpoint.store import Weights
+    from mixlab.commands import using
+    from mixlab.data.preprocess import Preprocess
+    from mixlab.serving.card import write_card
+
+    settings = {
+        "name": "mixer_custom16", "image_size": (32, 32), "num_classes": 10, "num_blocks": 1, "hidden_dim": 8,
+        "token_mlp_dim": 4, "channel_mlp_dim": 8,
+    }  # fmt: skip
+    made = Weights(
+        model=create_model(**settings), model_settings=settings, preprocess=Preprocess(image_size=(32, 32)),
+        class_names=tuple(map(str, range(10))), provenance={},
+    )  # fmt: skip
+    monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
+    entry = next(entry for entry in PUBLISHED.values() if entry.name == "mixer_s32:gsam")
+    place = download._cache_path(entry)
+    place.parent.mkdir(parents=True)
+    convert(made, place, format="official")
+    (place.parent / f"{place.name}.json").unlink()
+    monkeypatch.setattr(download, "SIZE_TOLERANCE", 2**40)
+    weights = open_weights(entry.name)
+    assert weights.provenance["is_verified"] is False
+    assert "unverified: nobody has stated the SHA-256" in write_card(weights, None)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    said = []
+    monkeypatch.setattr(Screen, "say", lambda self, text="": said.append(text))
+    using.predict(entry.name, str(tmp_path / "a.png"))
+    assert said[0].startswith("note: unverified: ")

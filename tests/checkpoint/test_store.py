@@ -10,6 +10,7 @@ from mixlab.checkpoint.store import Weights, load_weights, save_weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import WeightsError
 from mixlab.models.catalog import create_model
+from tests.untied import untie
 
 SETTINGS = {
     "name": "mixer_pico2",
@@ -92,7 +93,7 @@ def test_weights_of_another_model_are_refused_with_the_keys_that_differ(saved):
         (lambda path: (path / "config.json").unlink(), "config.json is missing"),
         (lambda path: (path / "weights.safetensors").unlink(), "weights.safetensors is missing"),
         (lambda path: (path / "config.json").write_text("{"), "cannot be read"),
-        (lambda path: (path / "config.json").write_text("[]"), "does not describe"),
+        (lambda path: (path / "config.json").write_text("[]"), "no JSON object"),
         (lambda path: edit(path, "format_version", 99), "format version 99"),
         (lambda path: edit(path, "model", {"name": "mixer_pico2"}), "image_size"),
         (lambda path: edit(path, "model", SETTINGS | {"name": "mixer_xx2"}), "no model called"),
@@ -110,6 +111,7 @@ def test_a_damaged_folder_is_refused_with_the_reason(saved, change, message):
 
 
 def edit(path, key, value):
+    untie(path)
     config = json.loads((path / "config.json").read_text())
     config[key] = value
     (path / "config.json").write_text(json.dumps(config))

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import stat
 import struct
 import subprocess
 import sys
@@ -15,7 +14,8 @@ import pytest
 from PIL import Image
 
 from mixlab.data import decode as decode_module
-from mixlab.data.decode import decode, describe, is_image_name
+from mixlab.data.decode import decode, describe
+from mixlab.data.listing import pictures_below
 from mixlab.errors import ImageError
 
 MAKE_DAMAGED = Path(__file__).resolve().parents[3] / "shared" / "data" / "make_damaged.py"
@@ -147,13 +147,16 @@ def damaged(tmp_path_factory):
 
 def test_every_damaged_or_unusual_file_is_read_or_refused_as_it_must_be(damaged):
     root, manifest = damaged
+    listed = set(pictures_below(root))
     wrong = []
     for entry in manifest["files"]:
         path = root / entry["path"]
         if entry["expect"] == "ignore":
-            if is_image_name(path) and stat.S_ISREG(os.stat(path).st_mode):
+            if str(path) in listed:
                 wrong.append((entry["kind"], "taken for an image"))
             continue
+        if str(path) not in listed and not entry.get("may_ignore"):
+            wrong.append((entry["kind"], "left out"))
         try:
             pixels = decode(path)
         except ImageError as error:

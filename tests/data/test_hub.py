@@ -18,6 +18,7 @@ from mixlab.data.sources import open_source
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training import course, loop
+from mixlab.training.choose_split import recipe_of
 from mixlab.training.signals import Interrupted
 
 QUIET = Screen(quiet=True)
@@ -125,7 +126,7 @@ def test_a_run_stopped_and_resumed_has_the_same_bits(streaming, folder, tmp_path
     whole = load_file(tmp_path / "whole/weights.safetensors")
     found = run_and_stop(monkeypatch, folder, tmp_path / "run", **options)
     assert all(torch.equal(whole[name], found[name]) for name in whole)
-    assert loop._recipe_of(tmp_path / "run").data.streaming is streaming
+    assert recipe_of(tmp_path / "run").data.streaming is streaming
 
 
 def test_within_one_window_streaming_changes_nothing(folder, tmp_path):

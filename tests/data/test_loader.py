@@ -9,15 +9,10 @@ from PIL import Image
 
 from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
-from mixlab.data.loader import (
-    TrainingPictures,
-    check_bad_share,
-    evaluation_batches,
-    load_images,
-    training_batches,
-)
+from mixlab.data.loader import TrainingPictures, evaluation_batches, training_batches
 from mixlab.data.order import batch_indices, steps_per_epoch
 from mixlab.data.preprocess import Preprocess
+from mixlab.data.reading import check_bad_share, load_images
 from mixlab.errors import DataError
 
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -61,7 +56,8 @@ def test_unreadable_files_are_named_and_the_rest_is_as_if_they_were_not_there(fi
     assert [file.path for file in images.bad] == [files.names[3], files.names[11]]
     assert all(file.reason for file in images.bad)
     rest = load_images(files.take(np.array([i for i in range(23) if i not in (3, 11)])), PREPROCESS)
-    assert torch.equal(images.pixels, rest.pixels)
+    everything = range(len(rest))
+    assert torch.equal(images.pictures(everything), rest.pictures(everything))
     assert images.split.names == rest.split.names
     assert np.array_equal(images.split.labels, rest.split.labels)
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixlab.data.csv_files import read_split_csv, write_split_csv
 from mixlab.data.dataset import Split
-from mixlab.data.sources import SOURCE_NAMES, open_source, read_split_csv, write_split_csv
+from mixlab.data.sources import SOURCE_NAMES, open_source
 from mixlab.errors import DataError, DiskError, MixlabError, UsageError
 
 
@@ -72,10 +73,12 @@ def test_a_class_folder_may_be_a_link(tmp_path):
         (["caf\u00e9/1.jpg", "cafe\u0301/1.jpg"], "accents"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], "in val that are not in train: c"),
         (["a/1.jpg", "b/1.txt", "c/1.txt", "d/1.jpg"], "without images: b, c"),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.txt"], "without images: test/a"),
+        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "without images: train/b"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "1 images without class folders"),
         (["train/a/1.jpg", "Train/b/1.jpg"], "both the train split"),
         (["test/a/1.jpg", "test/b/1.jpg", "cat/1.jpg"], r"both split folders \(test\) and others \(cat\)"),
+        (["Testing/a/1.jpg", "cat/1.jpg"], "if they are splits, of the classes a.*if all are classes, list"),
+        (["recipe.toml", "environment.json", "a/1.jpg"], "written by mixlab, it is no data set"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_explained(tmp_path, paths, message):
@@ -129,7 +132,7 @@ def test_a_row_that_is_repeated_counts_once(tmp_path):
         (["path,label"], "no images"),
         (["path,label", "1.jpg,a", "2.jpg"], "1 fields, but the header has 2.*line 3"),
         (["path,label", "1.jpg,a", "2.jpg, "], "empty.*line 3"),
-        (["path,label,split", "1.jpg,a,train", "2.jpg,b,dev"], "unknown split 'dev'.*line 3"),
+        (["path,label,split", "1.jpg,a,train", "2.jpg,b,devel"], "unknown split 'devel'.*line 3"),
         (["path,label", "1.jpg,a", "2.jpg,b", "1.jpg,b"], "another label or split in line 2.*line 4"),
         (["path,label,split", "1.jpg,a,train", "1.jpg,a,test"], "another label or split in line 2"),
         (["path,label,split", "1.jpg,a,train", "2.jpg,b,all"], "'all' stands beside others"),
@@ -189,7 +192,8 @@ def test_a_written_split_is_a_source_with_the_same_images(tmp_path, monkeypatch)
     assert again.class_names == ("a", "b")
     for name, part in parts.items():
         assert again.splits[name].names == tuple(str(tmp_path / path) for path in part.names)
-        assert all(os.path.exists(path) for path in again.splits[name].names)
+        opened = again.splits[name].paths or again.splits[name].names
+        assert all(os.path.exists(path) for path in opened)
         assert again.splits[name].labels.tolist() == part.labels.tolist()
     assert read_split_csv(tmp_path / "split.csv") == {n: list(s.names) for n, s in again.splits.items()}
 
@@ -200,7 +204,7 @@ def test_a_written_split_of_pixels_keeps_its_names(tmp_path):
     )
     write_split_csv({"train": split}, ("no", "yes"), tmp_path / "split.csv")
     with open(tmp_path / "split.csv", newline="") as file:
-        assert list(csv.reader(file))[1:] == [["index 3", "yes", "train"], ["index 1", "no", "train"]]
+        assert list(csv.reader(file))[1:] == [["index 3", "yes", "train", ""], ["index 1", "no", "train", ""]]
     assert read_split_csv(tmp_path / "split.csv") == {"train": ["index 3", "index 1"]}
 
 
@@ -216,8 +220,10 @@ def test_a_split_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
         write_split_csv({"test": split}, ("a",), tmp_path / "split.csv")
     assert list(read_split_csv(tmp_path / "split.csv")) == ["train"]
     assert os.listdir(tmp_path) == ["split.csv"]
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
     with pytest.raises(DiskError):
-        write_split_csv({"test": split}, ("a",), tmp_path / "no" / "split.csv")
+        write_split_csv({"test": split}, ("a",), tmp_path / "file" / "split.csv")
     with pytest.raises(MixlabError, match="cannot be read"):
         read_split_csv(tmp_path / "none.csv")
 

@@ -125,7 +125,7 @@ def test_each_core_computes_alone():
     code = """
 import os, torch
 from mixlab.models.catalog import create_model
-from mixlab.models.cores import pool_of_cores
+from mixlab.threads import pool_of_cores
 from mixlab.models.fast import fast
 torch.set_num_threads(2)
 model = create_model("mixer_micro4", num_classes=10).eval()

@@ -91,8 +91,11 @@ def commands(monkeypatch) -> list[tuple[list[str], list[str]]]:
         place, run = Path(command[4]), Path(command[-1].removeprefix("--run="))
         given.append((command, [path.name for path in place.iterdir()]))
         run.mkdir(parents=True)
-        (run / "split.csv").write_text("path,label,split\n" + "".join(f"{i},a,val\n" for i in range(8)))
-        rows = [{"event": "validation", "top1": top} for top in (0.25, 0.75, 0.5)]
+        (run / "split.csv").write_text(
+            "path,label,split\nx,a,train\n" + "".join(f"{i},a,val\n" for i in range(8))
+        )
+        tops = enumerate((0.25, 0.75, 0.5), start=1)
+        rows = [{"event": "validation", "step": step, "top1": top} for step, top in tops]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         environment = {"commit": "abc", "cores": 2, "cpu": "x", "cpu_capability": "y"}
         (run / "environment.json").write_text(json.dumps(environment))

@@ -17,7 +17,7 @@ def log_of_steps(path: Path, *steps: int) -> RunLog:
 
 
 def test_what_is_written_is_read_back_in_order(tmp_path: Path) -> None:
-    log = RunLog(tmp_path / "run" / "metrics.jsonl")
+    log = RunLog(tmp_path / "metrics.jsonl")
     log.write("train", step=50, epoch=1.23, loss=0.5, accuracy=None)
     assert read_run_log(log.path) == [
         {"event": "train", "step": 50, "epoch": 1.23, "loss": 0.5, "accuracy": None}
@@ -91,7 +91,7 @@ def test_any_other_bad_line_is_named_by_its_number(tmp_path: Path, bad: str) -> 
 
 
 def test_a_missing_log_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(MixlabError, match=r"No such file.*metrics\.jsonl"):
+    with pytest.raises(MixlabError, match=r"no such file.*metrics\.jsonl"):
         read_run_log(tmp_path / "metrics.jsonl")
 
 

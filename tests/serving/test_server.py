@@ -59,12 +59,12 @@ def run(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(run, limits=LIMITS, token=None, change=lambda service: None):
-    """A server in a thread: its port and its service."""
+def serving(run, limits=LIMITS, token=None, change=lambda service: None, **options):
+    """A server in a thread: its port and its service. options: of the application."""
     service = Service(load(run, device="cpu"), "a-model", limits)
     change(service)
     port = concurrent.futures.Future()
-    app = create_app(service, token=token)
+    app = create_app(service, token=token, **options)
     server = make_server(app, host="127.0.0.1", port=0, started=port.set_result)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -97,6 +97,13 @@ def ask(port, path, body=None, method=None, headers=None, timeout=30):
         )
     finally:
         connection.close()
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def picture(seed=0, size=(40, 30), kind="PNG"):
@@ -166,7 +173,7 @@ def test_a_tar_gets_the_object_of_predict(server, run):
 def test_what_is_no_tar_of_few_pictures_is_refused(server, body):
     status, _, answer = ask(server[0], "/predict-many", body)
     assert status == 415
-    assert set(answer["error"]) == {"kind", "message"}
+    assert set(answer["error"]) == {"kind", "message", "hint"}
 
 
 def test_a_tar_cannot_point_elsewhere(server):
@@ -233,7 +240,7 @@ def test_a_slow_body_is_given_up(server):
         began = time.monotonic()
         assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
         assert 0.8 < time.monotonic() - began < 5
-    assert service.num_reading == 0
+    assert service.num_waiting_bytes == 0
 
 
 def test_slow_headers_are_given_up(run, monkeypatch):

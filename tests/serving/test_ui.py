@@ -1,6 +1,8 @@
 """`mixlab ui`: what is in the folders of runs and studies, and nothing outside them."""
 
 import concurrent.futures
+import os
+import shutil
 import threading
 
 import pytest
@@ -9,6 +11,7 @@ import mixlab
 from mixlab.commands.serving import ui
 from mixlab.errors import UsageError
 from mixlab.report.screen import Screen
+from mixlab.report.tables import show_runs
 from mixlab.training.run_folder import list_runs
 from tests.serving.test_server import ask
 
@@ -150,3 +153,74 @@ def test_other_pages_cannot_ask(port):
     assert ask(port, "/api/runs", b"x")[0] == 405
     for path in ("/", "/ui.js", "/page.css"):
         assert ask(port, path)[0] == 200
+
+
+def damaged(place, name, content):
+    """A copy of a run with one of its files replaced."""
+    run = place / "runs" / f"damaged {name} {len(list((place / 'runs').iterdir()))}"
+    shutil.copytree(place / "runs" / "run 0", run)
+    (run / name).unlink(missing_ok=True)
+    if content is None:
+        os.mkfifo(run / name)
+    else:
+        (run / name).write_bytes(content)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", b'{"event": "validation", "step": 1}\n'),
+        ("metrics.jsonl", b'{"event": "end", "step": 1, "test": 3}\n'),
+        ("metrics.jsonl", b'{"event": "train", "step": "a"}\n'),
+        ("metrics.jsonl", b'{"event": "train", "seconds": [1]}\n'),
+        ("metrics.jsonl", b'{"event": "train", "x": ' + b"[" * 2000 + b"]" * 2000 + b"}\n"),
+        ("metrics.jsonl", b"x" * 40_000_000 + b"\n"),
+        ("metrics.jsonl", None),
+        ("predictions.csv", b"path,prediction\na,b\n"),
+        ("predictions.csv", b"path,label,prediction\n" + b"x" * 200_000),
+        ("predictions.csv", None),
+        ("environment.json", b"[1]"),
+        ("environment.json", b'{"a": NaN}'),
+        ("environment.json", None),
+        ("recipe.toml", b"a" * 100_000),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_marked_and_hides_no_other(name, content, place, port, capsys):
+    run = damaged(place, name, content)
+    try:
+        status, _, found = ask(port, "/api/runs")
+        assert status == 200
+        rows = {row["run"]: row for row in found["runs"]}
+        assert {"run 0", "run 1"} <= rows.keys()
+        assert bool(rows[run.name]["unreadable"]) == (name == "metrics.jsonl")
+        status, _, shown = ask(port, f"/api/runs/{run.name.replace(' ', '%20')}")
+        assert status == 200
+        assert [text.partition(":")[0] for text in shown["unreadable"]] == [name]
+        show_runs(list_runs(place / "runs"), Screen())
+        assert ("unreadable" in capsys.readouterr().out) == (name == "metrics.jsonl")
+    finally:
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize(
+    "name", ["report.html", "figures/a.png", "figures", "recipe.toml", "environment.json"]
+)
+def test_nothing_is_served_that_a_link_in_a_run_leads_to(name, place, port):
+    run = place / "runs" / "linked"
+    shutil.copytree(place / "runs" / "run 0", run)
+    try:
+        secrets = place / "secrets"
+        secrets.mkdir(exist_ok=True)
+        for file in ("a.png", "secret.txt"):
+            (secrets / file).write_text('secret = "secret"')
+        target = run / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        target.symlink_to(secrets if name == "figures" else secrets / "secret.txt")
+        for address in ("report.html", "figures/a.png"):
+            status, _, body = ask(port, f"/files/runs/linked/{address}")
+            if address.startswith(name):
+                assert status == 404, body
+        assert "secret" not in str(ask(port, "/api/runs/linked")[2]).replace("secrets", "")
+    finally:
+        shutil.rmtree(run)

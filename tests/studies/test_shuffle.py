@@ -18,7 +18,8 @@ from mixlab.studies.harness import Options, conduct
 from mixlab.studies.shuffle import PRESETS, paired_difference, relative_drop
 from mixlab.training.evaluate import evaluate
 from mixlab.training.loop import train
-from mixlab.training.setup import open_data, prepare, resolve
+from mixlab.training.prepared import prepare
+from mixlab.training.setup import open_data, resolve
 from mixlab.training.splits import split_source
 
 QUIET = Screen(quiet=True)

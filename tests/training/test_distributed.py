@@ -24,7 +24,8 @@ from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import course, gradients, loop
 from mixlab.training import step as step_module
-from mixlab.training.distributed import ALONE, World
+from mixlab.training.choose_split import recipe_of
+from mixlab.training.distributed import ALONE, World, check_own_cards
 from mixlab.training.fsdp import check_shardable
 from mixlab.training.recipe import Recipe, override
 from mixlab.training.step import TrainState, check_shards
@@ -147,7 +148,7 @@ def test_threads_are_one_in_exact_mode_unless_the_recipe_says_otherwise(tmp_path
     mixlab.train(
         "digits", "digits", run=tmp_path / "run", screen=QUIET, virtual_shards=2, **(options | {"steps": 1})
     )
-    assert loop._recipe_of(tmp_path / "run").threads == 1
+    assert recipe_of(tmp_path / "run").threads == 1
 
 
 # Data parallel, and spread over the ranks
@@ -254,6 +255,12 @@ def test_what_fsdp_cannot_do_is_refused(options, words):
         check_shardable(torch.nn.BatchNorm1d(2), Recipe(parallel="fsdp"))
     with pytest.raises(UsageError, match=words):
         TrainState(torch.nn.Linear(2, 2), recipe, np.zeros(1), 2, torch.device("cpu"), World(0, 2))
+
+
+def test_two_ranks_on_one_gpu_are_refused():
+    check_own_cards([("a", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-1")])
+    with pytest.raises(UsageError, match="ranks 1 and 2 have the same GPU of b"):
+        check_own_cards([("a", "GPU-1"), ("b", "GPU-1"), ("b", "GPU-1")])
 
 
 # Evaluation
@@ -540,7 +547,7 @@ def test_an_index_is_not_opened_where_the_manifest_does_not_verify(tmp_path):
 def test_an_index_larger_than_any_model_needs_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("mixlab.checkpoint.sharded.MAX_INDEX_BYTES", 10)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata({}, None, storage_data={})))
-    with pytest.raises(WeightsError, match="too large"):
+    with pytest.raises(WeightsError, match="more than the 10 of the largest"):
         read_index(tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_a_budget_leaves_time_for_the_trials(place, tmp_path, monkeypatch):
                              lr_grid=(0.003, 0.01, 0.03, 0.1), lr_share=1.0, **options)  # fmt: skip
     with_grid, without = planned
     assert 0 < with_grid < 0.6 * without  # a fifth, but for what the clock says on a busy machine
-    assert [result["steps"], result["grid"]["steps"]] == [4, 4]
+    assert result["grid"]["steps"] == 4  # the training after it goes on to the end of the budget
 
 
 def test_the_command_takes_weights_a_grid_and_any_key_of_the_recipe(place, tmp_path):

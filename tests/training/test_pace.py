@@ -7,7 +7,7 @@ import time
 import pytest
 
 import mixlab.training.pace
-from mixlab.errors import TrainingError
+from mixlab.errors import WeightsError
 from mixlab.training import course, loop
 from mixlab.training.budget import Plan
 from mixlab.training.pace import Pace, read_changes
@@ -36,6 +36,44 @@ def test_a_run_ends_at_its_deadline_with_its_last_step(monkeypatch, tmp_path, sp
             steps, changes = found, changes + 1
     assert 696.0 < clock.now < 703.0
     assert changes < 40
+
+
+def ran(monkeypatch, tmp_path, steps, speed, seconds=600.0):
+    """A run with a deadline after `seconds` that begins with a plan of `steps`: when it ends, steps, changes."""
+    clock = Clock()
+    monkeypatch.setattr(mixlab.training.pace, "time", clock)
+    pace, step, changes = Pace(tmp_path, {}), 0, []
+    pace.begin(0, 100.0 + seconds)
+    while step < steps and clock.now < 100.0 + seconds:
+        clock.now += 1 / speed(clock.now - 100.0)
+        step += 1
+        if found := pace.look(step, steps):
+            steps = found
+            changes.append((step, found))
+    return clock.now - 100.0, step, changes
+
+
+@pytest.mark.parametrize("steps", [1, 20, 113, 1764])
+def test_a_plan_that_was_measured_in_a_stall_grows_until_the_time_is_used(monkeypatch, tmp_path, steps):
+    end, done, changes = ran(monkeypatch, tmp_path, steps, lambda now: 10.0)
+    assert 590.0 < end < 602.0
+    assert done > 5900
+    assert len(changes) < 40
+
+
+@pytest.mark.parametrize("stall", [(0, 60), (60, 100), (200, 230), (500, 520)])
+def test_a_stall_takes_no_more_than_its_time(monkeypatch, tmp_path, stall):
+    begin, end_of_stall = stall
+    end, done, changes = ran(
+        monkeypatch, tmp_path, 6000, lambda now: 0.5 if begin <= now < end_of_stall else 10.0
+    )
+    assert 590.0 < end < 603.0
+    assert done > 0.97 * 10 * (600 - (end_of_stall - begin))
+    # While much is left no look takes more than half of it away.
+    steps = 6000
+    for step, found in changes:
+        assert step > 0.7 * 600 * 10 or found >= step + (steps - step) // 2
+        steps = found
 
 
 def test_without_a_deadline_nothing_changes(monkeypatch, tmp_path):
@@ -104,4 +142,4 @@ def test_a_damaged_list_says_where(tmp_path, text):
     (tmp_path / "pace.json").write_text(text)
     with pytest.raises(Exception, match=r"pace\.json|no list of changes|holds no") as caught:
         read_changes(tmp_path)
-    assert text == "[]" or isinstance(caught.value, TrainingError)
+    assert text == "[]" or isinstance(caught.value, WeightsError)

@@ -8,15 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 from mixlab.recipes import RECIPES, find_recipe
+from mixlab.threads import one_core_each
 from mixlab.training.budget import parse_duration
 from mixlab.training.losses import LossConfig, balanced_class_weights, loss_per_batch
 from mixlab.training.optimizer import OptimizerConfig, build_optimizer, decays
 from mixlab.training.recipe import Recipe, from_toml, override, recipe_fields, to_toml
 from mixlab.training.schedule import ScheduleConfig, lr_factor
+from mixlab.training.step import warmed_ema
 
 SCHEDULES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "training" / "schedules.json"
 
@@ -239,3 +242,23 @@ def test_muons_state_survives_a_checkpoint():
     assert states[1].tensors().keys() == states[0].tensors().keys()
     for name, tensor in states[0].tensors()["optimizer"].items():
         assert torch.equal(states[1].tensors()["optimizer"][name], tensor)
+
+
+def test_a_moving_average_is_the_same_by_more_cores_than_there_are_tensors():
+    found, before = [], torch.get_num_threads()
+    for number in (1, 40):
+        model = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(model.weight, 1.0)
+        torch.nn.init.zeros_(model.bias)
+        averaged = AveragedModel(model, multi_avg_fn=warmed_ema(0.9))
+        torch.set_num_threads(number)
+        try:
+            with one_core_each():
+                for _ in range(3):
+                    with torch.no_grad():
+                        model.weight.mul_(2.0)
+                    averaged.update_parameters(model)
+        finally:
+            torch.set_num_threads(before)
+        found.append(averaged.module.weight.detach().clone())
+    assert torch.equal(*found)

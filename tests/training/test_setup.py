@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import mixlab
+from mixlab.data.csv_files import read_split_csv
 from mixlab.data.dataset import Source, Split
-from mixlab.data.sources import read_split_csv
 from mixlab.errors import UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import Recipe, override

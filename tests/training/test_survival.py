@@ -4,6 +4,7 @@ import csv
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -226,17 +227,20 @@ def save_at_once(monkeypatch) -> None:
 
 def spoil(monkeypatch, steps: set[int], kind: str) -> None:
     """Make the loss, or only the gradient, of some steps NaN."""
-    real, counter = step_module.taught_loss, iter(range(10**6))
+    real, counter = step_module.TrainingLoss, iter(range(10**6))
 
-    def spoilt(logits, *arguments):
-        loss = real(logits, *arguments)
-        if next(counter) not in steps:
-            return loss
-        if kind == "loss":
-            return loss * float("nan")
-        return loss + torch.sqrt(logits.sum() * 0.0)  # 0, and its gradient is 0 times infinity
+    def made(**settings):
+        def spoilt(logits, target):  # without a name, so that no other process computes it
+            loss = real(**settings)(logits, target)
+            if next(counter) not in steps:
+                return loss
+            if kind == "loss":
+                return loss * float("nan")
+            return loss + torch.sqrt(logits.sum() * 0.0)  # 0, and its gradient is 0 times infinity
 
-    monkeypatch.setattr(step_module, "taught_loss", spoilt)
+        return spoilt
+
+    monkeypatch.setattr(step_module, "TrainingLoss", made)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -495,7 +499,8 @@ def test_a_run_folder_that_cannot_be_written_is_said_and_resumed_later(tmp_path,
     assert loop.resume(run, screen=QUIET)["steps"] == 12
 
 
-def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(tmp_path, capfd):
+@pytest.mark.parametrize("how", ["waits", "stopped"])
+def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(how, tmp_path, capfd):
     for i in range(40):
         path = tmp_path / f"data/{'ab'[i % 2]}/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -506,7 +511,7 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(tmp
 
         def hanging(self, step):
             if step == 3:
-                signal.pause()
+                os.kill(os.getpid(), signal.SIGSTOP) if how == "stopped" else signal.pause()
             return real(self, step)
 
         loader.TrainingPictures.__getitem__ = hanging
@@ -521,4 +526,34 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(tmp
     began = time.monotonic()
     assert ranks.wait(ranks.start(job), 40) == [1]
     assert time.monotonic() - began < 30
-    assert "gave none for 2 s at step 3" in capfd.readouterr().err
+    # One that is stopped does not hand over what it has read before, either.
+    assert f"gave none for 2 s at step {'3' if how == 'waits' else ''}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_run_folder_that_vanishes_is_said_at_once(how, tmp_path, monkeypatch):
+    real, run = course.train_step, tmp_path / "run"
+
+    def vanishing(state, batch, step):
+        if step == 4 and how == "deleted":
+            shutil.rmtree(run)
+        elif step == 4:
+            run.rename(tmp_path / "elsewhere")
+        return real(state, batch, step)
+
+    monkeypatch.setattr(course, "train_step", vanishing)
+    with pytest.raises(TrainingError, match=r"the run folder is gone: .* before step 5"):
+        digits(run)
+    assert not run.exists()
+
+
+def test_ctrl_c_while_a_run_is_opened_again_says_that_it_is_as_it_was(tmp_path, monkeypatch):
+    digits(tmp_path / "run")
+    monkeypatch.setattr(loop, "read_pictures", interrupted)
+    with pytest.raises(Interrupted, match=r"the run is as it was.*--resume") as error:
+        loop.resume(tmp_path / "run", screen=QUIET)
+    assert error.value.exit_status == 130
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt

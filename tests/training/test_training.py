@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mixlab
+from mixlab.data.csv_files import write_split_csv
 from mixlab.data.dataset import Source, Split
-from mixlab.data.sources import write_split_csv
 from mixlab.errors import TrainingError, UsageError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
@@ -372,6 +372,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     for name in ("weights.safetensors", "config.json"):
         (tmp_path / "whole" / name).rename(tmp_path / name)
     shutil.rmtree(tmp_path / "whole" / "checkpoints")
+    log = tmp_path / "whole" / "metrics.jsonl"
+    kept = [line for line in log.read_text().splitlines(keepends=True) if '"event": "train"' in line]
+    log.write_text("".join(kept))  # that is all it had, when it was killed
     loop.resume(tmp_path / "whole", screen=QUIET)
     assert (tmp_path / "weights.safetensors").read_bytes() == (
         tmp_path / "whole/weights.safetensors"

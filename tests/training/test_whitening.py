@@ -7,8 +7,8 @@ from sklearn.decomposition import PCA
 
 import mixlab
 from mixlab.data.dataset import Split
-from mixlab.data.loader import load_images
 from mixlab.data.preprocess import Preprocess
+from mixlab.data.reading import load_images
 from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
 from mixlab.training.whitening import whiten_stem

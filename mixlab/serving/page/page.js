@@ -96,7 +96,7 @@ async function ask(path, options = {}) {
 
 async function loadFacts() {
   try {
-    facts = await ask("/info");
+    facts = await ask("info");
     byId("title").textContent = facts.name;
     document.title = `${facts.name} – mixlab`;
     byId("token-form").hidden = true;
@@ -119,7 +119,7 @@ async function add(files) {
   const work = async () => {
     for (let picture = waiting.shift(); picture; picture = waiting.shift()) {
       try {
-        picture.predictions = (await ask("/predict?top=5", { method: "POST", body: picture.blob })).predictions;
+        picture.predictions = (await ask("predict?top=5", { method: "POST", body: picture.blob })).predictions;
       } catch (error) {
         picture.error = error.message;
       }
@@ -238,7 +238,7 @@ function drawRows() {
 
 function csvText() {
   // A cell that begins like a formula would be one in a spreadsheet.
-  const cell = value => `"${String(value).replace(/^([=+\-@\t\r])/, "'$1").replaceAll('"', '""')}"`;
+  const cell = value => `"${String(value).replace(/^(['=+\-@\t\r\n])/, "'$1").replaceAll('"', '""')}"`;
   const lines = [["path", "rank", "label", "probability", "error"].join(",")];
   for (const picture of pictures) {
     if (picture.error) lines.push([cell(picture.name), "", "", "", cell(picture.error)].join(","));
@@ -287,7 +287,7 @@ byId("explain").addEventListener("click", async () => {
   const picture = shown;
   say(text("explaining"));
   try {
-    picture.map = await ask("/occlusion", { method: "POST", body: picture.blob });
+    picture.map = await ask("occlusion", { method: "POST", body: picture.blob });
     if (picture === shown) drawMap(picture);
     say("");
   } catch (error) {

@@ -34,21 +34,21 @@ async function ask(path) {
 
 async function refresh() {
   try {
-    const found = await ask("/api/runs");
+    const found = await ask("api/runs");
     rows = found.runs;
     byId("facts").textContent = `${rows.length} runs in ${found.folder}`;
     drawRuns();
     drawStudies(found.studies, found.missing_studies);
     for (const name of chosen) {
       const old = details.get(name);
-      if (!old || !old.finished) details.set(name, await ask(`/api/runs/${encodeURIComponent(name)}`));
+      if (!old || !old.finished) details.set(name, await ask(`api/runs/${encodeURIComponent(name)}`));
     }
     drawChosen();
     byId("status").textContent = "";
   } catch (error) {
     byId("status").textContent = error.message;
   }
-  if (rows.some(row => !row.finished)) setTimeout(refresh, REFRESH);
+  if (rows.some(row => !row.finished && !row.unreadable)) setTimeout(refresh, REFRESH);
 }
 
 function drawRuns() {
@@ -59,13 +59,14 @@ function drawRuns() {
     box.addEventListener("change", async () => {
       if (box.checked) chosen.push(row.run); else chosen.splice(chosen.indexOf(row.run), 1);
       if (box.checked && !details.has(row.run)) {
-        details.set(row.run, await ask(`/api/runs/${encodeURIComponent(row.run)}`));
+        details.set(row.run, await ask(`api/runs/${encodeURIComponent(row.run)}`));
       }
       drawRuns();
       drawChosen();
     });
     line.insertCell().append(box);
-    line.insertCell().textContent = row.run + (row.finished ? "" : " (not finished)");
+    const state = row.unreadable ? ` (unreadable: ${row.unreadable})` : row.finished ? "" : " (not finished)";
+    line.insertCell().textContent = row.run + state;
     line.insertCell().textContent = percent(row.validation_top1);
     line.insertCell().textContent = percent(row.test_top1);
     line.insertCell().textContent = row.steps.toLocaleString("en");
@@ -122,7 +123,7 @@ function drawChosen() {
 
 // The address of a file of a run or study. Links and pictures send no token, so the address has a key.
 const fileOf = (kind, name, found) => file =>
-  `/files/${kind}/${encodeURIComponent(name)}/${file}${found.key ? `?key=${found.key}` : ""}`;
+  `files/${kind}/${encodeURIComponent(name)}/${file}${found.key ? `?key=${found.key}` : ""}`;
 const pictures = (names, address) => names.map(name => make("img", undefined, {
   src: address(`figures/${encodeURIComponent(name)}`), alt: name.replace(".png", ""), loading: "lazy", class: "wide",
 }));
@@ -131,7 +132,8 @@ function drawOne(run) {
   const address = fileOf("runs", run.run, run);
   byId("one-title").textContent = run.run;
   byId("report").replaceChildren(run.has_report ? make("a", "Its whole report", { href: address("report.html") })
-    : make("span", "Its report comes when it is finished.", { class: "quiet" }));
+    : make("span", "Its report comes when it is finished.", { class: "quiet" }),
+    ...run.unreadable.map(reason => make("p", `Left out, because it cannot be read: ${reason}`)));
   byId("figures").replaceChildren(...pictures(run.figures, address));
   byId("recipe").textContent = run.recipe;
 }
@@ -199,7 +201,7 @@ function drawStudies(studies, missing) {
     more.addEventListener("toggle", async () => {
       if (!more.open || more.children.length > 1) return;
       try {
-        const found = await ask(`/api/studies/${encodeURIComponent(study.study)}`);
+        const found = await ask(`api/studies/${encodeURIComponent(study.study)}`);
         more.append(...pictures(found.figures, address), ...found.tables.map(drawTable));
       } catch (error) {
         byId("status").textContent = error.message;

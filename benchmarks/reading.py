@@ -1,0 +1,125 @@
+"""What looking at the data costs, in turns with another commit: `check`, and reading the pictures of a training.
+
+    python -m benchmarks.reading --against COMMIT [--small 50000] [--photos 1000] [--rounds 5]
+
+Both sides run in processes of their own on the same files, one after the other; a ratio is this tree over the other.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mixlab.device import describe_machine, machine_name
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECK = """
+from mixlab.data.check import check
+from mixlab.data.sources import open_source
+import sys, time
+began = time.perf_counter()
+result = check(open_source(sys.argv[1]))
+print(time.perf_counter() - began, result.num_ok)
+"""
+# From the folder's name to pictures at model size, test pictures included, which a training reads when it ends.
+READ = """
+import sys, time
+from mixlab.report.screen import Screen
+from mixlab.training.recipe import Recipe, override
+from mixlab.training.setup import open_data, resolve
+from mixlab.training.splits import split_source
+recipe, quiet = override(Recipe(), {"data.source": sys.argv[1], "data.image_size": (64, 64)}), Screen(quiet=True)
+began = time.perf_counter()
+source = open_data(recipe)
+splits = split_source(source, recipe)
+recipe = resolve(recipe, splits["train"])
+try:
+    from mixlab.training.prepared import read_new
+except ImportError:
+    from mixlab.data.loader import load_images
+    from mixlab.training.setup import prepare
+    prepared = prepare(recipe, source, splits, quiet)
+    test = load_images(splits["test"], prepared.preprocess)
+else:
+    prepared = read_new(recipe, source, quiet)
+    test = prepared.test
+print(time.perf_counter() - began, len(prepared.train) + len(prepared.val) + len(test))
+"""
+
+
+def draw_small(folder: Path, count: int) -> None:
+    """Pictures of 32 x 32 in ten classes, PNG, of smooth noise."""
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % 10}" / f"{number:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        small.resize((32, 32), Image.Resampling.BICUBIC).save(path)
+
+
+def draw_photos(folder: Path, count: int) -> None:
+    """JPEG of 500 x 375 in two classes."""
+    draw = np.random.default_rng(1)
+    for number in range(count):
+        path = folder / f"class{number % 2}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(draw.integers(0, 255, (47, 63, 3), dtype=np.uint8))
+        small.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def seconds(tree: Path, code: str, folder: Path) -> float:
+    """What `code` of the mixlab in `tree` takes on `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", required=True, help="a commit of this repository")
+    parser.add_argument("--small", type=int, default=50_000)
+    parser.add_argument("--photos", type=int, default=1_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        other = Path(name) / "other"
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(other), options.against], check=True)
+        try:
+            small, photos = Path(name) / "small", Path(name) / "photos"
+            draw_small(small, options.small)
+            draw_photos(photos, options.photos)
+            for what, code, folder in (
+                ("check of small pictures", CHECK, small),
+                ("check of photos", CHECK, photos),
+                ("reading small pictures", READ, small),
+                ("reading photos", READ, photos),
+            ):
+                pairs = [
+                    (seconds(ROOT, code, folder), seconds(other, code, folder)) for _ in range(options.rounds)
+                ]
+                ratios = sorted(ours / others for ours, others in pairs)
+                row = {
+                    "what": what,
+                    "ratio": round(statistics.median(ratios), 3),
+                    "lowest": round(ratios[0], 3),
+                    "highest": round(ratios[-1], 3),
+                    "n": len(ratios),
+                    "seconds": round(statistics.median(ours for ours, _ in pairs), 2),
+                    "machine": machine_name(describe_machine()),
+                }
+                print(json.dumps(row), flush=True)
+        finally:
+            subprocess.run([*git, "remove", "--force", str(other)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The same picture twice: digests of decoded pixels, what copies mean for splits and labels, near copies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+NUM_EXAMPLES = 5
+NEAR_BITS = 3  # of 64, in which the hashes of two pictures nearly alike differ at most
+SMALLEST_SIDE = 16  # pixels; below it the hash says nothing
+_BAND_BITS = 16  # two hashes that differ in NEAR_BITS agree in one of these bands
+
+
+def picture_digest(pixels: np.ndarray) -> str:
+    """32 hexadecimal digits of decoded pixels, uint8 or uint16, with their shape and type: XXH3 of 128 bits.
+
+    Against chance, not against forgery; a SHA would cost a tenth of decoding, and several where a processor has no
+    instructions for it.
+    """
+    digest = xxhash.xxh3_128(f"{pixels.shape} {pixels.dtype.str[1:]}".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def copy_groups(digests: Sequence[str]) -> np.ndarray | None:
+    """int64 (n,): the same number for pictures with the same digest; None where no two are copies.
+
+    An empty digest is of a picture that is not known; it is nobody's copy.
+    """
+    known: dict[str, int] = {}
+    groups = np.arange(len(digests), dtype=np.int64)
+    for index, digest in enumerate(digests):
+        if digest:
+            groups[index] = known.setdefault(digest, index)
+    return groups if (groups != np.arange(len(digests))).any() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Exact copies among the pictures of a training.
+
+    num_in_train: pictures of each other split that are in train too. num_within: further copies inside one split.
+    num_conflicts: pictures that stand under more than one label. examples: some groups, as {paths, splits, labels}.
+    num_unknown: pictures that were not compared, since a stream is not read beforehand.
+    """
+
+    num_in_train: dict[str, int]
+    num_within: int
+    num_conflicts: int
+    num_unknown: int
+    examples: list[dict[str, list[str]]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def sentences(self) -> list[str]:
+        """What a person should know before trusting a figure; empty where all is well."""
+        found = []
+        for split, count in self.num_in_train.items():
+            if count:
+                found.append(
+                    f"{count:,} pictures of the {split} split are also in train: figures on {split} are too good"
+                )
+        if self.num_conflicts:
+            found.append(f"{self.num_conflicts:,} pictures stand under more than one label")
+        if found and self.examples:
+            found[-1] += f" (such as {' = '.join(self.examples[0]['paths'][:3])})"
+        return found
+
+
+def find_copies(
+    names: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]],
+    digests: Mapping[str, Sequence[str]],
+) -> Copies:
+    """Copies among splits, each given as names, labels and digests of its pictures, in the same order."""
+    places: dict[str, list[tuple[str, int]]] = {}
+    num_unknown = 0
+    for split, of_split in digests.items():
+        for index, digest in enumerate(of_split):
+            if digest:
+                places.setdefault(digest, []).append((split, index))
+            else:
+                num_unknown += 1
+    groups = [group for group in places.values() if len(group) > 1]
+    num_in_train = dict.fromkeys((split for split in digests if split != "train"), 0)
+    num_within = num_conflicts = 0
+    examples: list[dict[str, list[str]]] = []
+    for group in groups:
+        splits = {split for split, _ in group}
+        num_within += len(group) - len(splits)
+        is_conflict = len({labels[split][index] for split, index in group}) > 1
+        num_conflicts += len(group) if is_conflict else 0
+        for split, _ in group:
+            if split != "train" and "train" in splits:
+                num_in_train[split] += 1
+        if (is_conflict or len(splits) > 1) and len(examples) < NUM_EXAMPLES:
+            examples.append(
+                {
+                    "paths": [names[split][index] for split, index in group],
+                    "splits": [split for split, _ in group],
+                    "labels": [labels[split][index] for split, index in group],
+                }
+            )
+    return Copies(
+        num_in_train=num_in_train,
+        num_within=num_within,
+        num_conflicts=num_conflicts,
+        num_unknown=num_unknown,
+        examples=examples,
+    )
+
+
+def near_hash(pixels: np.ndarray) -> int | None:
+    """64 bits that hardly change with size, compression or brightness: imagehash's dhash.
+
+    pixels: uint8 (H, W, 3 or 1). None for a picture too small or too plain to be told from others.
+    """
+    if min(pixels.shape[:2]) < SMALLEST_SIDE:
+        return None
+    import imagehash
+    from PIL import Image
+
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    bits = np.packbits(imagehash.dhash(image, hash_size=8).hash)
+    value = int.from_bytes(bits.tobytes(), "big")
+    return value if 8 <= value.bit_count() <= 56 else None
+
+
+def near_pairs(hashes: np.ndarray) -> np.ndarray:
+    """int64 (n, 2): index pairs of different uint64 hashes that differ in NEAR_BITS at most, each pair once."""
+    found = []
+    for shift in range(0, 64, _BAND_BITS):
+        band = (hashes >> np.uint64(shift)) & np.uint64((1 << _BAND_BITS) - 1)
+        order = np.argsort(band, kind="stable")
+        ends = np.flatnonzero(np.diff(band[order])) + 1
+        for members in np.split(order, ends):
+            for row, first in enumerate(members[:-1]):
+                others = members[row + 1 :]
+                bits = np.bitwise_count(hashes[others] ^ hashes[first])
+                near = others[(bits <= NEAR_BITS) & (hashes[others] != hashes[first])]
+                if len(near):
+                    found.append(np.sort(np.column_stack([np.full(len(near), first), near]), axis=1))
+    return np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), dtype=np.int64)
