@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mixlab.errors import UsageError
+from mixlab.threads import one_core_each
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of glibc's malloc.h
 KEPT_BYTES = 1 << 30  # free memory at the heap's end that is kept
@@ -112,20 +113,21 @@ def is_bf16_faster() -> bool:
     """Whether products of bfloat16 take clearly less time than float32's here, five sixths of it at most; measured.
 
     The instructions alone do not tell: AMD's Zen 4 takes half the time with them, an Intel Xeon of model 207 without
-    its AMX tiles takes 1.8 times as long. 0.1 to 0.2 s, where there are such instructions.
+    its AMX tiles takes 1.8 times as long. It is a core's own time, since other programs lengthen the time of the
+    clock, that of the slower kind more. 0.1 to 0.2 s, where there are such instructions.
     """
     if not multiplies_bf16():
         return False
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    with torch.inference_mode():
+    with torch.inference_mode(), one_core_each():
         pairs = {
             dtype: (torch.ones(*ROWS, dtype=dtype), torch.ones(*COLUMNS, dtype=dtype)) for dtype in seconds
         }
         for _ in range(MEASURED):  # in turns; the first ones prepare the library
             for dtype, (rows, columns) in pairs.items():
-                began = time.perf_counter()
+                began = time.thread_time()
                 torch.nn.functional.linear(rows, columns)
-                seconds[dtype].append(time.perf_counter() - began)
+                seconds[dtype].append(time.thread_time() - began)
     return 1.2 * min(seconds[torch.bfloat16]) < min(seconds[torch.float32])
 
 
