@@ -18,9 +18,9 @@ import torch
 import mixlab
 from benchmarks.reliability import ranks
 from mixlab.data.dataset import Source, Split
+from mixlab.planning import make_plan
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import loop
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "one process": (1, {}),
@@ -38,7 +38,7 @@ def speed(way: str, options: argparse.Namespace, folder: Path) -> float:
 
     def job() -> None:
         source = Source(name="noise", class_names=tuple("0123456789"), splits={"train": split})
-        loop.open_data = lambda *_, **__: source  # type: ignore[assignment]
+        make_plan.open_data = lambda *_, **__: source  # type: ignore[assignment]
         settings = {
             "steps": options.steps, "epochs": None, "batch_size": options.batch_size, "threads": 1,
             "model__name": options.model, "data__val_fraction": 0.0, "keep_weights": "last",

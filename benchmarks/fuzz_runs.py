@@ -43,9 +43,8 @@ from mixlab.report.tables import show_runs
 from mixlab.serving.export import export
 from mixlab.serving.predict import load
 from mixlab.serving.ui import describe_run, figures_of
-from mixlab.training import course, outcome
+from mixlab.training import fit, outcome
 from mixlab.training.evaluate import evaluate
-from mixlab.training.loop import resume
 from mixlab.training.run_folder import list_runs
 
 MAX_SECONDS, MAX_BYTES = 20.0, 1.5e9
@@ -299,16 +298,16 @@ def try_commands(run: Path, picture: Path, with_export: bool) -> dict[str, Any]:
         "card": lambda: _card(named, mixlab_open(named), "not stated", None).encode("utf-8", "replace"),
         "predict": lambda: json.dumps(load(run).predict([picture]), allow_nan=False),
         "evaluate": lambda: evaluate(run, threads=1, screen=QUIET),
-        "resume": lambda: resume(run, screen=QUIET, with_pictures=False),
+        "resume": lambda: mixlab.resume(run, screen=QUIET, with_pictures=False),
     }
     if with_export:
         pixels = [np.zeros((8, 8, 3), dtype=np.uint8)]
         place = run.parent / "exported.pt2"
         commands["export"] = lambda: export(mixlab_open(named), place, to="torch-export", pictures=pixels)
     found: dict[str, Any] = {}
-    real, seconds = course.train_step, {}
+    real, seconds = fit.train_step, {}
     for name, command in commands.items():
-        course.train_step = stopping(real)
+        fit.train_step = stopping(real)
         began = (
             time.process_time()
         )  # of a machine that others use too, the clock says little; hangs end by SIGALRM
@@ -320,7 +319,7 @@ def try_commands(run: Path, picture: Path, with_export: bool) -> dict[str, Any]:
         except Exception:  # the finding that this program is for
             found[name] = traceback.format_exc(limit=-6)[-1500:]
         finally:
-            course.train_step = real
+            fit.train_step = real
         seconds[name] = time.process_time() - began
     slow = {name: f"took {took:.1f} s" for name, took in seconds.items() if took > MAX_SECONDS}
     return found | slow

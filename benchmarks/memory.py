@@ -61,6 +61,7 @@ def measure(job: dict[str, Any], steps: int) -> dict[str, Any]:
     from mixlab.models.cost import measure_cost
     from mixlab.models.fast import fast
     from mixlab.models.recompute import checkpoint_blocks
+    from mixlab.training.clock import Clock
     from mixlab.training.recipe import Recipe
     from mixlab.training.step import TrainState, train_step
 
@@ -79,7 +80,9 @@ def measure(job: dict[str, Any], steps: int) -> dict[str, Any]:
         state = TrainState(model.train(), recipe, label.numpy(), NUM_CLASSES, torch.device("cpu"))
         for step in range(steps):
             began = time.perf_counter()
-            train_step(state, Batch(image=image, label=label, index=label), step)
+            train_step(
+                state, Batch(image=image, label=label, index=label), Clock(state.recipe.steps, step=step)
+            )
             seconds.append(time.perf_counter() - began)
     else:
         ready = fast(model.eval())

@@ -35,6 +35,17 @@ MODELS = {  # arguments of the training: eight to fifteen seconds on two quiet c
     "mixer_micro4": ["DATA", "--model", "mixer_micro4", "--steps", "70", "--batch-size", "256"],
     "mixer_pyramid_mini2": ["DATA", "--model", "mixer_pyramid_mini2", "--steps", "45", "--batch-size", "128"],
     "mixer_pyramid_nano2": ["DATA", "--model", "mixer_pyramid_nano2", "--steps", "32", "--batch-size", "128"],
+    "mixer_pyramid_nano4": [
+        "DATA",
+        "--model",
+        "mixer_pyramid_nano4",
+        "--image-size",
+        "64",
+        "--steps",
+        "60",
+        "--batch-size",
+        "64",
+    ],
     "mixer_nano4": ["DATA", "--model", "mixer_nano4", "--steps", "35", "--batch-size", "128"],
     "resnet": ["DATA", "--model", "timm/baseline_resnet_micro", "--steps", "60", "--batch-size", "64"],
 }
@@ -42,7 +53,10 @@ RECIPE = ["--recipe", "small_images", "--val-fraction", "0.05", "--early-stop", 
 TRAIN = """
 import sys
 from mixlab.cli import main
-from mixlab.training import loop
+try:
+    from mixlab.planning import train as loop
+except ImportError:  # an older tree
+    from mixlab.training import loop
 
 def finish(*arguments, **options):
     raise SystemExit(0)  # no report

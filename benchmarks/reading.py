@@ -32,7 +32,8 @@ print(time.perf_counter() - began, result.num_ok)
 READ = """
 import sys, time
 from mixlab.report.screen import Screen
-from mixlab.training.recipe import Recipe, override
+from mixlab.training.keys import override
+from mixlab.training.recipe import Recipe
 from mixlab.training.setup import open_data, resolve
 from mixlab.training.splits import split_source
 recipe, quiet = override(Recipe(), {"data.source": sys.argv[1], "data.image_size": (64, 64)}), Screen(quiet=True)
@@ -48,7 +49,7 @@ except ImportError:
     prepared = prepare(recipe, source, splits, quiet)
     test = load_images(splits["test"], prepared.preprocess)
 else:
-    prepared = read_new(recipe, source, quiet)
+    _, prepared = read_new(recipe, source, quiet)
     test = prepared.test
 print(time.perf_counter() - began, len(prepared.train) + len(prepared.val) + len(test))
 """

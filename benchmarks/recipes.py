@@ -27,8 +27,8 @@ from typing import Any
 from benchmarks.cells import measure_missing, read_rows
 from mixlab.data.csv_files import read_split_csv
 from mixlab.device import describe_machine, machine_name
+from mixlab.planning.budget import parse_duration
 from mixlab.report.run_log import read_run_log
-from mixlab.training.budget import parse_duration
 
 COLUMNS = (
     "group", "name", "seed", "split", "num_correct", "num_images", "accuracy", "steps", "epochs", "images_per_second",

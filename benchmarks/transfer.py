@@ -28,9 +28,10 @@ from mixlab.data.augment import AugmentConfig
 from mixlab.data.csv_files import read_split_csv
 from mixlab.models.catalog import ModelConfig
 from mixlab.models.pyramid import PyramidMixer
+from mixlab.planning.lr_grid import LrGrid, parse_lr_grid
 from mixlab.report.screen import Screen
-from mixlab.training.lr_grid import LrGrid, parse_lr_grid
-from mixlab.training.recipe import Recipe, from_toml
+from mixlab.training.keys import from_toml
+from mixlab.training.recipe import Recipe
 
 STARTS = ("weights", "scratch")
 FLIPS = {"fashionmnist": True}  # a mirrored digit is none

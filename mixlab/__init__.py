@@ -1,27 +1,29 @@
 """mixlab: train, evaluate, compare and use MLP-Mixer image classifiers.
 
-`train`, `finetune`, `load` and `create_model` are found here; importing mixlab itself imports neither torch nor timm.
+`train`, `resume`, `finetune`, `load` and `create_model` are found here; importing mixlab itself imports neither torch
+nor timm.
 
-The rest by subject: `mixlab.models`, `mixlab.data`, `mixlab.checkpoint`, `mixlab.training`, `mixlab.recipes`,
-`mixlab.evaluation`, `mixlab.serving`, `mixlab.studies`, `mixlab.report`, `mixlab.commands`.
+The rest by subject: `mixlab.models`, `mixlab.data`, `mixlab.checkpoint`, `mixlab.training`, `mixlab.planning`,
+`mixlab.recipes`, `mixlab.evaluation`, `mixlab.serving`, `mixlab.studies`, `mixlab.report`, `mixlab.commands`.
 """
 
 import time
 from typing import TYPE_CHECKING, Any
 
+from mixlab.version import __version__
+
 if TYPE_CHECKING:
     from mixlab.checkpoint.open import create_model
     from mixlab.recipes import fine_tune as finetune
-    from mixlab.recipes import train
+    from mixlab.recipes import resume, train
     from mixlab.serving.predict import load
 
-__all__ = ["__version__", "create_model", "finetune", "load", "train"]
-__version__ = "0.1.0"
-
+__all__ = ["__version__", "create_model", "finetune", "load", "resume", "train"]
 STARTED = time.monotonic()  # as near to the start of the process as we can know; budgets count from here
 
 _LAZY = {
     "train": ("mixlab.recipes", "train"),
+    "resume": ("mixlab.recipes", "resume"),
     "finetune": ("mixlab.recipes", "fine_tune"),
     "load": ("mixlab.serving.predict", "load"),
     "create_model": ("mixlab.checkpoint.open", "create_model"),

@@ -93,9 +93,12 @@ def join_numbers(tokens: Sequence[str], option: str) -> list[str]:
 
 
 def _keys_help() -> str:
-    from mixlab.training.recipe import recipe_fields, type_name
+    from mixlab.training.keys import recipe_keys, type_name
 
-    lines = [f"  --{key.replace('_', '-')} {type_name(hint)}" for key, hint in recipe_fields().items()]
+    lines = [
+        f"  {key.option} {type_name(key.hint)} ({key.default_text})\n      {key.sentence}"
+        for key in recipe_keys().values()
+    ]
     return (
         "Keys of a recipe (a key may go without its part before the dot where that is clear):\n"
         + "\n".join(lines)

@@ -21,9 +21,10 @@ from mixlab.data import hub
 from mixlab.data.known import open_torchvision
 from mixlab.errors import DataError, DiskError, MixlabError, UsageError
 from mixlab.files import can_be_written, take_lock
+from mixlab.planning import make_plan, reopen
 from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options, Study, conduct
-from mixlab.training import loop, outcome
+from mixlab.training import outcome
 from mixlab.training.run_folder import locked
 from mixlab.training.signals import Interrupted, stopped_at_once
 from tests.forked import ENVIRONMENT, MIXLAB, mixlab
@@ -191,7 +192,7 @@ def test_what_can_be_written_is_known_before_it_is_there(tmp_path, nowhere):
 
 
 def test_a_run_that_cannot_be_written_is_refused_before_the_data_is_read(nowhere, monkeypatch):
-    monkeypatch.setattr(loop, "open_data", lambda *_, **__: pytest.fail("the data was opened"))
+    monkeypatch.setattr(make_plan, "open_data", lambda *_, **__: pytest.fail("the data was opened"))
     with pytest.raises(DiskError, match=r"run folder cannot be made.*--run PATH"):
         package.train("digits", "digits", run=nowhere / "run", steps=1, screen=QUIET)
 
@@ -279,7 +280,7 @@ def test_a_signal_while_figures_are_drawn_says_what_is_there_and_resume_writes_t
     assert not (run / "report.html").exists()
     content = (run / "weights.safetensors").read_bytes()
     monkeypatch.setattr(outcome, "_draw", real)
-    result = loop.resume(run, screen=QUIET)
+    result = package.resume(run, screen=QUIET)
     assert result["steps"] == 2
     assert result["test"]["num_images"] == 357
     assert (run / "report.html").is_file()
@@ -290,9 +291,9 @@ def test_a_signal_before_a_resumed_training_goes_on_leaves_the_run_as_it_was(tmp
     run = tmp_path / "run"
     package.train("digits", "digits", run=run, steps=1, threads=1, screen=QUIET)
     log = (run / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(loop, "open_own_data", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(reopen, "open_own_data", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted, match=r"the run is as it was.*--resume"):
-        loop.resume(run, screen=QUIET)
+        package.resume(run, screen=QUIET)
     assert (run / "metrics.jsonl").read_bytes() == log
 
 

@@ -10,6 +10,8 @@ import mixlab
 PACKAGE = Path(mixlab.__file__).parent
 LEVELS = {
     "errors": 0,
+    "settings": 0,
+    "version": 0,
     "files": 1,
     "records": 1,
     "escape": 1,
@@ -23,10 +25,11 @@ LEVELS = {
     "timm": 3,
     "training": 4,
     "serving": 4,
-    "recipes": 5,
-    "studies": 6,
-    "commands": 7,
-    "cli": 8,
+    "planning": 5,
+    "recipes": 6,
+    "studies": 7,
+    "commands": 8,
+    "cli": 9,
 }
 PROGRAM = "models/worker.py imports mixlab.device"  # it is a process, which sets itself up
 

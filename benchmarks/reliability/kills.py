@@ -35,7 +35,6 @@ from mixlab.checkpoint.sharded import read_shards
 from mixlab.checkpoint.store import load_weights
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import loop
 
 STEPS = 60
 OPTIONS: dict[str, Any] = {
@@ -51,7 +50,7 @@ def start(run: Path, *, size: int = 1, **options: Any) -> list[int]:
 
     def job() -> None:
         if (run / "recipe.toml").exists():
-            loop.resume(run, screen=Screen(quiet=True))
+            mixlab.resume(run, screen=Screen(quiet=True))
         else:
             mixlab.train("digits", "digits", run=run, screen=Screen(quiet=True), **(OPTIONS | options))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mixlab.training import loop
+from mixlab.planning import train
 from mixlab.training.signals import Interrupted
 
 # torch starts the threads of its backward passes in the first one, for all devices that it then knows of. An export
@@ -41,7 +41,7 @@ def start(job: Callable[[], Any], *, size: int = 1, with_report: bool = False) -
         status = 1
         try:
             if not with_report:
-                loop.finish = lambda *_, **__: {}  # type: ignore[assignment]
+                train.finish = lambda *_, **__: {}  # type: ignore[assignment]
             if size > 1:
                 facts = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
                 os.environ |= {key: str(value) for key, value in facts.items()}

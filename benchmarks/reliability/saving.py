@@ -19,6 +19,7 @@ import torch
 from mixlab.checkpoint.checkpoints import Checkpoint, save_checkpoint
 from mixlab.data.loader import Batch
 from mixlab.models.catalog import create_model
+from mixlab.training.clock import Clock
 from mixlab.training.recipe import Recipe
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.step import TrainState, train_step
@@ -30,7 +31,7 @@ def measure(state: TrainState, batch: Batch, steps: int, folder: Path, saves: bo
     began = time.perf_counter()
     saved: list[float] = []
     for step in range(steps):
-        train_step(state, batch, step)
+        train_step(state, batch, Clock(state.recipe.steps, step=step))
         if saves and step == 1:
             tensors = {name: snapshot(group) for name, group in state.tensors().items()}
             checkpoint = Checkpoint(step=round(time.time() * 1000), tensors=tensors, state={})

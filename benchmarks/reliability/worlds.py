@@ -26,8 +26,9 @@ from PIL import Image
 import mixlab
 from benchmarks.reliability import ranks
 from benchmarks.reliability.kills import OPTIONS, fingerprint
+from mixlab.planning import reopen
 from mixlab.report.screen import Screen
-from mixlab.training import course, loop
+from mixlab.training import fit
 
 SIZES, WORKERS = (1, 2, 4), (0, 2, 4)
 
@@ -49,18 +50,18 @@ def train_in_two(
     run = folder / "run"
     seen = folder / "seen"
     seen.mkdir()
-    real = course.train_step
+    real = fit.train_step
 
-    def note(state: Any, batch: Any, step: int) -> Any:
-        (seen / f"{step:04d}-{state.world.rank}").write_text(json.dumps(batch.index.tolist()))
-        is_half = step == steps // 2 - 1 and not (folder / "half").exists()
+    def note(state: Any, batch: Any, clock: Any) -> Any:
+        (seen / f"{clock.step:04d}-{state.world.rank}").write_text(json.dumps(batch.index.tolist()))
+        is_half = clock.step == steps // 2 - 1 and not (folder / "half").exists()
         if is_half and state.world.rank == state.world.size - 1:  # any one rank is enough
             (folder / "half").touch()
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
     def job() -> None:
-        course.train_step = note  # in this process only
+        fit.train_step = note  # in this process only
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than there are cores
         settings = OPTIONS | {
             "steps": steps,
@@ -72,11 +73,11 @@ def train_in_two(
             settings |= {"data__num_workers": first[1]} | options
             mixlab.train("small_images", str(data), run=run, screen=Screen(quiet=True), **settings)
         else:
-            recipe_of = loop.recipe_of
-            loop.recipe_of = lambda run: replace(  # a person cannot change it; the machine may
+            recipe_of = reopen.recipe_of
+            reopen.recipe_of = lambda run: replace(  # a person cannot change it; the machine may
                 recipe_of(run), data=replace(recipe_of(run).data, num_workers=second[1])
             )
-            loop.resume(run, screen=Screen(quiet=True))
+            mixlab.resume(run, screen=Screen(quiet=True))
 
     for size, expected in ((first[0], 143), (second[0], 0)):
         statuses = ranks.wait(ranks.start(job, size=size), 180)

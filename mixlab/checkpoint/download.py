@@ -14,11 +14,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import mixlab
 from mixlab.checkpoint.published import OFFICIAL_URL, PUBLISHED, SHIPPED, Published
 from mixlab.errors import DiskError, WeightsError
 from mixlab.files import can_be_written, sha256, take_lock, write_atomically
 from mixlab.records import read_json, take
+from mixlab.version import __version__
 
 CHUNK = 1 << 20
 SIZE_TOLERANCE = 0.01 * 2**20  # sizes are known in MiB with two digits
@@ -266,7 +266,7 @@ def _receive(url: str, part: Path, total: float, progress: Progress | None) -> N
     tag_path = part.with_name(part.name + ".json")
     done = part.stat().st_size if part.exists() else 0
     tag = json.loads(tag_path.read_text())["etag"] if done and tag_path.exists() else None
-    headers = {"User-Agent": f"mixlab/{mixlab.__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"mixlab/{__version__}", "Accept-Encoding": "identity"}
     if tag:  # without a tag nothing says that the rest belongs to the beginning
         headers |= {"Range": f"bytes={done}-", "If-Range": tag}
     opener = urllib.request.build_opener(_SafeRedirects)

@@ -67,7 +67,7 @@ def say_cautions(cautions: Iterable[str]) -> None:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    from mixlab.training.recipe import parse_image_size
+    from mixlab.training.keys import parse_image_size
 
     return None if text is None else parse_image_size(text)
 

@@ -83,19 +83,15 @@ def train(
             raise UsageError(
                 "--resume goes on with the run as it is and takes no other setting", where="--resume"
             )
-        from mixlab.training.loop import resume as resume_training
+        from mixlab import recipes
 
-        emit(
-            resume_training(
-                find_run(resume),
-                data=moved_to,
-                device=device or "auto",
-                with_pictures=not without_pictures,
-                tracker=tracker,
-                screen=Context.screen(),
-                start_over="always" if start_over else "never",
-            )
+        result = recipes.resume(
+            find_run(resume),
+            data=moved_to,
+            start_over="always" if start_over else "never",
+            **_session(device, tracker, without_pictures),
         )
+        emit(result)
         return
     if start_over:
         raise UsageError(
@@ -105,19 +101,15 @@ def train(
         overrides["model.name"] = model
     if data is not None and moved_to is not None:
         raise UsageError("DATA and --data are both given", where=moved_to, hint="leave one of them out")
-    _train_new(
-        data or moved_to,
-        TRAIN_OPTIONS,
-        recipe=recipe,
-        config=config,
-        overrides=overrides,
-        budget=budget,
-        run=run,
-        device=device,
-        tracker=tracker,
-        download=download,
-        without_pictures=without_pictures,
-    )
+    asked: dict[str, Any] = {
+        "recipe": recipe,
+        "config": config,
+        "budget": budget,
+        "run": run,
+        "download": download,
+    }
+    session = _session(device, tracker, without_pictures)
+    _train_new(data or moved_to, overrides, TRAIN_OPTIONS, **asked, **session)
 
 
 def finetune(
@@ -173,68 +165,58 @@ def finetune(
     for key, option in (("init_from", "--weights"), ("lr", "--lr-grid"), ("optimizer.lr", "--lr-grid")):
         if key in overrides and (option == "--weights" or lr_grid is not None):
             raise UsageError(f"{option} sets {key}", where=f"--{key}", hint="leave one of the two out")
-    _train_new(
-        data,
-        FINETUNE_OPTIONS,
-        recipe=recipe,
-        config=config,
-        overrides=overrides | {"init_from": weights},
-        lr_grid=lr_grid,
-        lr_share=lr_share,
-        budget=budget,
-        run=run,
-        device=device,
-        tracker=tracker,
-        download=download,
-        without_pictures=without_pictures,
-    )
+    asked: dict[str, Any] = {
+        "recipe": recipe,
+        "config": config,
+        "budget": budget,
+        "run": run,
+        "download": download,
+    }
+    if lr_grid is not None:
+        from mixlab.planning.lr_grid import parse_lr_grid
+
+        asked["lr_grid"] = parse_lr_grid(lr_grid, lr_share)
+    session = _session(device, tracker, without_pictures)
+    _train_new(data, overrides | {"init_from": weights}, FINETUNE_OPTIONS, **asked, **session)
+
+
+def _session(device: str | None, tracker: str | None, without_pictures: bool) -> dict[str, Any]:
+    """The arguments of `recipes.train` and `resume` that say how this process runs."""
+    return {
+        "device": device or "auto",
+        "tracker": tracker,
+        "with_pictures": not without_pictures,
+        "screen": Context.screen(),
+    }
 
 
 def _train_new(
     data: str | None,
-    options: tuple[str, ...],
+    overrides: dict[str, Any],
+    also: tuple[str, ...],
     *,
     recipe: str,
     config: Path | None,
-    overrides: dict[str, Any],
-    lr_grid: str | None = None,
-    lr_share: float = 0.1,
     budget: str | None,
-    run: str | None,
-    device: str | None,
-    tracker: str | None,
-    download: bool,
-    without_pictures: bool,
+    **options: Any,
 ) -> None:
-    """Compose the recipe, train into a new run, print the result. options: the command's own."""
+    """Compose the recipe, train into a new run, print the result. also: the command's own options."""
     from mixlab import recipes
-    from mixlab.training.lr_grid import parse_lr_grid
-    from mixlab.training.recipe import full_key
+    from mixlab.training.keys import full_key
 
     for key in overrides:  # before the data is opened, which may take long
-        full_key(key, also=options)
-    grid = None if lr_grid is None else parse_lr_grid(lr_grid, lr_share)
+        full_key(key, also=also)
+    if options["run"] is not None:
+        options["run"] = find_run(options["run"])
     chosen = recipes.compose(
         data,
         recipe=recipe,
         config=config,
         overrides=overrides,
         has_budget=budget is not None,
-        download=download,
+        download=options["download"],
     )
-    result = recipes.train(
-        chosen,
-        budget=budget,
-        lr_grid=grid,
-        run=None if run is None else find_run(run),
-        started=mixlab.STARTED,
-        device=device or "auto",
-        download=download,
-        with_pictures=not without_pictures,
-        tracker=tracker,
-        screen=Context.screen(),
-    )
-    emit(result)
+    emit(recipes.train(chosen, budget=budget, started=mixlab.STARTED, **options))
 
 
 def runs(folder: Path = Path("runs"), /) -> None:
@@ -269,7 +251,7 @@ def recipes(recipe: str | None = None, /) -> None:
 
     from mixlab.recipes import RECIPES, describe_recipe, find_recipe
     from mixlab.report.tables import show_recipes
-    from mixlab.training.recipe import to_toml
+    from mixlab.training.keys import to_toml
 
     screen = Context.screen()
     if recipe is None:
@@ -278,5 +260,5 @@ def recipes(recipe: str | None = None, /) -> None:
         emit({"recipes": rows})
         return
     found = find_recipe(recipe)
-    screen.say_lines(to_toml(found).rstrip())
+    screen.say_lines(to_toml(found, with_comments=True).rstrip())
     emit((describe_recipe(recipe) if recipe in RECIPES else {"name": found.name}) | {"recipe": asdict(found)})

@@ -15,6 +15,7 @@ from mixlab.data.policy import apply_policy
 from mixlab.data.policy_tf import apply_policy_tf
 from mixlab.data.random import Purpose, uniform
 from mixlab.errors import UsageError
+from mixlab.settings import setting
 
 LONG = 15.0  # epochs: between a run of 10.6 without and one of 29.4 with it (LOG.md, 2026-11-27)
 
@@ -35,17 +36,27 @@ class AugmentConfig:
     mixup_alpha, cutmix_alpha: Beta parameters; 0 is off; with both on, each batch draws one of the two.
     """
 
-    crop: Literal["none", "pad", "resized", "inception"] = "none"
-    crop_padding: int = 4
-    min_area: float = 0.08
-    flip: bool = False
-    flip_alternates: bool = False
-    policy: Literal["none", "randaugment", "randaugment_tf", "trivialaugment", "auto"] = "none"
-    policy_layers: int = 2
-    policy_magnitude: float = 9.0
-    erase_prob: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
+    crop: Literal["none", "pad", "resized", "inception"] = setting(
+        "none",
+        "Cuts: pad shifts over a border, resized cuts a random box, inception as TensorFlow does, none.",
+        "common",
+    )
+    crop_padding: int = setting(4, "By how many pixels pad shifts at most.")
+    min_area: float = setting(0.08, "Smallest share of a picture that a box is.")
+    flip: bool = setting(False, "Mirror left and right at random.", "common")
+    flip_alternates: bool = setting(
+        False, "Mirror at random in the first epoch only, then every picture in turns.", "expert"
+    )
+    policy: Literal["none", "randaugment", "randaugment_tf", "trivialaugment", "auto"] = setting(
+        "none", "Random changes of colour and form; auto by the length of the training.", "common"
+    )
+    policy_layers: int = setting(2, "Operations of RandAugment on each picture.")
+    policy_magnitude: float = setting(9.0, "Their strength, of 10.")
+    erase_prob: float = setting(0.0, "Probability of a grey rectangle.")
+    mixup_alpha: float = setting(0.0, "Mix pairs of pictures, Beta parameter; 0 is off.", "common")
+    cutmix_alpha: float = setting(
+        0.0, "Paste a rectangle of another picture, Beta parameter; 0 is off.", "common"
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 < self.min_area <= 1.0:

@@ -12,6 +12,7 @@ from mixlab.errors import UsageError
 from mixlab.models.mixer import SIZES, Mixer, MixerConfig
 from mixlab.models.pyramid import PYRAMID_SIZES, PyramidConfig, PyramidMixer
 from mixlab.models.variants import VariantConfig, VariantMixer
+from mixlab.settings import setting
 
 # The models the paper names, then ours for small images: name -> (image side, what it is for).
 # Any other patch size works too: `mixer_SIZE` or `mixer_pyramid_SIZE` followed by the patch side.
@@ -35,7 +36,7 @@ MODELS = {
     "mixer_pyramid_s4": (224, "photos, not trained yet"),
 }
 PYRAMID = "pyramid_"  # begins the size in the name of a pyramid
-# Names that leave the size open, in a recipe: a budget chooses it (training/model_size.py), else it is this one.
+# Names that leave the size open, in a recipe: a budget chooses it (planning/model_size.py), else it is this one.
 FAMILIES = {"mixer_pyramid": "mixer_pyramid_mini"}
 
 CUSTOM = "custom"  # the size in the name of a Mixer whose dimensions are all given
@@ -57,22 +58,46 @@ class ModelConfig:
         models/pyramid.py; hidden_dim and channel_mlp_dim are then those of the first stage.
     """
 
-    name: str | None = None
-    patch_size: int | None = None
-    hidden_dim: int | None = None
-    token_mlp_dim: int | None = None
-    channel_mlp_dim: int | None = None
-    num_blocks: int | None = None
-    stochastic_depth: float = 0.0
-    head_bias: float = 0.0
-    branch_init_scale: float = 1.0
-    gelu: Literal["tanh", "erf"] | None = None
-    layer_norm_eps: float | None = None
-    token_mixing: Literal["shared", "blocks", "untied", "grouped", "projected", "pyramid"] = "shared"
-    token_groups: int = 1
-    stage_blocks: tuple[int, ...] | None = None
-    token_mix: Literal["full", "axial"] | None = None
-    local: Literal["none", "shift"] | None = None
+    name: str | None = setting(
+        None, "A name from `mixlab models`, or timm/NAME; auto suits the data.", "common"
+    )
+    patch_size: int | None = setting(None, "Side of a patch in pixels; auto suits the pictures.", "common")
+    hidden_dim: int | None = setting(None, "Width C of a token; auto is the named size's.")
+    token_mlp_dim: int | None = setting(None, "Width D_S of the token-mixing MLP; auto is the named size's.")
+    channel_mlp_dim: int | None = setting(
+        None, "Width D_C of the channel-mixing MLP; auto is the named size's."
+    )
+    num_blocks: int | None = setting(None, "Number of blocks; auto is the named size's.")
+    stochastic_depth: float = setting(
+        0.0, "Drop probability of the last block's branches; earlier blocks have less."
+    )
+    head_bias: float = setting(0.0, "Initial bias of the classifier.", "expert")
+    branch_init_scale: float = setting(1.0, "Factor on the initial weights of what a block adds.", "expert")
+    gelu: Literal["tanh", "erf"] | None = setting(
+        None,
+        "tanh as the authors have it, or erf; auto is tanh, or that of the weights to start from.",
+        "expert",
+    )
+    layer_norm_eps: float | None = setting(
+        None,
+        "Of all layer normalisations; auto is the authors' 1e-6, or that of the weights to start from.",
+        "expert",
+    )
+    token_mixing: Literal["shared", "blocks", "untied", "grouped", "projected", "pyramid"] = setting(
+        "shared", "A variant of the token-mixing MLP.", "expert"
+    )
+    token_groups: int = setting(1, "Number of groups of a variant.", "expert")
+    stage_blocks: tuple[int, ...] | None = setting(
+        None, "Of a pyramid: how many blocks each stage has; auto is the named size's.", "expert"
+    )
+    token_mix: Literal["full", "axial"] | None = setting(
+        None,
+        "Of a pyramid: tokens mixed all at once, or by rows and columns; auto is by rows and columns.",
+        "expert",
+    )
+    local: Literal["none", "shift"] | None = setting(
+        None, "Of a pyramid: channels shifted to neighbours or not; auto shifts.", "expert"
+    )
 
 
 def create_model(

@@ -4,6 +4,7 @@ No thread waits for another within an operation, so activations stay in a core's
 keeps busy slows a step by no more than its share: whoever is free takes the next images.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,13 +16,16 @@ from mixlab.models.mixer import Mixer, MixerConfig
 from mixlab.models.parts import MODEL, Loss, SharedBatch, cut, gradient
 from mixlab.models.pyramid import PyramidConfig
 from mixlab.models.worker import describe
-from mixlab.models.workers import MAX_PARTS, TIMEOUT_SECONDS, Workers, why_none
+from mixlab.models.workers import MAX_PARTS, TIMEOUT_SECONDS, Workers, are_spare, why_none
 from mixlab.threads import in_turn, num_cores_here, one_core_each, shared
 
 CHUNK_BYTES = 13 << 20  # of the widest activation of one chunk of images; with MAX_CHUNK measured (LOG.md)
 MAX_CHUNK = 32  # images
 SHORT = 1 << 15  # hidden_dim x channel_mlp_dim of a Mixer up to which this is so; measured (LOG.md)
 COLUMNS = 1 << 17  # numbers of a row that a core adds at a time
+START_SECONDS = (
+    1.0  # of work, before programs are started: a shorter training ends before they would have begun
+)
 WAIT_SECONDS = 30.0  # for programs to begin, where what follows is measured
 
 
@@ -63,6 +67,8 @@ class Cores:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._at_once = images_at_once(model.config)
         self._job: _Job | None = None
+        self._began: float | None = None  # time.monotonic() of the first batch that programs could have taken
+        self._wanted: tuple[Any, ...] | None = None  # by it, as long as none are started
         self._are_apart = are_short(model.config) and num_cores_here() > 1
         self.problem = why_none() if self._are_apart else None
 
@@ -80,9 +86,10 @@ class Cores:
     ) -> tuple[Tensor, Tensor]:
         """Add the gradient of `share` times the mean loss of the batch to the parameters' own.
 
-        image (B, channels, H, W), target (B, K or more) -> that product, and the number of correct answers by the
-        first K. loss: the mean loss of logits and targets of some of the images; a value that has a name, for other
-        processes to find it by (`worker.describe`), else threads compute. keep: what `draw` gave; None draws.
+        image (B, channels, H, W), target (B, K) or (B, N, K) -> that product, and the number of correct answers
+        (`parts.num_correct`). loss: the mean loss of logits and targets of some of the images; a value that has a
+        name, for other processes to find it by (`worker.describe`), else threads compute. keep: what `draw` gave;
+        None draws.
         """
         with one_core_each():
             keep = self.draw(len(image)) if keep is None else keep
@@ -118,13 +125,18 @@ class Cores:
         share: float,
     ) -> Tensor | None:
         """The rows of all parts, or None as long as the programs have not begun."""
-        job = self._job
+        wanted = (image, target, keep, loss, num_parts)
+        if self._began is None:
+            self._began = time.monotonic()
+        is_early = time.monotonic() - self._began < START_SECONDS
+        if self._job is None and is_early and not are_spare():
+            if self._wanted is None or len(image) > len(self._wanted[0]):  # the largest part of a batch
+                self._wanted = wanted
+            return None
         try:
-            if job is None or not job.fits(image, target, keep, loss, num_parts):
-                self.close()
-                job = self._job = _Job(
-                    self._model, self.timeout_seconds, image, target, keep, loss, num_parts
-                )
+            if self._wanted is not None:
+                self._started(self._wanted)
+            job = self._started(wanted)
             if not job.workers.are_ready():
                 return None
         except (OSError, ValueError) as error:
@@ -137,16 +149,26 @@ class Cores:
             self.close(is_whole=False)  # parts of this batch may still be on their way
             raise
 
+    def _started(self, wanted: tuple[Any, ...]) -> "_Job":
+        """Programs for such batches, which may not be ready yet."""
+        self._wanted = None
+        if self._job is None or not self._job.fits(*wanted):
+            self.close()
+            self._job = _Job(self._model, self.timeout_seconds, *wanted)
+        return self._job
+
     def _go_on_by_threads(self, error: Exception) -> None:
         self.close(is_whole=False)
         self.problem = str(error)
 
     def wait(self, seconds: float = WAIT_SECONDS) -> None:
-        """Until the programs that have been asked for have begun, at most so long: before something is measured."""
-        if self._job is not None:
+        """Until there are programs for batches like the last, at most so long: before something is measured."""
+        if self._wanted is not None or self._job is not None:
             try:
-                self._job.workers.wait(seconds)
-            except OSError as error:
+                job = self._job if self._wanted is None else self._started(self._wanted)
+                if job is not None:
+                    job.workers.wait(seconds)
+            except (OSError, ValueError) as error:
                 self._go_on_by_threads(error)
 
     def close(self, *, is_whole: bool = True) -> None:
@@ -154,6 +176,7 @@ class Cores:
         if self._job is not None:
             self._job.workers.close(is_whole=is_whole)
             self._job = None
+        self._wanted = None
 
 
 def _sum(rows: Tensor | Iterator[Tensor]) -> Tensor:

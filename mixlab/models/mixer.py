@@ -175,12 +175,6 @@ class Mixer(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.head(self.features(image_BCHW))
 
-    def fast(self) -> nn.Module:
-        """A copy for inference as the model is now: the same logits, sooner; itself where there is none."""
-        from mixlab.models.fast import fast
-
-        return fast(self)
-
     def reset_head(self, num_classes: int) -> None:
         """A new head for `num_classes`: kernel zero, bias `head_bias`, as at the start of a fine-tuning."""
         self.config = replace(self.config, num_classes=num_classes)

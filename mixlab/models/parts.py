@@ -17,15 +17,22 @@ def gradient(
 ) -> Tensor:
     """Of some images: `share` of their mean loss, the number of correct answers, and all gradients, in one row.
 
-    keep: as `FastTraining.draw` gives it. An answer is correct if it is the largest of the first K targets.
+    keep: as `FastTraining.draw` gives it.
     """
     parameters = [p for p in passes.parameters() if p.requires_grad]
     with torch.enable_grad():
         logits = passes(image, keep)
         value = share * loss(logits, target)
         gradients = torch.autograd.grad(value, parameters)
-    correct = (logits.argmax(dim=1) == target[:, : logits.shape[1]].argmax(dim=1)).sum()
-    return torch.cat([torch.stack([value.detach(), correct]), *(g.flatten() for g in gradients)])
+    return torch.cat(
+        [torch.stack([value.detach(), num_correct(logits, target)]), *(g.flatten() for g in gradients)]
+    )
+
+
+def num_correct(logits: Tensor, target: Tensor) -> Tensor:
+    """How many of the logits (B, K) are largest where the target is: (B, K), or the first row of (B, N, K)."""
+    labels = target if target.ndim == 2 else target[:, 0]
+    return (logits.argmax(dim=1) == labels.argmax(dim=1)).sum()
 
 
 def cut(

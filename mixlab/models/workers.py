@@ -154,6 +154,11 @@ def try_program() -> str:
     return f"none: {reason}; threads compute instead, slower"
 
 
+def are_spare() -> bool:
+    """Whether there are programs that have begun and have no job."""
+    return bool(_spare)
+
+
 def end_programs() -> None:
     """End those without a job."""
     with suppress(IndexError):

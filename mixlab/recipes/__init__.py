@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -12,6 +11,11 @@ from typing import Any
 
 from mixlab.checkpoint.store import run_path
 from mixlab.errors import UsageError, check_type, path_text
+from mixlab.planning.budget import parse_duration
+from mixlab.planning.draft import Request
+from mixlab.planning.lr_grid import LrGrid
+from mixlab.planning.train import resume as resume_run
+from mixlab.planning.train import train as train_request
 from mixlab.recipes.finetune import finetune
 from mixlab.recipes.pretrain import (
     pretrain_imagenet1k,
@@ -21,9 +25,10 @@ from mixlab.recipes.pretrain import (
 )
 from mixlab.recipes.small import digits, small_data, small_images, small_images_flat
 from mixlab.report.screen import Screen
-from mixlab.training.loop import train as train_recipe
-from mixlab.training.lr_grid import LrGrid
-from mixlab.training.recipe import DataConfig, Recipe, from_toml, full_key, override
+from mixlab.training.history import StartOver
+from mixlab.training.keys import from_toml, full_key, override
+from mixlab.training.recipe import DataConfig, Recipe
+from mixlab.training.session import Session
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
@@ -180,15 +185,19 @@ def _with_length(recipe: Recipe, overrides: dict[str, Any], has_budget: bool) ->
 
 # What `train` takes beside keys of the recipe, for `check_type`.
 _PATH, _NONE, _PATH_WORDS = (str, os.PathLike), type(None), "a path or a name"
-ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
-    "run": ((*_PATH, _NONE), f"{_PATH_WORDS}, or None"),
-    "lr_grid": ((LrGrid, _NONE), "an LrGrid, or None"),
-    "started": ((float, int), "a time of time.monotonic()"),
+_TIME = "a time of time.monotonic()"
+SESSION_ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
+    "started": ((float, int), _TIME),
     "device": ((str,), "auto, cpu, cuda or mps"),
-    "download": ((bool,), "True or False"),
     "with_pictures": ((bool,), "True or False"),
+    "figures": ((bool,), "True or False"),
     "tracker": ((str, _NONE), "tensorboard, wandb or None"),
     "screen": ((Screen, _NONE), "a Screen, or None"),
+}
+ARGUMENTS = SESSION_ARGUMENTS | {
+    "run": ((*_PATH, _NONE), f"{_PATH_WORDS}, or None"),
+    "lr_grid": ((LrGrid, _NONE), "an LrGrid, or None"),
+    "download": ((bool,), "True or False"),
 }
 
 
@@ -202,12 +211,10 @@ def train(
     """Train and return what `mixlab train --json` prints.
 
     recipe: a `Recipe`, the name of one, a TOML file, or `auto` for the one that suits the data. data: a set's
-    name, folder or CSV file; None takes the recipe's. budget: `10m`, total time from this call. options: those
-    of `mixlab.training.loop.train` (run, device, download, ...), and recipe keys with `__` for the dot
+    name, folder or CSV file; None takes the recipe's. budget: `10m`, total time from this call. options: run,
+    download, those of a `Session` (device, screen, ...), and recipe keys with `__` for the dot
     (`optimizer__lr=3e-4`). UsageTypeError, a TypeError too, for an argument of another kind.
     """
-    from mixlab.training.budget import parse_duration
-
     check_type(recipe, (Recipe, *_PATH), "recipe", "a Recipe, the name of one, or a TOML file")
     check_type(data, (*_PATH, _NONE), "data", f"{_PATH_WORDS} of a data set, or None")
     check_type(budget, (str, _NONE), "budget", "a length of time such as '10m', or None")
@@ -215,9 +222,13 @@ def train(
         if key in options:
             check_type(options[key], kinds, key, taken)
     data = None if data is None else os.fsdecode(data)
-    options.setdefault("started", time.monotonic())
-    overrides = {key.replace("__", "."): value for key, value in options.items() if key not in ARGUMENTS}
-    options = {key: value for key, value in options.items() if key in ARGUMENTS}
+    session = session_of({key: options.pop(key) for key in SESSION_ARGUMENTS if key in options})
+    run, download, trials = (
+        options.pop("run", None),
+        options.pop("download", False),
+        options.pop("lr_grid", None),
+    )
+    overrides = {key.replace("__", "."): value for key, value in options.items()}
     if not isinstance(recipe, Recipe):
         recipe = os.fsdecode(recipe)
         recipe = compose(
@@ -225,15 +236,54 @@ def train(
             recipe=recipe,
             overrides=overrides,
             has_budget=budget is not None,
-            download=options.get("download", False),
+            download=download,
         )
     else:
         overrides = {full_key(key): value for key, value in overrides.items()}
         changed = override(recipe, ({} if data is None else {"data.source": data}) | overrides)
         recipe = _with_length(changed, overrides, budget is not None)
-    if options.get("run") is not None:
-        options["run"] = run_path(options["run"]) if isinstance(options["run"], str) else Path(options["run"])
-    return train_recipe(recipe, budget_seconds=None if budget is None else parse_duration(budget), **options)
+    request = Request(
+        recipe=recipe,
+        run=None if run is None else _run_folder(run),
+        budget_seconds=None if budget is None else parse_duration(budget),
+        trials=trials,
+        download=download,
+    )
+    return train_request(request, session)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    start_over: StartOver = "never",
+    **options: Any,
+) -> Any:
+    """Go on with a training exactly where it stopped, and return what `mixlab train --json` prints.
+
+    run: its folder, or its name under ./runs. data: where its data set is now, if it was moved. start_over: `always`
+    begins it again, and keeps what is there beside. options: those of a `Session` (device, screen, ...).
+    """
+    check_type(run, _PATH, "run", _PATH_WORDS)
+    check_type(data, (*_PATH, _NONE), "data", f"{_PATH_WORDS} of a data set, or None")
+    for key, value in options.items():
+        if key not in SESSION_ARGUMENTS:
+            raise UsageError(f"resume takes no {key!r}", hint="it goes on with the run as it is")
+        check_type(value, SESSION_ARGUMENTS[key][0], key, SESSION_ARGUMENTS[key][1])
+    moved_to = None if data is None else os.fsdecode(data)
+    return resume_run(_run_folder(run), session_of(options), data=moved_to, start_over=start_over)
+
+
+def session_of(options: dict[str, Any]) -> Session:
+    """A `Session` by the names that its parts have outside: `device` is one, and None for a screen is the usual."""
+    names = {key: "device_name" if key == "device" else key for key in options}
+    return Session(
+        **{names[key]: value for key, value in options.items() if value is not None or key != "screen"}
+    )
+
+
+def _run_folder(run: str | os.PathLike[str]) -> Path:
+    return run_path(run) if isinstance(run, str) else Path(run)
 
 
 def fine_tune(

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import mixlab
 from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import MixlabError, UsageError
@@ -22,6 +21,7 @@ from mixlab.files import write_atomically, written_whole
 from mixlab.models.catalog import display_name
 from mixlab.serving.graph import PictureModel, PixelModel, Scale
 from mixlab.serving.runtimes import OPENERS, WRITERS, Free, Runner
+from mixlab.version import __version__
 
 INPUT, PICTURE = "pixels", "picture"
 BATCHES = (1, 3, 64)
@@ -100,7 +100,7 @@ def description(weights: Weights, resize_in_graph: bool = False) -> dict[str, An
         "class_names": list(weights.class_names),
         "preprocess": weights.preprocess.to_json(),
         "provenance": without_places(weights.provenance),
-        "written_by": f"mixlab {mixlab.__version__}",
+        "written_by": f"mixlab {__version__}",
     }
 
 

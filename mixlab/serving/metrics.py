@@ -1,11 +1,8 @@
 """What a server counts, as Prometheus reads it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-if TYPE_CHECKING:
-    from mixlab.serving.service import Service
 
 PATHS = ("/predict", "/predict-many", "/occlusion", "/info", "/health", "/ready", "/metrics")
 
@@ -40,9 +37,9 @@ class Metrics:
         self.batch_size.observe(size)
         self.batch_seconds.observe(seconds)
 
-    def text(self, service: "Service") -> bytes:
-        """All of it in Prometheus' text format."""
-        self.waiting.set(service.batcher.waiting.qsize())
-        self.waiting_bytes.set(service.num_waiting_bytes)
-        self.restarts.set(service.decoders.num_restarts)
+    def text(self, *, waiting: int, waiting_bytes: int, restarts: int) -> bytes:
+        """All of it in Prometheus' text format, with what is so at this moment."""
+        self.waiting.set(waiting)
+        self.waiting_bytes.set(waiting_bytes)
+        self.restarts.set(restarts)
         return generate_latest(self.registry)

@@ -107,7 +107,7 @@ def create_app(
         return {"status": "ready"}
 
     async def metrics(request: Request) -> Response:
-        text = service.metrics.text(service)
+        text = service.metrics_text()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(request: Request) -> Response:

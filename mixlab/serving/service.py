@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from starlette.requests import ClientDisconnect, Request
 
-import mixlab
 from mixlab.data.decode import MAX_BYTES
 from mixlab.errors import ImageError
 from mixlab.models.cost import measure_cost
@@ -22,6 +21,7 @@ from mixlab.serving.decoder import DecoderError, Decoders, Job
 from mixlab.serving.guard import RefusedError, busy
 from mixlab.serving.metrics import Metrics
 from mixlab.serving.predict import Classifier
+from mixlab.version import __version__
 
 OCCLUSION_SIDE = 8  # parts along each side, at most
 DRAIN_SECONDS = 5.0  # from SIGTERM on, for what has to be decoded
@@ -237,13 +237,21 @@ class Service:
             "drop": [[round(float(value), 6) for value in row] for row in drop],
         }
 
+    def metrics_text(self) -> bytes:
+        """What was counted, and what waits now, as Prometheus reads it."""
+        return self.metrics.text(
+            waiting=self.batcher.waiting.qsize(),
+            waiting_bytes=self.num_waiting_bytes,
+            restarts=self.decoders.num_restarts,
+        )
+
     def info(self) -> dict[str, Any]:
         """What the model is, for /info and the page."""
         own = self.classifier
         cost = measure_cost(own.model, own.preprocess.image_size, in_channels=own.preprocess.channels)
         return {
             "name": self.name,
-            "version": mixlab.__version__,
+            "version": __version__,
             "class_names": list(own.class_names),
             "image_size": list(own.preprocess.image_size),
             "channels": own.preprocess.channels,

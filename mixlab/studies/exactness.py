@@ -22,9 +22,10 @@ from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options
 from mixlab.studies.presets import patch_side
 from mixlab.studies.trainings import Cell
+from mixlab.training.clock import Clock
 from mixlab.training.prepared import prepare
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import open_data
+from mixlab.training.setup import model_settings, open_data
 from mixlab.training.splits import split_source
 from mixlab.training.step import TrainState, train_step
 
@@ -61,17 +62,16 @@ def couple(recipe: Recipe, steps: int) -> dict[str, Any]:
     The second begins with the same weights, the permutation absorbed; the control without that. Returns the losses of
     each, and the largest difference of the second's, and of the control's, from the first's.
     """
-    recipe = replace(recipe, steps=steps, epochs=None, fast=False)
+    recipe = replace(recipe, fast=False)
     source = open_data(recipe)
     train = split_source(source, recipe)["train"]
     few = np.linspace(0, len(train) - 1, min(len(train), steps * recipe.batch_size)).astype(np.int64)
     prepared = prepare(recipe, source, {"train": train.take(few)}, Screen(quiet=True))
-    permutation, size = permutation_of(SHARED, recipe), recipe.data.image_size
+    permutation, size = permutation_of(SHARED, recipe), prepared.preprocess.image_size
     assert permutation is not None
-    assert size is not None
     set_threads(recipe.threads)
     torch.manual_seed(torch_seed(recipe.seed, 0, 2**31))
-    first = create_model(**prepared.model_settings).double()
+    first = create_model(**model_settings(recipe, len(source.class_names))).double()
     models = {
         ORIGINAL: first,
         "absorbed": absorb(first, permutation.patch_order(size), permutation.pixel_order()),
@@ -90,10 +90,10 @@ def couple(recipe: Recipe, steps: int) -> dict[str, Any]:
         pictures, first_step=0, num_steps=steps, num_workers=0, on_bad=lambda file: None
     )
     for step, batch in enumerate(batches):
-        image = batch.image.double()
+        clock, image = Clock(steps, step=step), batch.image.double()
         for name, state in states.items():
             seen = image if name == ORIGINAL else permutation.apply(image)
-            losses[name].append(train_step(state, replace(batch, image=seen), step).loss)
+            losses[name].append(train_step(state, replace(batch, image=seen), clock).loss)
     differences = {
         name: max(abs(a - b) for a, b in zip(losses[ORIGINAL], losses[name], strict=True))
         for name in ("absorbed", "control")

@@ -16,6 +16,8 @@ from mixlab.data.sources import open_source
 from mixlab.device import machine_name
 from mixlab.errors import DataError, UsageError
 from mixlab.models.describe import describe_settings
+from mixlab.planning.draft import Request
+from mixlab.planning.train import resume, train
 from mixlab.recipes import compose
 from mixlab.records import read_json, take_list
 from mixlab.report.run_log import read_run_log
@@ -23,9 +25,10 @@ from mixlab.studies.harness import Options
 from mixlab.studies.presets import Preset, data_of
 from mixlab.studies.rows import Row, distinct, make_folder, read_rows, write_rows
 from mixlab.training.history import check_links
-from mixlab.training.loop import resume, train
-from mixlab.training.recipe import Recipe, from_toml, override, to_toml
+from mixlab.training.keys import from_toml, override, to_toml
+from mixlab.training.recipe import Recipe
 from mixlab.training.run_folder import locked
+from mixlab.training.session import Session
 from mixlab.training.setup import model_settings, with_absolute_paths
 from mixlab.training.splits import split_source
 
@@ -119,19 +122,11 @@ def fill(
 
 
 def _train(recipe: Recipe, run: Path, minutes: float | None, options: Options) -> dict[str, Any]:
+    session = Session(device_name=options.device, with_pictures=False, screen=options.screen)
     if (run / "recipe.toml").is_file():
-        return resume(
-            run, device=options.device, with_pictures=False, screen=options.screen, start_over="if unfinished"
-        )
-    return train(
-        recipe,
-        run=run,
-        budget_seconds=60 * minutes if minutes is not None and recipe.steps is None else None,
-        follow_clock=False,
-        device=options.device,
-        with_pictures=False,
-        screen=options.screen,
-    )
+        return resume(run, session, start_over="if unfinished")
+    seconds = 60 * minutes if minutes is not None and recipe.steps is None else None
+    return train(Request(recipe=recipe, run=run, budget_seconds=seconds, follow_clock=False), session)
 
 
 def _row(run: Path, result: dict[str, Any]) -> Row:

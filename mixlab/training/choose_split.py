@@ -15,7 +15,8 @@ from mixlab.data.reading import read_images
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.report.screen import Screen
-from mixlab.training.recipe import Recipe, from_toml, override
+from mixlab.training.keys import from_toml, override
+from mixlab.training.recipe import Recipe
 from mixlab.training.setup import open_data, with_absolute_paths
 from mixlab.training.splits import Recorded, find_splits, split_source
 

@@ -17,6 +17,8 @@ from mixlab.models.describe import describe_settings
 from mixlab.models.mixer import MixerConfig
 from mixlab.models.pyramid import PyramidConfig
 from mixlab.models.resolution import resample
+from mixlab.report.screen import Screen
+from mixlab.training.clock import Clock
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.recipe import Recipe
 from mixlab.training.step import TrainState
@@ -53,10 +55,9 @@ def coarse_patch_size(recipe: Recipe) -> int:
     return recipe.coarse_factor * _config(recipe).patch_size
 
 
-def num_coarse_steps(recipe: Recipe) -> int:
-    """How many steps have coarse patches; never all of them, so that a run that ends has the model it asked for."""
-    assert recipe.steps is not None
-    return min(round(recipe.coarse_share * recipe.steps), recipe.steps - 1)
+def num_coarse_steps(recipe: Recipe, num_steps: int) -> int:
+    """How many of `num_steps` have coarse patches; never all, so that a run that ends has the model it asked for."""
+    return min(round(recipe.coarse_share * num_steps), num_steps - 1)
 
 
 def is_coarse(model: nn.Module, recipe: Recipe) -> bool:
@@ -81,6 +82,15 @@ def settings_now(settings: dict[str, Any], model: nn.Module, recipe: Recipe) -> 
     return first_settings(settings, recipe) if is_coarse(model, recipe) else settings
 
 
+def refine_when_due(screen: Screen, state: TrainState, clock: Clock) -> None:
+    """Refine the model of `state` before the first step that has fine patches; one of `TrainState.changes`."""
+    recipe = state.recipe
+    if is_coarse(state.model, recipe) and clock.step >= num_coarse_steps(recipe, clock.num_steps):
+        state.world.now("changing the patches")
+        refine(state)
+        screen.say(f"patches {recipe.coarse_factor} times as small after step {clock.step}")
+
+
 def refine(state: TrainState) -> None:
     """Go on with the model, and its moving average, resampled to the model's own patches.
 
@@ -89,8 +99,7 @@ def refine(state: TrainState) -> None:
     """
     model, ema, optimizer = state.model, state.ema, state.optimizer
     state.take(_refined(model, state.recipe))
-    if ema is not None:
-        assert state.ema is not None
+    if ema is not None and state.ema is not None:
         state.ema.module = _refined(ema.module, state.recipe)
         state.ema.n_averaged.copy_(ema.n_averaged)
     parameters = (
@@ -114,16 +123,17 @@ def _zeros(value: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> torch.T
     return value.new_zeros(new.shape if value.shape == old.shape else value.shape)
 
 
-def mean_flops(settings: dict[str, Any], recipe: Recipe, steps: int) -> float:
-    """Floating-point operations of one image's forward pass, the mean over the first `steps`."""
-    coarse = min(num_coarse_steps(recipe), steps) / max(steps, 1)
+def mean_flops(settings: dict[str, Any], recipe: Recipe, clock: Clock) -> float:
+    """Floating-point operations of one image's forward pass, the mean over the steps that were taken."""
+    coarse = min(num_coarse_steps(recipe, clock.num_steps), clock.step) / max(clock.step, 1)
     shares = (coarse, first_settings(settings, recipe)), (1 - coarse, settings)
     return sum(share * 2 * describe_settings(of, batch_size=1)["macs"] for share, of in shares)
 
 
-def describe_curriculum(recipe: Recipe, steps: int, kept: Any) -> str:
-    """A sentence for the report on a run of `steps` that kept the model `kept`."""
-    coarse, own, change = coarse_patch_size(recipe), _config(recipe).patch_size, num_coarse_steps(recipe)
+def describe_curriculum(recipe: Recipe, clock: Clock, kept: Any) -> str:
+    """A sentence for the report on a run that ended at `clock` and kept the model `kept`."""
+    coarse, own, steps = coarse_patch_size(recipe), _config(recipe).patch_size, clock.step
+    change = num_coarse_steps(recipe, clock.num_steps)
     if steps <= change:
         return (
             f"Training ended before patches of {coarse} pixels became patches of {own}, after step {change}."

@@ -1,4 +1,4 @@
-"""Distillation: a loss that follows a teacher's answers beside the labels (Hinton et al. 2015, arXiv 1503.02531).
+"""Distillation: what is asked of a teacher, and its answers; objectives/distillation.py has the loss.
 
 "Consistent teaching" (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv
 2106.05237): the teacher answers for the very picture that the student sees, crop and flip included. So that it need
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixlab.errors import UsageError
-from mixlab.training.losses import LossConfig, loss_per_batch
+from mixlab.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,12 @@ class DistillConfig:
     views: different crops, flips and so on of each picture, on which the teacher is asked before the first step.
     """
 
-    teacher: str | None = None
-    weight: float = 0.5
-    temperature: float = 1.0
-    views: int = 4
+    teacher: str | None = setting(
+        None, "Follow the answers of the weights in this run, folder or file, or of this published name."
+    )
+    weight: float = setting(0.5, "Share of the loss that is the teacher's.")
+    temperature: float = setting(1.0, "Both sides' logits are divided by it in the teacher's part.")
+    views: int = setting(4, "Different crops and flips of each picture, on which the teacher is asked once.")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.weight <= 1.0:
@@ -79,44 +81,3 @@ class Teaching:
             f"{self.config.teacher} for {views} views of {num_images:,} pictures, which took "
             f"{format_seconds(self.seconds)} before the first step, beside the training time."
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingLoss:
-    """The mean loss of logits and targets of some images, as a value: who has its settings computes the same.
-
-    labels, distill: of the recipe. class_weights: a number for each class, or None; see `loss_per_batch`.
-    """
-
-    labels: LossConfig
-    distill: DistillConfig
-    class_weights: tuple[float, ...] | None = None
-
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        target = target.to(logits.dtype)
-        weights = None
-        if self.class_weights is not None:
-            weights = torch.tensor(self.class_weights, device=logits.device)
-        return taught_loss(logits, target, self.labels, self.distill, weights)
-
-
-def taught_loss(
-    logits: Tensor,
-    target: Tensor,
-    loss: LossConfig,
-    distill: DistillConfig,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Mean loss of a batch: (1 - w) * the usual one + w * T^2 * cross-entropy with the teacher, both sides at T.
-
-    logits (B, K). target (B, K) without a teacher, and then all of the loss is the usual one; else (B, 2 K), the
-    teacher's probabilities at T last. T^2 keeps the size of its gradient (Hinton et al., Section 2). Cross-entropy
-    has the gradient of the divergence, which is less by a constant. weights: as in `loss_per_batch`.
-    """
-    num_classes = logits.shape[1]
-    usual = loss_per_batch(logits, target[:, :num_classes], loss, weights)
-    if target.shape[1] == num_classes:
-        return usual
-    log_probs = F.log_softmax(logits / distill.temperature, dim=1)
-    taught = -(target[:, num_classes:] * log_probs).sum(dim=1).mean()
-    return (1 - distill.weight) * usual + distill.weight * distill.temperature**2 * taught

@@ -20,13 +20,17 @@ class NonFiniteError(TrainingError):
         self.what = what
 
 
-def explain_out_of_memory(error: Exception, recipe: Recipe, device: torch.device) -> TrainingError | None:
+class OutOfMemoryError(TrainingError):
+    """A step found no more memory."""
+
+
+def explain_out_of_memory(error: Exception, recipe: Recipe, device: torch.device) -> OutOfMemoryError | None:
     """What to do about `error`, if it says that memory ran out."""
     if not is_out_of_memory(error):
         return None
     parts = 2 * recipe.accumulate
     again = "" if recipe.checkpoint_blocks else "--checkpoint-blocks true keeps less of each block; "
-    return TrainingError(
+    return OutOfMemoryError(
         f"memory ran out on {device} with batch_size {recipe.batch_size} in {recipe.accumulate} part(s)",
         where="batch_size",
         hint=f"--accumulate {parts} computes the same batch in {parts} parts; {again}or make --batch-size smaller; "

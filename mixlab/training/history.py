@@ -15,13 +15,14 @@ from mixlab.checkpoint.store import CONFIG_NAME, NEXT_CONFIG_NAME, WEIGHTS_NAME
 from mixlab.errors import DiskError, TrainingError, WeightsError
 from mixlab.records import read_json
 from mixlab.report.run_log import read_run_log
-from mixlab.training.pace import PACE_NAME
-from mixlab.training.run_folder import read_bad_files, read_lr_grid
+from mixlab.training.clock import CHANGES_NAME
+from mixlab.training.run_folder import read_bad_files
+from mixlab.training.tried import read_tried
 
 LOG_NAME = "metrics.jsonl"
 # What a training makes after its beginning; recipe.toml, split.csv and a teacher's answers are of before that.
 _MADE = (
-    LOG_NAME, WEIGHTS_NAME, CONFIG_NAME, NEXT_CONFIG_NAME, CHECKPOINTS_NAME, PACE_NAME, "predictions.csv",
+    LOG_NAME, WEIGHTS_NAME, CONFIG_NAME, NEXT_CONFIG_NAME, CHECKPOINTS_NAME, CHANGES_NAME, "predictions.csv",
     "report.html", "figures", "nonfinite.csv",
 )  # fmt: skip
 StartOver = Literal["never", "if unfinished", "always"]
@@ -55,7 +56,7 @@ def check_resumable(run: Path, start_over: StartOver = "never") -> bool:
     # What is read when the training has ended, and would be a pity to find damaged then.
     read_json(run / "environment.json")
     read_bad_files(run)
-    read_lr_grid(run)
+    read_tried(run)
     if start_over == "always":
         return True
     if checkpoint_paths(run / CHECKPOINTS_NAME):

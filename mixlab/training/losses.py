@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixlab.errors import UsageError
+from mixlab.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +21,13 @@ class LossConfig:
     class_weights: `balanced` weighs each image by num_images / (num_classes * images of its class).
     """
 
-    name: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: float = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
+    name: Literal["softmax", "sigmoid"] = setting(
+        "softmax", "Cross-entropy by softmax, or by sigmoid summed over classes, as the authors pre-trained."
+    )
+    label_smoothing: float = setting(0.0, "Share of each target that is spread over all classes.", "common")
+    class_weights: Literal["none", "balanced"] = setting(
+        "none", "balanced weighs images of rare classes more.", "common"
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixlab.errors import UsageError
 from mixlab.models.mixer import Mixer
+from mixlab.settings import setting
 from mixlab.training.muon import Muon
 from mixlab.training.sgd import Bf16MomentumSgd
 
@@ -29,21 +30,29 @@ class OptimizerConfig:
         GSAM's second term. sam_from: share of the run that is plain before it begins.
     """
 
-    name: Literal["adamw", "sgd", "muon"] = "adamw"
-    lr: float = 1e-3
-    muon_lr: float = 0.02
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.9
-    momentum_dtype: Literal["fp32", "bf16"] = "fp32"
-    grad_clip_norm: float = 1.0
-    layer_decay: float = 1.0
-    sam_rho: float = 0.0
-    sam_rho_end: float | None = None
-    gsam_alpha: float = 0.0
-    sam_from: float = 0.0
+    name: Literal["adamw", "sgd", "muon"] = setting(
+        "adamw",
+        "What moves the weights: adamw, sgd, or muon for the MLPs' kernels and adamw for the rest.",
+        "common",
+    )
+    lr: float = setting(1e-3, "Highest learning rate.", "common")
+    muon_lr: float = setting(0.02, "Highest learning rate of the kernels that muon moves.")
+    weight_decay: float = setting(0.05, "Of kernels; times the learning rate for adamw and muon.", "common")
+    beta1: float = setting(0.9, "Of adamw: decay of the mean gradient.", "expert")
+    beta2: float = setting(0.999, "Of adamw: decay of the mean square.", "expert")
+    eps: float = setting(1e-8, "Of adamw: added to the root of the mean square.", "expert")
+    momentum: float = setting(0.9, "Of sgd.")
+    momentum_dtype: Literal["fp32", "bf16"] = setting("fp32", "What sgd keeps its momentum in.", "expert")
+    grad_clip_norm: float = setting(1.0, "Largest norm of the whole gradient; 0 for no limit.")
+    layer_decay: float = setting(1.0, "Factor on the learning rate for every layer further from the head.")
+    sam_rho: float = setting(
+        0.0, "Radius of sharpness-aware minimisation, which takes twice the time; 0 is off."
+    )
+    sam_rho_end: float | None = setting(
+        None, "The radius falls to this with the learning rate; auto stays.", "expert"
+    )
+    gsam_alpha: float = setting(0.0, "Weight of GSAM's second term.", "expert")
+    sam_from: float = setting(0.0, "Share of the run before it begins.", "expert")
 
     def __post_init__(self) -> None:
         for key in ("lr", "muon_lr"):

@@ -4,12 +4,11 @@ import csv
 import io
 import resource
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from mixlab.checkpoint.store import Weights, load_weights
@@ -21,150 +20,164 @@ from mixlab.escape import for_csv, without_places
 from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
 from mixlab.files import write_atomically
 from mixlab.models.catalog import display_name
-from mixlab.models.cost import measure_cost
+from mixlab.models.cost import Cost, measure_cost
 from mixlab.records import read_json
 from mixlab.report import figures
 from mixlab.report.fonts import describe_undrawable, drawable_names
 from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
+from mixlab.training.course import TrainingCourse
 from mixlab.training.curriculum import describe_curriculum, mean_flops
-from mixlab.training.distributed import ALONE, World, classify_shared
+from mixlab.training.distributed import classify_shared
 from mixlab.training.fsdp import shard_model
-from mixlab.training.lr_grid import describe_tried
-from mixlab.training.prepared import Prepared
-from mixlab.training.recipe import to_toml
-from mixlab.training.run_folder import add_bad_files, read_bad_files, read_lr_grid
+from mixlab.training.keys import to_toml
+from mixlab.training.plan import Plan
+from mixlab.training.run_folder import add_bad_files, read_bad_files
+from mixlab.training.session import Session
 from mixlab.training.setup import fits_in_memory
 from mixlab.training.small_sets import describe_absent, why_not_tested
+from mixlab.training.tried import describe_tried, read_tried
 
 NUM_MISTAKES = 32
 NUM_SAMPLES = 32
 PICTURE_SIDE = 96  # in galleries, pixels of the larger side at most
 
 
-def finish(
-    prepared: Prepared,
-    run: Path,
-    *,
-    steps: int,
-    seconds: float,
-    device: torch.device,
-    started: float,
-    with_pictures: bool,
-    notes: list[str],
-    screen: Screen,
-    world: World = ALONE,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What came of the test split. images: those that could be read; the rest is None where nothing was tested."""
+
+    images: Images | None = None
+    predictions: Predictions | None = None
+    evaluation: Evaluation | None = None
+
+
+def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> dict[str, Any]:
     """Evaluate the kept weights, write predictions.csv, figures and report.html; the `train --json` object.
 
     All ranks evaluate, rank 0 writes.
     """
-    recipe = prepared.recipe
     weights = load_weights(run)
-    is_spread = world.size > 1 and recipe.parallel == "fsdp"
-    if is_spread:
-        shard_model(weights.model, device)
-    model = weights.model if is_spread else weights.model.to(device)
-    world.now("evaluating on the test images")
-    images, evaluation, predictions = None, None, None
-    if "test" in prepared.splits:
-        test = prepared.splits["test"]
-        images = prepared.test or load_images(
-            test,
-            prepared.preprocess,
-            in_memory=fits_in_memory(world.local_size * len(test), prepared.preprocess),
-        )
-        bad: list[BadFile] = []
-        if len(images):
-            predictions = classify_shared(
-                world, model, images, recipe.batch_size, device, on_bad=bad.append, is_spread=is_spread
-            )
-            known = None if prepared.copies.num_unknown else prepared.copies.num_in_train["test"]
-            evaluation = replace(summarize(predictions, weights.class_names), num_trained_on=known)
-        bad = images.bad + [file for files in world.gather(bad) for file in files]
-        if world.is_main:
-            add_bad_files(run, bad)
-            if predictions is not None:
-                write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
-    if not world.is_main:
+    tested = _test(run, plan, weights, session)
+    if not session.world.is_main:
         return {"run": str(run)}
-    if is_spread:
-        model = load_weights(run).model
-    assert recipe.data.image_size is not None
-    cost = measure_cost(model.cpu(), recipe.data.image_size, in_channels=recipe.data.channels or 3)
-    per_second = _mean_speed(run)
-    untested = why_not_tested(prepared.source, prepared.splits) or "no test image could be read"
-    result = {
-        "run": str(run),
-        "num_parameters": cost.num_parameters,
-        "epochs": steps * recipe.batch_size / max(len(prepared.train), recipe.batch_size),
-        "steps": steps,
-        "seconds": seconds,
-        "images_per_second": per_second,
-        "num_bad_files": len(read_bad_files(run)),
-        "skipped": [one.to_json() for one in prepared.source.skipped],
-        "copies": prepared.copies.to_json(),
-        "grey_max": recipe.data.grey_max,
-        "test": None if evaluation is None else evaluation.to_json(),
-        "test_reason": untested if evaluation is None else None,
-        "report": str(run / "report.html"),
-    }
-    grid = read_lr_grid(run)
-    if grid is not None:
-        result["grid"] = grid
-    RunLog(run / "metrics.jsonl").write(
-        "end", step=steps, **{k: v for k, v in result.items() if k != "steps"}
-    )
-    core_seconds = sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    )
-    flops = mean_flops(prepared.model_settings, recipe, steps) if recipe.coarse_share else cost.flops
-    num_seen = steps * min(recipe.batch_size, len(prepared.train))
-    costs = [
-        ("Time in training and validation", format_seconds(seconds)),
-        ("Whole command so far", format_seconds(time.monotonic() - started)),
-        ("Core-seconds of this sitting", f"{core_seconds:,.0f}"),
-        ("Training compute (3 x forward)", f"{3 * flops * num_seen:.3g} FLOP"),
-        ("One image, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
-        ("Mean training speed", f"{per_second:,.0f} images/s" if per_second else "not measured"),
-    ]
-    notes = notes + _notes(prepared, run, evaluation, untested)
-    if recipe.coarse_share:
-        notes.append(describe_curriculum(recipe, steps, model))
-    pictures = with_pictures
-    names = prepared.source.class_names
-    shown = drawable_names(names)
-    key = [(place, name) for place, name in zip(shown, names, strict=True) if place != name]
+    # Whole again, where it was spread.
+    model = load_weights(run).model if _is_spread(plan, session) else weights.model.cpu()
+    cost = measure_cost(model, plan.preprocess.image_size, in_channels=plan.preprocess.channels)
+    untested = why_not_tested(plan.data.source, plan.data.splits) or "no test image could be read"
+    result = _result(run, plan, course, cost, tested, untested)
+    logged = {key: value for key, value in result.items() if key != "steps"}
+    RunLog(run / "metrics.jsonl").write("end", step=result["steps"], **logged)
+    costs = _costs(plan, course, cost, result["images_per_second"], session)
+    notes = [*course.notes, *_notes(plan, run, tested.evaluation, untested)]
+    if plan.recipe.coarse_share:
+        notes.append(describe_curriculum(plan.recipe, course.clock, model))
+    shown = drawable_names(plan.class_names)
+    key = [(place, name) for place, name in zip(shown, plan.class_names, strict=True) if place != name]
     if key:
         notes.append(describe_undrawable(key) + ".")
-        screen.say(describe_undrawable(key))
-    drawn = _draw(prepared, run, images, evaluation, predictions, pictures, shown)
+        session.screen.say(describe_undrawable(key))
     report = Report(
         title=run.name,
-        headline=_headline(prepared, weights, evaluation, cost.num_parameters, seconds),
+        headline=_headline(plan, weights, tested.evaluation, cost.num_parameters, course.seconds),
         notes=[without_places(note) for note in notes],
-        figures=drawn,
-        per_class=[] if evaluation is None else evaluation.per_class(),
+        figures=_draw(plan, run, tested, session.with_pictures, shown) if session.figures else [],
+        per_class=[] if tested.evaluation is None else tested.evaluation.per_class(),
         # With the steps that were taken, where the plan was another.
-        recipe_text=to_toml(replace(recipe, steps=steps), without=without_places),
+        recipe_text=to_toml(replace(plan.recipe, steps=course.clock.step), without=without_places),
         environment=without_places(read_json(run / "environment.json")),
         cost=costs,
         name_key=key,
     )
     write_report(report, run / "report.html")
-    _say(result, prepared, evaluation, screen)
+    _say(result, plan, tested.evaluation, session.screen)
     return result
 
 
-def _say(result: dict[str, Any], prepared: Prepared, evaluation: Evaluation | None, screen: Screen) -> None:
+def _is_spread(plan: Plan, session: Session) -> bool:
+    return session.world.size > 1 and plan.recipe.parallel == "fsdp"
+
+
+def _test(run: Path, plan: Plan, weights: Weights, session: Session) -> Tested:
+    """The kept weights on the test split, by all ranks; what could not be read is listed."""
+    world, device, recipe = session.world, session.device, plan.recipe
+    world.now("evaluating on the test images")
+    if "test" not in plan.data.splits:
+        return Tested()
+    is_spread = _is_spread(plan, session)
+    if is_spread:
+        shard_model(weights.model, device)
+    model = weights.model if is_spread else weights.model.to(device)
+    test = plan.data.splits["test"]
+    in_memory = fits_in_memory(world.local_size * len(test), plan.preprocess)
+    images = plan.data.test or load_images(test, plan.preprocess, in_memory=in_memory)
+    bad: list[BadFile] = []
+    predictions, evaluation = None, None
+    if len(images):
+        predictions = classify_shared(
+            world, model, images, recipe.batch_size, device, on_bad=bad.append, is_spread=is_spread
+        )
+        known = None if plan.data.copies.num_unknown else plan.data.copies.num_in_train["test"]
+        evaluation = replace(summarize(predictions, weights.class_names), num_trained_on=known)
+    bad = images.bad + [file for files in world.gather(bad) for file in files]
+    if world.is_main:
+        add_bad_files(run, bad)
+        if predictions is not None:
+            write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
+    return Tested(images=images, predictions=predictions, evaluation=evaluation)
+
+
+def _result(
+    run: Path, plan: Plan, course: TrainingCourse, cost: Cost, tested: Tested, untested: str
+) -> dict[str, Any]:
+    """The object that `train --json` prints."""
+    batch_size, steps, evaluation = plan.recipe.batch_size, course.clock.step, tested.evaluation
+    result = {
+        "run": str(run),
+        "num_parameters": cost.num_parameters,
+        "epochs": steps * batch_size / max(len(plan.data.train), batch_size),
+        "steps": steps,
+        "seconds": course.seconds,
+        "images_per_second": _mean_speed(run),
+        "num_bad_files": len(read_bad_files(run)),
+        "skipped": [one.to_json() for one in plan.data.source.skipped],
+        "copies": plan.data.copies.to_json(),
+        "grey_max": plan.recipe.data.grey_max,
+        "test": None if evaluation is None else evaluation.to_json(),
+        "test_reason": untested if evaluation is None else None,
+        "report": str(run / "report.html"),
+    }
+    tried = read_tried(run)
+    return result if tried is None else result | {"grid": tried}
+
+
+def _costs(
+    plan: Plan, course: TrainingCourse, cost: Cost, per_second: float | None, session: Session
+) -> list[tuple[str, str]]:
+    """What the run took, and what one image takes."""
+    recipe, clock = plan.recipe, course.clock
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    core_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    flops = mean_flops(plan.model_settings, recipe, clock) if recipe.coarse_share else cost.flops
+    num_seen = clock.step * min(recipe.batch_size, len(plan.data.train))
+    return [
+        ("Time in training and validation", format_seconds(course.seconds)),
+        ("Whole command so far", format_seconds(time.monotonic() - session.started)),
+        ("Core-seconds of this part of the run", f"{core_seconds:,.0f}"),
+        ("Training compute (3 x forward)", f"{3 * flops * num_seen:.3g} FLOP"),
+        ("One image, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
+        ("Mean training speed", f"{per_second:,.0f} images/s" if per_second else "not measured"),
+    ]
+
+
+def _say(result: dict[str, Any], plan: Plan, evaluation: Evaluation | None, screen: Screen) -> None:
     if evaluation is not None:
         line = f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct} of {evaluation.num_images})"
         if evaluation.balanced_accuracy is not None:
             line += f", balanced {100 * evaluation.balanced_accuracy:.2f} %"
         screen.say(line)
-        absent = describe_absent(prepared.source, prepared.splits)
+        absent = describe_absent(plan.data.source, plan.data.splits)
         if "test" in absent:
             screen.say(absent["test"])
     else:
@@ -203,24 +216,24 @@ def _mean_speed(run: Path) -> float | None:
     return float(np.median(speeds)) if speeds else None
 
 
-def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None, untested: str) -> list[str]:
-    notes = []
+def _notes(plan: Plan, run: Path, evaluation: Evaluation | None, untested: str) -> list[str]:
+    notes, data = [], plan.data
     bad = read_bad_files(run)
     if bad:
         notes.append(
             f"{len(bad)} images could not be read and were left out; bad_files.csv lists them with the reasons."
         )
-    notes += [f"{sentence}." for sentence in prepared.copies.sentences()]
-    if prepared.copies.num_within:
-        notes.append(f"{prepared.copies.num_within:,} images are exact copies of others in the same split.")
-    if prepared.source.skipped:
-        notes.append(describe_skipped(prepared.source.skipped).capitalize() + ".")
-    if prepared.recipe.data.grey_max is not None:
-        notes.append(f"16-bit grey: the value {prepared.recipe.data.grey_max:,} is white.")
-    grid = read_lr_grid(run)
-    if grid is not None:
-        notes.append(describe_tried(grid))
-    if prepared.val is None:
+    notes += [f"{sentence}." for sentence in data.copies.sentences()]
+    if data.copies.num_within:
+        notes.append(f"{data.copies.num_within:,} images are exact copies of others in the same split.")
+    if data.source.skipped:
+        notes.append(describe_skipped(data.source.skipped).capitalize() + ".")
+    if plan.recipe.data.grey_max is not None:
+        notes.append(f"16-bit grey: the value {plan.recipe.data.grey_max:,} is white.")
+    tried = read_tried(run)
+    if tried is not None:
+        notes.append(describe_tried(tried))
+    if data.val is None:
         notes.append("Nothing was held out for validation: the weights are those after the last step.")
     if evaluation is None:
         notes.append(
@@ -230,20 +243,20 @@ def _notes(prepared: Prepared, run: Path, evaluation: Evaluation | None, unteste
         notes.append(
             "The classes differ in size by more than 1.5 times, so read the balanced accuracy first."
         )
-    notes += [f"{sentence}." for sentence in describe_absent(prepared.source, prepared.splits).values()]
-    if prepared.source.splits.keys() == {"all"}:
+    notes += [f"{sentence}." for sentence in describe_absent(plan.data.source, plan.data.splits).values()]
+    if data.source.splits.keys() == {"all"}:
         notes.append("The data had no splits; they were drawn by class, and split.csv lists them.")
     return notes
 
 
 def _headline(
-    prepared: Prepared,
+    plan: Plan,
     weights: Weights,
     evaluation: Evaluation | None,
     num_parameters: int,
     seconds: float,
 ) -> list[tuple[str, str]]:
-    recipe, provenance = prepared.recipe, weights.provenance
+    recipe, provenance = plan.recipe, weights.provenance
     cards = []
     if evaluation is not None:
         counts = f"{evaluation.num_correct:,} of {evaluation.num_images:,}"
@@ -258,10 +271,10 @@ def _headline(
         cards.append(("Calibration error (ECE)", f"{100 * evaluation.ece:.1f} points"))
     name = display_name(weights.model_settings["name"])
     cards.append(("Model", f"{name}, {num_parameters:,} parameters"))
-    size = " x ".join(str(side) for side in recipe.data.image_size or ())
-    num_train, num_classes = len(prepared.train), len(prepared.source.class_names)
+    size = " x ".join(str(side) for side in plan.preprocess.image_size)
+    num_train, num_classes = len(plan.data.train), len(plan.class_names)
     cards.append(
-        ("Data", f"{prepared.source.name}: {num_train:,} training images, {num_classes} classes, {size} px")
+        ("Data", f"{plan.data.source.name}: {num_train:,} training images, {num_classes} classes, {size} px")
     )
     if "teacher" in provenance:
         cards.append(("Labels only", f"no: {recipe.distill.weight:.0%} of the loss follows a teacher"))
@@ -270,15 +283,10 @@ def _headline(
 
 
 def _draw(
-    prepared: Prepared,
-    run: Path,
-    images: Images | None,
-    evaluation: Evaluation | None,
-    predictions: Predictions | None,
-    with_pictures: bool,
-    names: list[str],
+    plan: Plan, run: Path, tested: Tested, with_pictures: bool, names: list[str]
 ) -> list[tuple[str, str, Path]]:
     """Draw and save every figure; heading, explanation and file of each. names: of the classes, as they are drawn."""
+    images, evaluation, predictions = tested.images, tested.evaluation, tested.predictions
     folder = run / "figures"
     drawn: list[tuple[str, str, Path]] = []
 
@@ -308,23 +316,23 @@ def _draw(
             text = "Test images with the largest loss: wrong, and sure of it. Labels may be wrong here too."
             add("mistakes", "Worst mistakes", text, figures.picture_grid(grid, captions))
     if with_pictures:
-        grid, captions = _training_sample(prepared, names)
+        grid, captions = _training_sample(plan, names)
         text = "The first images of training after augmentation, as the model saw them."
         add("samples", "Training images as the model saw them", text, figures.picture_grid(grid, captions))
     return drawn
 
 
-def _training_sample(prepared: Prepared, names: list[str]) -> tuple[list[np.ndarray], list[str]]:
-    recipe = prepared.recipe
+def _training_sample(plan: Plan, names: list[str]) -> tuple[list[np.ndarray], list[str]]:
+    recipe = plan.recipe
     pictures = TrainingPictures(
-        images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+        images=plan.data.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )
     batches = training_batches(pictures, first_step=0, num_steps=1, num_workers=0, on_bad=lambda file: None)
     batch = next(iter(batches))
     target = F.one_hot(batch.label, len(names)).float()
     image, target = mix(batch.image, target, recipe.augment, seed=recipe.seed, step=0, shard=0)
     # Permuted pixels stay where they are: this is what the model saw.
-    seen = replace(prepared.preprocess, permutation=None).denormalize(image[:NUM_SAMPLES]).numpy()
+    seen = replace(plan.preprocess, permutation=None).denormalize(image[:NUM_SAMPLES]).numpy()
     captions = []
     for row in target[:NUM_SAMPLES]:
         top = row.topk(2)

@@ -2,11 +2,9 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from mixlab.data.augment import settled
 from mixlab.data.copies import Copies, copy_groups, find_copies
 from mixlab.data.dataset import Source, Split, everything
 from mixlab.data.decode import GREY16_MAX, grey_range
@@ -25,19 +23,18 @@ from mixlab.device import memory_bytes
 from mixlab.errors import DataError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import Recipe
-from mixlab.training.setup import build_preprocess, model_settings
+from mixlab.training.setup import build_preprocess
 from mixlab.training.splits import check_unchanged, draw_splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything a training needs: the resolved recipe, its images, and the splits as they were drawn.
+    """The data of a training: its images, and the splits as they were drawn.
 
     test: the test images, if they were read already. digests: of all images of each split, empty where unknown.
     copies: what is there twice.
     """
 
-    recipe: Recipe
     source: Source
     splits: dict[str, Split]
     train: Images
@@ -49,28 +46,24 @@ class Prepared:
     copies: Copies
 
     @property
+    def validation(self) -> Images:
+        """The validation images, for who has made sure that there are some."""
+        if self.val is None:
+            raise AssertionError("nothing was held out")
+        return self.val
+
+    @property
     def bad_files(self) -> list[BadFile]:
         """Unreadable pictures met so far, and files that are left out and may be pictures."""
         lost = [BadFile(path, reason) for path, reason in self.source.lost]
         return lost + self.train.bad + (self.val.bad if self.val else [])
 
-    @property
-    def model_settings(self) -> dict[str, Any]:
-        """Keyword arguments of `create_model` for this run."""
-        return model_settings(self.recipe, len(self.source.class_names))
 
-
-def settle_augment(prepared: Prepared, steps_per_epoch: int) -> Prepared:
-    """`prepared` with the augmentation that its number of steps asks for; one that is not known yet counts as few."""
-    recipe = prepared.recipe
-    augment = settled(recipe.augment, (recipe.steps or 0) / steps_per_epoch)
-    return replace(prepared, recipe=replace(recipe, augment=augment))
-
-
-def read_new(recipe: Recipe, source: Source, screen: Screen) -> Prepared:
+def read_new(recipe: Recipe, source: Source, screen: Screen) -> tuple[Recipe, Prepared]:
     """Read all pictures of `source`, draw the splits so that copies stay together, and say what is odd.
 
-    `recipe` is resolved. What grey of 16 bits means is measured on the training pictures.
+    `recipe` is resolved; the one that is returned also says what grey of 16 bits means, measured on the training
+    pictures.
     """
     joined, places = everything(source), draw_splits(source, recipe)
     if recipe.data.train_fraction < 1 and "all" not in source.splits:
@@ -104,7 +97,7 @@ def read_new(recipe: Recipe, source: Source, screen: Screen) -> Prepared:
         screen.say(describe_skipped(source.skipped))
     for sentence in prepared.copies.sentences():
         screen.say(f"warning: {sentence}")
-    return prepared
+    return recipe, prepared
 
 
 def prepare(
@@ -172,7 +165,6 @@ def _prepared(
     if len(np.unique(train.split.labels)) < 2:
         raise DataError("fewer than two classes have readable training images", where=source.name)
     return Prepared(
-        recipe=recipe,
         source=source,
         splits=splits,
         train=train,

@@ -1,22 +1,15 @@
 """A recipe: everything that decides the result of a training, in one frozen object."""
 
-import difflib
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cache
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal
 
 from mixlab.data.augment import AugmentConfig
 from mixlab.data.decode import GREY16_MAX
 from mixlab.data.preprocess import MAX_SIDE, Fit
 from mixlab.device import check_threads
-from mixlab.errors import UsageError, WeightsError
+from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
-from mixlab.records import read_toml
+from mixlab.settings import setting
 from mixlab.training.distill import DistillConfig
 from mixlab.training.losses import LossConfig
 from mixlab.training.optimizer import OptimizerConfig
@@ -50,26 +43,56 @@ class DataConfig:
         paper, section 3.4), which the weights remember; of patches of permutation_patch_size (None: the model's).
     """
 
-    source: str = "digits"
-    data_dir: str | None = None
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
-    fit: Fit = "crop"
-    crop_fraction: float = 1.0
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    in_memory: bool | None = None
-    val_fraction: float = 0.1
-    train_fraction: float = 1.0
-    split_seed: int = 0
-    max_bad_share: float = 0.05
-    num_workers: int | None = None
-    grey_max: int | None = None
-    streaming: bool = False
-    permutation: Literal["none", "patches_and_pixels", "per_patch", "global"] = "none"
-    permutation_patch_size: int | None = None
-    permutation_seed: int = 0
+    source: str = setting(
+        "digits",
+        "The data set: digits, a folder, a CSV file, a torchvision name, wds:FOLDER or hf:NAME.",
+        "common",
+    )
+    data_dir: str | None = setting(None, "Where torchvision's files are; by default ./data.")
+    image_size: tuple[int, int] | None = setting(
+        None, "Size of the model's input, a side or HxW; auto follows from the data.", "common"
+    )
+    channels: int | None = setting(None, "1 for grey, 3 for colour; auto follows from the data.")
+    fit: Fit = setting("crop", "How a picture is brought to that size: cropped, squashed or padded.")
+    crop_fraction: float = setting(
+        1.0, "Share of the shorter side that is kept when a picture is cropped for evaluation."
+    )
+    interpolation: Literal["bicubic", "bilinear"] = setting("bicubic", "How pictures are scaled.", "expert")
+    mean: tuple[float, ...] | None = setting(
+        None,
+        "Subtracted from pixels in [0, 1]; auto is 0.5, or what the weights to start from had.",
+        "expert",
+    )
+    std: tuple[float, ...] | None = setting(
+        None, "What pixels are divided by afterwards; auto as for mean.", "expert"
+    )
+    in_memory: bool | None = setting(
+        None, "Keep all pixels in memory; auto does so if they take less than a quarter of it."
+    )
+    val_fraction: float = setting(
+        0.1,
+        "Share of train held out where there is no val split, at most 5,000 images; 0 for none.",
+        "common",
+    )
+    train_fraction: float = setting(1.0, "Share of train that is used at all, by class.")
+    split_seed: int = setting(0, "Seed of every split that is drawn.", "expert")
+    max_bad_share: float = setting(0.05, "Largest share of unreadable files that is tolerated.")
+    num_workers: int | None = setting(
+        None, "Processes that read pictures of a set that is not in memory; auto is one a core."
+    )
+    grey_max: int | None = setting(
+        None,
+        "The value of 16-bit grey that counts as white; auto measures how many bits train uses.",
+        "expert",
+    )
+    streaming: bool = setting(False, "Read an hf: set from front to back, without a copy on the disk.")
+    permutation: Literal["none", "patches_and_pixels", "per_patch", "global"] = setting(
+        "none", "Move the pixels of every picture in one and the same way (paper, section 3.4).", "expert"
+    )
+    permutation_patch_size: int | None = setting(
+        None, "Side of the patches that are permuted; auto is the model's.", "expert"
+    )
+    permutation_seed: int = setting(0, "Seed of the permutation.", "expert")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.val_fraction < 1.0:
@@ -140,7 +163,7 @@ class Recipe:
     timeout_seconds: how long a process waits for another, or for its pictures, before it gives up.
     """
 
-    name: str = "custom"
+    name: str = setting("custom", "What the recipe is called.", "expert")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -148,32 +171,72 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 128
-    accumulate: int = 1
-    checkpoint_blocks: bool = False
-    ema_decay: float = 0.0
-    early_stop: int = 0
-    keep_weights: Literal["best", "last"] = "best"
-    seed: int = 0
-    threads: int | None = None
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    compile: bool = False
-    fast: bool = True
-    checkpoint_seconds: float = 15.0
-    keep: int = 2
-    skip_nonfinite: int = 0
-    coarse_share: float = 0.0
-    coarse_factor: int = 2
-    budget_seconds: float | None = None
-    init_from: str | None = None
-    init_grid: Literal["resample", "dense", "blocks"] = "resample"
-    whiten_stem: bool = False
-    freeze: int = 0
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    virtual_shards: int = 0
-    timeout_seconds: float = 300.0
+    epochs: float | None = setting(
+        None, "How often every picture is seen, where no steps are given.", "common"
+    )
+    steps: int | None = setting(None, "How many steps are taken; goes before epochs.", "common")
+    batch_size: int = setting(
+        128, "Images a step; auto finds the largest power of two that fits in memory.", "common"
+    )
+    accumulate: int = setting(1, "Parts that a batch is computed in, one after the other, to save memory.")
+    checkpoint_blocks: bool = setting(
+        False,
+        "A block keeps its input only and is computed again on the way back: less memory, a third more work.",
+    )
+    ema_decay: float = setting(0.0, "The weights that are used are a moving average of this decay; 0 is off.")
+    early_stop: int = setting(
+        0, "Stop after so many epochs without a better validation accuracy; 0 never.", "common"
+    )
+    keep_weights: Literal["best", "last"] = setting(
+        "best", "Keep the weights that are best on validation, or the last."
+    )
+    seed: int = setting(0, "Seed of everything that is drawn; the same seed gives the same bits.", "common")
+    threads: int | None = setting(
+        None, "CPU threads of a process; auto is one a core. They change the last bits.", "common"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = setting(
+        "fp32",
+        "Of activations and products; auto takes bf16 on a CPU where it is measured to be faster.",
+        "common",
+    )
+    compile: bool = setting(False, "Let torch.compile translate the model.")
+    fast: bool = setting(
+        True, "A Mixer on a CPU takes mixlab's own passes, sooner; false leaves all to torch.", "expert"
+    )
+    checkpoint_seconds: float = setting(15.0, "Time between two checkpoints; 0 is as often as can be.")
+    keep: int = setting(2, "How many checkpoints stay.")
+    skip_nonfinite: int = setting(
+        0, "Leave out up to so many batches whose loss or gradient is not finite, instead of stopping."
+    )
+    coarse_share: float = setting(
+        0.0, "This share of the steps, the first ones, sees larger patches, which takes less time."
+    )
+    coarse_factor: int = setting(2, "How many times as large those patches are.")
+    budget_seconds: float | None = setting(
+        None, "A note of the --budget from which the steps were set.", "expert"
+    )
+    init_from: str | None = setting(
+        None, "Start from the weights in this run, folder or file, or of this published name.", "common"
+    )
+    init_grid: Literal["resample", "dense", "blocks"] = setting(
+        "resample", "How weights are fitted to another image size (paper, Appendix C).", "expert"
+    )
+    whiten_stem: bool = setting(False, "A Mixer begins with patches whitened by its first layer.")
+    freeze: int = setting(
+        0,
+        "So many layers keep their initial weights: 1 the stem, 2 the first block too; -1 all but the head.",
+    )
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp", "How processes share the work: ddp has the model on each, fsdp spreads it."
+    )
+    virtual_shards: int = setting(
+        0,
+        "Parts of a batch that are added in a fixed order: the same bits on any number of processes; 0 is off.",
+        "expert",
+    )
+    timeout_seconds: float = setting(
+        300.0, "How long a process waits for another, or for its pictures, before it gives up."
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:
@@ -242,150 +305,3 @@ class Recipe:
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")
-
-
-def to_toml(recipe: Recipe, without: Callable[[Any], Any] = lambda values: values) -> str:
-    """The recipe as TOML that `from_toml` reads back equal; what is None is left out.
-
-    without: takes something out of the values, which is then not read back.
-    """
-    import tomli_w
-
-    return tomli_w.dumps(without(_without_none(asdict(recipe))))
-
-
-def from_toml(path: Path) -> dict[str, Any]:
-    """Flat overrides, `optimizer.lr` -> value, of a TOML file; UsageError with line or key if it is wrong."""
-    if not path.exists():
-        raise UsageError("there is no such recipe file", where=str(path))
-    try:
-        values = read_toml(path, follow=True)
-    except WeightsError as error:
-        raise UsageError(f"the recipe file cannot be read: {error.message}", where=error.where) from error
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def override(recipe: Recipe, values: dict[str, Any], *, where: str | None = None) -> Recipe:
-    """`recipe` with keys replaced; values may be text. UsageError names the nearest key or the type.
-
-    A key is dotted (`optimizer.lr`), or its last part where only one key ends so (`lr`).
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    known = recipe_fields()
-    for key, value in values.items():
-        full = full_key(key, where=where)
-        group, _, name = full.rpartition(".")
-        groups.setdefault(group, {})[name] = _convert(value, known[full], full, where)
-    top = groups.pop("", {})
-    parts = {group: replace(getattr(recipe, group), **changes) for group, changes in groups.items()}
-    return replace(recipe, **parts, **top)
-
-
-def full_key(key: str, *, also: Iterable[str] = (), where: str | None = None) -> str:
-    """`lr` -> `optimizer.lr`; UsageError with the nearest of the keys, and of `also`, for an unknown one."""
-    known = recipe_fields()
-    if key in known:
-        return key
-    short = [name.split(".")[-1] for name in known]
-    inner = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    if "." not in key and len(inner) == 1:
-        return inner[0]
-    close = difflib.get_close_matches(key, [*also, *known, *short], n=1)
-    nearest = next(iter([*inner, *close]), None)
-    raise UsageError(
-        f"recipes have no key {key!r}",
-        where=where,
-        hint=f"did you mean {nearest!r}?" if nearest else "`mixlab train --help` lists the keys",
-    )
-
-
-@cache
-def recipe_fields() -> Mapping[str, Any]:
-    """Every dotted key of a recipe with its type, in order."""
-    types: dict[str, Any] = {}
-    hints = get_type_hints(Recipe)
-    for outer in fields(Recipe):
-        hint = hints[outer.name]
-        if is_dataclass(hint):
-            inner_hints = get_type_hints(hint)
-            types |= {f"{outer.name}.{inner.name}": inner_hints[inner.name] for inner in fields(hint)}
-        else:
-            types[outer.name] = hint
-    return MappingProxyType(types)
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
-
-
-def type_name(hint: Any) -> str:
-    """A type as a person writes it: `fp32|bf16`, `number`, `on|off`, `HxW`."""
-    if get_origin(hint) is Literal:
-        return "|".join(str(value) for value in get_args(hint))
-    if get_origin(hint) is tuple:
-        return "numbers" if Ellipsis in get_args(hint) else "HxW"
-    plain = [part for part in get_args(hint) if part is not type(None)]
-    if plain:
-        return type_name(plain[0])
-    return {float: "number", int: "integer", bool: "true|false", str: "text"}[hint]
-
-
-def _convert(value: Any, hint: Any, key: str, where: str | None) -> Any:
-    """`value`, text or TOML, as the type `hint`; UsageError says what is expected."""
-    options = get_args(hint) if get_origin(hint) is not Literal and get_origin(hint) is not tuple else (hint,)
-    options = options or (hint,)
-    if type(None) in options and value in (None, "none", "auto"):
-        return None
-    if key == "batch_size" and value == "auto":
-        return 0
-    target = next(option for option in options if option is not type(None))
-    try:
-        return _parse(value, target)
-    except (ValueError, TypeError, KeyError):
-        raise UsageError(f"{key} takes {type_name(target)}, got {value!r}", where=where or key) from None
-
-
-def parse_image_size(text: Any) -> tuple[int, int]:
-    """`64` or `64x48` -> (height, width); UsageError for anything else."""
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(text).strip().lower())
-    if match is None:
-        raise UsageError(
-            f"{text!r} is no image size", where="image_size", hint="write 64 or 64x48 (height x width)"
-        )
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _parse(value: Any, target: Any) -> Any:
-    if get_origin(target) is Literal:
-        if value not in get_args(target):
-            raise ValueError
-        return value
-    if get_origin(target) is tuple and Ellipsis in get_args(target):
-        parts = value.split(",") if isinstance(value, str) else value
-        return tuple(_parse(part, get_args(target)[0]) for part in parts)
-    if get_origin(target) is tuple:
-        return parse_image_size(
-            "x".join(str(side) for side in value) if isinstance(value, list | tuple) else value
-        )
-    if target is bool:
-        if isinstance(value, bool):
-            return value
-        return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[
-            str(value).lower()
-        ]
-    if isinstance(value, bool):
-        raise ValueError
-    if target is int and isinstance(value, float):
-        raise ValueError
-    if target is str and not isinstance(value, str):
-        raise ValueError
-    if target is float and not math.isfinite(float(value)):
-        raise ValueError
-    return target(value)

@@ -21,14 +21,16 @@ from mixlab.device import describe_machine
 from mixlab.errors import DiskError, MixlabError, UsageError
 from mixlab.escape import for_csv, from_csv
 from mixlab.files import can_be_written, take_lock, write_atomically, written_whole
-from mixlab.records import read_json, read_table, take, take_list
+from mixlab.records import read_json, read_table
 from mixlab.report.screen import Screen
-from mixlab.training.prepared import Prepared
-from mixlab.training.recipe import Recipe, to_toml
+from mixlab.training.keys import to_toml
+from mixlab.training.plan import Plan
+from mixlab.training.recipe import Recipe
+from mixlab.training.teacher import keep_answers
+from mixlab.training.tried import write_tried
 
 BAD_FILES_NAME = "bad_files.csv"
 NONFINITE_NAME = "nonfinite.csv"
-LR_GRID_NAME = "lr_grid.json"  # what learning rates were tried before the run began
 LOCK_NAME = ".lock"
 
 
@@ -84,18 +86,14 @@ def check_place(run: Path) -> None:
         )
 
 
-def create_run(run: Path, prepared: Prepared, tried: dict[str, Any] | None = None) -> None:
-    """Make the folder with recipe.toml, environment.json, split.csv and bad_files.csv, whole or not at all.
-
-    tried: for lr_grid.json, if learning rates were.
-    """
+def create_run(run: Path, plan: Plan) -> Path:
+    """Make the folder with what is known before the first step, whole or not at all."""
     with written_whole(
         run
     ) as temporary:  # a folder without its recipe could be neither resumed nor made again
         temporary.mkdir()
-        _describe_run(temporary, prepared)
-        if tried is not None:
-            write_atomically(temporary / LR_GRID_NAME, (json.dumps(tried, indent=2) + "\n").encode())
+        _describe_run(temporary, plan)
+    return run
 
 
 def is_of_this_command(run: Path) -> bool:
@@ -107,31 +105,21 @@ def is_of_this_command(run: Path) -> bool:
     return bool(environment.get("command") == sys.argv)
 
 
-def _describe_run(run: Path, prepared: Prepared) -> None:
-    write_atomically(run / "recipe.toml", to_toml(prepared.recipe).encode())
+def _describe_run(run: Path, plan: Plan) -> None:
+    data = plan.data
+    write_atomically(run / "recipe.toml", to_toml(plan.recipe, with_comments=True).encode())
     environment = describe_machine() | {
         "command": sys.argv,
         "commit": _commit(),
-        "threads": prepared.recipe.threads,
+        "threads": plan.recipe.threads,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_atomically(run / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
-    write_split_csv(prepared.splits, prepared.source.class_names, run / "split.csv", prepared.digests)
-    write_bad_files(run, prepared.bad_files)
-
-
-def read_lr_grid(run: Path) -> dict[str, Any] | None:
-    """What learning rates were tried before the run (lr_grid.choose_lr), if any were."""
-    path = run / LR_GRID_NAME
-    if not path.is_file():
-        return None
-    values, where = read_json(path), str(path)
-    take(values, "steps", int, where)
-    for row in take_list(values, "tried", dict, where):
-        take(row, "lr", float, where)
-        if take(row, "top1", float, where, optional=True) is None:
-            take(row, "failed", str, where)
-    return values
+    write_split_csv(data.splits, plan.class_names, run / "split.csv", data.digests)
+    write_bad_files(run, data.bad_files)
+    write_tried(run, plan.tried)
+    if plan.teaching is not None:
+        keep_answers(run, plan.teaching)
 
 
 def write_bad_files(run: Path, bad_files: list[BadFile]) -> None:

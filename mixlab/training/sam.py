@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.errors import UsageError
+from mixlab.training.clock import Clock
 from mixlab.training.distributed import World
 from mixlab.training.recipe import Recipe
 
@@ -29,15 +30,14 @@ def check_sam(recipe: Recipe, world: World) -> None:
         )
 
 
-def sam_radius(recipe: Recipe, step: int, factor: float) -> float | None:
-    """rho at `step`, whose learning rate is `factor` times the base; None where the step is a plain one.
+def sam_radius(recipe: Recipe, clock: Clock, factor: float) -> float | None:
+    """rho at the clock's step, whose learning rate is `factor` times the base; None where the step is a plain one.
 
     It goes from sam_rho at the highest rate to sam_rho_end at the lowest that decay leads to. Warm-up begins with a
     lower rate, and so a little below sam_rho_end, as in the authors' code.
     """
     config, schedule = recipe.optimizer, recipe.schedule
-    assert recipe.steps is not None
-    if not config.sam_rho or step < config.sam_from * recipe.steps:
+    if not config.sam_rho or clock.step < config.sam_from * clock.num_steps:
         return None
     end_factor = {"linear": schedule.end_factor, "cosine": 0.0, "constant": 1.0}[schedule.decay]
     if config.sam_rho_end is None or end_factor == 1.0:

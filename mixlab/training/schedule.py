@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixlab.errors import UsageError
+from mixlab.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +16,12 @@ class ScheduleConfig:
     warmup_steps: how many; None takes warmup_fraction of all steps.
     """
 
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int | None = None
-    warmup_fraction: float = 0.05
-    end_factor: float = 0.0
+    decay: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "How the learning rate falls after warm-up.", "common"
+    )
+    warmup_steps: int | None = setting(None, "Steps of linear warm-up; auto takes the fraction.")
+    warmup_fraction: float = setting(0.05, "Share of the steps that warm up.")
+    end_factor: float = setting(0.0, "Where the linear decay ends, times the highest rate.")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.warmup_fraction < 1.0:

@@ -67,19 +67,14 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1, num_images: in
     if model.name in FAMILIES:
         model = replace(model, name=FAMILIES[model.name])
     sizes, channels = _look_at(train)
-    if data.image_size is None:
-        data = replace(data, image_size=_usual_size(sizes, model.name))
-    if data.channels is None:
-        data = replace(data, channels=channels)
-    assert data.image_size is not None
-    assert data.channels is not None
-    if model.name is None:
-        size = "pico" if max(data.image_size) <= 16 else "micro"
-        model = replace(model, name=f"mixer_{size}")
-    assert model.name is not None
-    model = replace(model, name=name_with_patch(model.name, data.image_size, model.patch_size))
+    image_size = data.image_size or _usual_size(sizes, model.name)
+    data = replace(data, image_size=image_size, channels=data.channels or channels)
+    name = model.name or ("mixer_pico" if max(image_size) <= 16 else "mixer_micro")
+    name = name_with_patch(name, image_size, model.patch_size)
+    model = replace(model, name=name)
     if data.permutation != "none" and data.permutation_patch_size is None:
-        data = replace(data, permutation_patch_size=_patch_side(model, data.permutation))
+        side = _patch_side(name, model.patch_size, data.permutation)
+        data = replace(data, permutation_patch_size=side)
     if train.encoded is not None and train.encoded.window:
         data = replace(data, in_memory=False, num_workers=0)  # each worker would read the whole stream
     if data.in_memory is None:
@@ -106,20 +101,19 @@ def pick_precision(recipe: Recipe, device: torch.device, num_processes: int) -> 
     return replace(recipe, precision="bf16" if is_fast else "fp32")
 
 
-def _patch_side(model: ModelConfig, permutation: str) -> int:
-    """The side of the model's patches, which a permutation of patches takes."""
-    assert model.name is not None
+def _patch_side(name: str, patch_size: int | None, permutation: str) -> int:
+    """The side of a model's patches, which a permutation of patches takes."""
     if permutation == "global":
         return 1  # it has none
-    if model.patch_size is not None:
-        return model.patch_size
-    if model.name.startswith("timm/"):
+    if patch_size is not None:
+        return patch_size
+    if name.startswith("timm/"):
         raise UsageError(
-            f"whose patches shall be permuted is not clear for {model.name}",
+            f"whose patches shall be permuted is not clear for {name}",
             where="data.permutation_patch_size",
             hint="give the side of the patches in pixels",
         )
-    return parse_mixer_name(model.name)[1]
+    return parse_mixer_name(name)[1]
 
 
 def for_this_machine(recipe: Recipe, num_train: int, num_processes: int) -> Recipe:

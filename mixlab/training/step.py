@@ -1,33 +1,29 @@
 """One optimizer step, and the state it works on."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
 from mixlab.data.random import torch_seed
-from mixlab.device import autocast, multiplies_bf16
 from mixlab.errors import DataError, UsageError, WeightsError
-from mixlab.models.cores import Cores
-from mixlab.models.fast_training import is_plain
-from mixlab.threads import num_sharing, one_core_each, seeded, shared
-from mixlab.training.distill import Teaching, TrainingLoss
+from mixlab.threads import num_sharing, shared
+from mixlab.training.choose import engine_of, exchange_of, objective_of
+from mixlab.training.clock import Clock
+from mixlab.training.distill import Teaching
 from mixlab.training.distributed import ALONE, World
+from mixlab.training.engines import Engine
+from mixlab.training.exchanges import Exchange
 from mixlab.training.failures import NonFiniteError
 from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
-from mixlab.training.gradients import ShardSum
-from mixlab.training.losses import balanced_class_weights
 from mixlab.training.optimizer import build_optimizer, state_keys
 from mixlab.training.recipe import Recipe
 from mixlab.training.sam import check_sam, sam_radius, sharp_backward
@@ -59,7 +55,10 @@ class StepResult:
 
 
 class TrainState:
-    """Everything that a step changes, and what it needs to know. `steps` of the recipe is set."""
+    """Everything that a step changes, and what it needs to know.
+
+    changes: called with it and the clock before each step, for who changes the model in mid-training.
+    """
 
     def __init__(
         self,
@@ -71,46 +70,41 @@ class TrainState:
         world: World = ALONE,
         teaching: Teaching | None = None,
     ) -> None:
-        self.recipe, self.num_classes, self.device, self.world = recipe, num_classes, device, world
-        self.teaching = teaching
-        self.is_spread = world.size > 1 and recipe.parallel == "fsdp"
-        self.num_shards = recipe.virtual_shards or world.size  # of each batch
+        self.recipe, self.device, self.world, self.teaching = recipe, device, world, teaching
+        self.changes: list[Callable[[TrainState, Clock], None]] = []
+        self.objective = objective_of(recipe, labels, num_classes, teaching)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        class_weights = None
-        if recipe.loss.class_weights == "balanced":
-            class_weights = tuple(balanced_class_weights(labels, num_classes).tolist())
-        self.loss = TrainingLoss(labels=recipe.loss, distill=recipe.distill, class_weights=class_weights)
         self.take(model)
 
     def take(self, model: nn.Module) -> None:
         """Train `model`, with an optimizer and a moving average that begin with it."""
         recipe, device, world = self.recipe, self.device, self.world
-        self.cores: Cores | None = None  # ends the processes of another model
-        self.model = model if self.is_spread else model.to(device)
+        if hasattr(self, "engine"):
+            self.engine.close()  # which computed another model
+        is_spread = world.size > 1 and recipe.parallel == "fsdp"
+        self.model = model if is_spread else model.to(device)
         self.ema: AveragedModel | None = None
         if recipe.ema_decay:
             self.ema = AveragedModel(self.model, multi_avg_fn=warmed_ema(recipe.ema_decay))
-        if self.is_spread:
+        if is_spread:
             check_shardable(self.model, recipe)
             for spread in (self.model, self.ema.module) if self.ema else (self.model,):
                 shard_model(spread, device)
         wide_dtype = torch.bfloat16 if recipe.precision == "bf16" else None
         self.optimizer = build_optimizer(self.model, recipe.optimizer, wide_dtype)
         check_shards(self.model, recipe, world)
-        self.shard_sum = ShardSum(self.model, world, self.num_shards) if recipe.virtual_shards else None
-        self.ddp: DistributedDataParallel | None = None
-        if world.size > 1 and not self.is_spread and self.shard_sum is None:
-            self.ddp = DistributedDataParallel(
-                self.model, device_ids=[device.index] if device.type == "cuda" else None
-            )
-        inner = self.ddp or self.model
-        is_alone = inner is self.model and not self.is_spread
-        if recipe.fast and is_alone and not recipe.compile and is_plain(self.model):
-            if recipe.precision == "fp32":
-                self.cores = Cores(self.model, timeout_seconds=recipe.timeout_seconds)
-            elif recipe.precision == "bf16" and multiplies_bf16():
-                self.cores = Cores(self.model, torch.bfloat16, recipe.timeout_seconds)
-        self.forward: Any = torch.compile(inner) if recipe.compile else inner
+        self.exchange: Exchange = exchange_of(self.model, recipe, device, world)
+        self.engine: Engine = engine_of(self.exchange, recipe, device, self.objective, self.scaler)
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether each process holds a part of every weight."""
+        return self.exchange.is_spread
+
+    @property
+    def num_shards(self) -> int:
+        """Of each batch."""
+        return self.exchange.num_shards
 
     @property
     def shards(self) -> range:
@@ -224,58 +218,49 @@ def check_shards(model: nn.Module, recipe: Recipe, world: World) -> None:
     check_sam(recipe, world)
 
 
-def train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
+def train_step(state: TrainState, batch: Batch, clock: Clock) -> StepResult:
     """Forward, backward and update on one batch; NonFiniteError before the update if it would do harm.
 
-    `batch` holds this process's shards of it; losses and gradients are those of the whole.
+    `batch` holds this process's shards of it; losses and gradients are those of the whole. Reads the clock's step and
+    number of steps, and changes neither.
     """
-    with contextlib.nullcontext() if state.cores is None else one_core_each():
-        return _train_step(state, batch, step)
+    with state.engine.stepping():
+        factor = lr_factor(clock.step, clock.num_steps, state.recipe.schedule)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        rows = _gradient(state, batch, clock, factor)
+        loss, num_correct, num_images = (sum(column) for column in state.world.sum_(rows).T.tolist())
+        if not num_images:
+            raise DataError(
+                f"no picture of step {clock.step} can be read any more",
+                hint="was the data set moved or deleted during training?",
+            )
+        if not math.isfinite(loss):
+            raise NonFiniteError("loss", f"the loss became {loss} at step {clock.step}")
+        state.exchange.finish()
+        _update(state, clock.step)
+    lr = state.recipe.optimizer.lr * factor
+    return StepResult(loss=loss, num_correct=int(num_correct), num_images=int(num_images), lr=lr)
 
 
-def _train_step(state: TrainState, batch: Batch, step: int) -> StepResult:
-    recipe = state.recipe
-    assert recipe.steps is not None
-    factor = lr_factor(step, recipe.steps, recipe.schedule)
-    for group in state.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+def _gradient(state: TrainState, batch: Batch, clock: Clock, factor: float) -> Tensor:
+    """Leave the gradient of this process's shards; (shards, 3): their losses, correct answers and images.
+
+    A row for each shard of the batch: a sum over ranks with zeros elsewhere is exact, in any order.
+    """
+    recipe, exchange = state.recipe, state.exchange
     state.optimizer.zero_grad(set_to_none=True)
-    if state.shard_sum is not None:
-        state.shard_sum.begin()
-    # A row for each shard of the batch: a sum over ranks with zeros elsewhere is exact, in any order.
+    exchange.begin()
     rows = torch.zeros(state.num_shards, 3, dtype=torch.float64)
     sizes = batch.shard_sizes or (len(batch.image),)
-    parts = zip(batch.image.split(sizes), _targets(state, batch).split(sizes), strict=True)
-    radius, share_of = sam_radius(recipe, step, factor), batch.step_size or len(batch.image)
-    for shard, (image, target) in zip(state.shards, parts, strict=True):
-        backward = partial(_backward, state, image, target, step, shard, share_of=share_of)
+    target = state.objective.targets(batch, state.device)
+    parts = zip(batch.image.split(sizes), target.split(sizes), strict=True)
+    radius, share_of = sam_radius(recipe, clock, factor), batch.step_size or len(batch.image)
+    for shard, (images, targets) in zip(state.shards, parts, strict=True):
+        backward = partial(_backward, state, images, targets, clock.step, shard, share_of=share_of)
         rows[shard] = sharp_backward(state.model, backward, radius, recipe.optimizer.gsam_alpha)
-        if state.shard_sum is not None:
-            state.shard_sum.add()
-    loss, num_correct, num_images = (sum(column) for column in state.world.sum_(rows).T.tolist())
-    if not num_images:
-        raise DataError(
-            f"no picture of step {step} can be read any more",
-            hint="was the data set moved or deleted during training?",
-        )
-    if not math.isfinite(loss):
-        raise NonFiniteError("loss", f"the loss became {loss} at step {step}")
-    if state.shard_sum is not None:
-        state.shard_sum.finish()
-    _update(state, step)
-    return StepResult(
-        loss=loss, num_correct=int(num_correct), num_images=int(num_images), lr=recipe.optimizer.lr * factor
-    )
-
-
-def _targets(state: TrainState, batch: Batch) -> Tensor:
-    """(B, K): 1 for an image's label; with a teacher (B, 2 K), its probabilities beside that."""
-    label = batch.label.to(state.device, non_blocking=True)
-    target = F.one_hot(label, state.num_classes).to(batch.image.dtype)
-    if state.teaching is None:
-        return target
-    taught = state.teaching.probabilities(batch.view, batch.index)
-    return torch.cat([target, taught.to(target)], dim=1)
+        exchange.end_shard()
+    return rows
 
 
 def _backward(
@@ -283,23 +268,19 @@ def _backward(
 ) -> Tensor:
     """Add the gradient of one shard; its part of the batch's loss, its correct answers, its images.
 
-    target: its rows of `_targets`. share_of: number of images in the whole batch.
+    target: its rows of the objective's. share_of: number of images in the whole batch.
     """
-    recipe, device = state.recipe, state.device
+    recipe, device, exchange = state.recipe, state.device, state.exchange
     num_images = len(image)
     if not num_images:  # every picture of it went bad
-        if state.shard_sum is not None:
+        if not exchange.needs_blank:
             return torch.zeros(3, dtype=torch.float64)
-        image, target = _blank(image, target)  # the others wait for a gradient
+        image, target = _blank(image, target)
     image = image.to(device, non_blocking=True)
     image, target = mix(image, target, recipe.augment, seed=recipe.seed, step=step, shard=shard)
     loss_sum = torch.zeros((), dtype=torch.float64 if image.dtype == torch.float64 else None, device=device)
     num_correct = torch.zeros((), dtype=torch.int64, device=device)
-    # The weights of a spread model are gathered in every part, so all ranks must have as many.
-    num_parts = recipe.accumulate if state.is_spread else min(recipe.accumulate, len(image))
-    # DDP takes the mean over the ranks where the sum of their shares is wanted.
-    scale = state.world.size if state.ddp is not None or state.is_spread else 1
-
+    num_parts = recipe.accumulate if exchange.needs_every_part else min(recipe.accumulate, len(image))
     for part in range(num_parts):
         images, targets = (all_.tensor_split(num_parts)[part] for all_ in (image, target))
         share = len(images) / share_of if num_images else 0.0
@@ -307,23 +288,10 @@ def _backward(
             images, targets = _blank(images, targets)
         # Stochastic depth and dropout draw from it.
         seed = torch_seed(recipe.seed, step, shard * recipe.accumulate + part)
-        if state.cores is not None:
-            with seeded(seed):
-                keep = state.cores.draw(len(images))
-            loss, correct = state.cores.backward(images, targets, state.loss, share, keep)
-            loss_sum += loss
-            num_correct += correct
-            continue
-        with seeded(seed), _exchange(state, is_last=part == num_parts - 1):
-            with autocast(device, recipe.precision):
-                logits = state.forward(images)
-            if logits.dtype != torch.float64:  # half precision ends here; a model in float64 stays exact
-                logits = logits.float()
-            loss = share * state.loss(logits, targets)
-            state.scaler.scale(loss * scale if scale > 1 else loss).backward()
-        loss_sum += loss.detach()
-        if share:
-            num_correct += (logits.argmax(dim=1) == targets[:, : logits.shape[1]].argmax(dim=1)).sum()
+        with exchange.part(is_last=part == num_parts - 1):
+            loss, correct = state.engine.backward(images, targets, share, seed)
+        loss_sum += loss
+        num_correct += correct
     facts = torch.stack([loss_sum, num_correct.to(loss_sum.dtype)]).cpu().double().tolist()
     return torch.tensor([*facts, num_images], dtype=torch.float64)
 
@@ -331,15 +299,6 @@ def _backward(
 def _blank(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """One picture and target of zeros, to be computed and to count for nothing."""
     return image.new_zeros(1, *image.shape[1:]), target.new_zeros(1, *target.shape[1:])
-
-
-@contextlib.contextmanager
-def _exchange(state: TrainState, *, is_last: bool) -> Iterator[None]:
-    """Exchange gradients with the other ranks after the last part of a batch only."""
-    if state.is_spread:
-        state.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
-    with contextlib.nullcontext() if state.ddp is None or is_last else state.ddp.no_sync():
-        yield
 
 
 def _update(state: TrainState, step: int) -> None:

@@ -16,11 +16,11 @@ from mixlab.device import memory_bytes
 from mixlab.errors import UsageError, WeightsError
 from mixlab.files import written_whole
 from mixlab.models.fast import fast
-from mixlab.report.screen import Screen, format_seconds
+from mixlab.report.screen import format_seconds
 from mixlab.training.distill import Teaching
-from mixlab.training.distributed import World
 from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
+from mixlab.training.session import Session
 from mixlab.training.setup import MEMORY_SHARE
 
 ANSWERS_NAME = "teacher.npz"
@@ -66,8 +66,7 @@ def open_teacher(recipe: Recipe, class_names: tuple[str, ...], num_images: int) 
             where=name,
             hint="take the weights from before `mixlab permute`",
         )
-    assert data.image_size is not None
-    its_size, our_size = ("x".join(map(str, size)) for size in (own.image_size, data.image_size))
+    its_size, our_size = ("x".join(map(str, size)) for size in (own.image_size, data.image_size or ()))
     for key, its, ours in (
         ("channels", own.channels, data.channels),
         ("image-size", its_size, our_size),
@@ -96,19 +95,19 @@ def _some(names: list[str] | tuple[str, ...]) -> str:
 @torch.no_grad()
 def ask_teacher(
     teacher: Teacher,
-    prepared: Prepared,
-    device: torch.device,
-    world: World,
-    screen: Screen,
+    recipe: Recipe,
+    data: Prepared,
+    session: Session,
     end: float | None = None,
 ) -> Teaching:
     """The teacher's answers for every view of every training picture; each rank asks for its share of them.
 
     end: of a budget, on the monotonic clock. UsageError after the first view if all of them would take longer.
     """
-    recipe, num_images, began = prepared.recipe, len(prepared.train), time.monotonic()
+    world, screen, device = session.world, session.screen, session.device
+    num_images, began = len(data.train), time.monotonic()
     pictures = TrainingPictures(
-        images=prepared.train, augment=recipe.augment, batch_size=BATCH_SIZE, seed=recipe.seed
+        images=data.train, augment=recipe.augment, batch_size=BATCH_SIZE, seed=recipe.seed
     )
     normalize = teacher.weights.preprocess.normalize
     quick = fast(teacher.weights.model.to(device).eval())
@@ -146,14 +145,14 @@ def keep_answers(run: Path, teaching: Teaching) -> None:
         np.savez(file, logits=teaching.logits.numpy(), seconds=np.array([teaching.seconds]))
 
 
-def read_answers(run: Path, prepared: Prepared) -> Teaching | None:
+def read_answers(run: Path, recipe: Recipe, data: Prepared) -> Teaching | None:
     """The answers kept in the run; None if there are none, they are damaged, or they are of other pictures."""
     try:
         with open_tensors(run / ANSWERS_NAME) as file:
             logits, seconds = file.read("logits"), file.read("seconds")
     except WeightsError:
         return None
-    wanted = (prepared.recipe.distill.views, len(prepared.train), len(prepared.source.class_names))
+    wanted = (recipe.distill.views, len(data.train), len(data.source.class_names))
     if logits.shape != wanted:
         return None
-    return Teaching(config=prepared.recipe.distill, logits=logits, seconds=float(seconds[0]))
+    return Teaching(config=recipe.distill, logits=logits, seconds=float(seconds[0]))

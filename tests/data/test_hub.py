@@ -17,7 +17,7 @@ from mixlab.data.decode import decode
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.report.screen import Screen
-from mixlab.training import course, loop
+from mixlab.training import fit
 from mixlab.training.choose_split import recipe_of
 from mixlab.training.signals import Interrupted
 
@@ -103,18 +103,18 @@ def test_a_stream_gives_each_window_shuffled_within_itself_every_epoch_anew(fold
 
 
 def run_and_stop(monkeypatch, folder, run, **options):
-    real = course.train_step
+    real = fit.train_step
 
-    def stopping(state, batch, step):
-        if step == 5:
+    def stopping(state, batch, clock):
+        if clock.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(course, "train_step", stopping)
+    monkeypatch.setattr(fit, "train_step", stopping)
     with pytest.raises(Interrupted):
         mixlab.train("small_images", f"hf:{folder}", run=run, screen=QUIET, **(OPTIONS | options))
-    monkeypatch.setattr(course, "train_step", real)
-    loop.resume(run, screen=QUIET)
+    monkeypatch.setattr(fit, "train_step", real)
+    mixlab.resume(run, screen=QUIET)
     return load_file(run / "weights.safetensors")
 
 

@@ -23,7 +23,7 @@ from mixlab.data.shards import manifest_digest, open_shards, verify_shards
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError, ImageError, UsageError
 from mixlab.report.screen import Screen
-from mixlab.training import loop
+from mixlab.training import fit
 from mixlab.training.signals import Interrupted
 from mixlab.training.splits import reopen_splits
 
@@ -163,21 +163,20 @@ def test_a_run_from_shards_stopped_and_resumed_has_the_same_bits(in_memory, shar
     }  # fmt: skip
     source = f"wds:{shards}"
     mixlab.train("small_images", source, run=tmp_path / "whole", screen=QUIET, **options)
-    from mixlab.training import course
 
-    real = course.train_step
+    real = fit.train_step
 
-    def stopping(state, batch, step):
-        if step == 3:
+    def stopping(state, batch, clock):
+        if clock.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(course, "train_step", stopping)
+    monkeypatch.setattr(fit, "train_step", stopping)
     with pytest.raises(Interrupted):
         mixlab.train("small_images", source, run=tmp_path / "run", screen=QUIET, **options)
-    monkeypatch.setattr(course, "train_step", real)
+    monkeypatch.setattr(fit, "train_step", real)
     monkeypatch.chdir("/")  # the recipe has the whole path
-    loop.resume(tmp_path / "run", screen=QUIET)
+    mixlab.resume(tmp_path / "run", screen=QUIET)
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert reopen_splits(open_source(source), tmp_path / "run/split.csv")["test"].names[0].startswith("test-")

@@ -15,6 +15,7 @@ from mixlab.device import autocast
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
 from mixlab.serving.backends import build_model
+from mixlab.training.clock import Clock
 from mixlab.training.fsdp import shard_model, whole
 from mixlab.training.optimizer import OptimizerConfig, build_optimizer
 from mixlab.training.recipe import Recipe
@@ -71,9 +72,8 @@ def five_steps(device: torch.device, name: str, optimizer: str, **changes):
     )
     state = TrainState(model, replace(recipe, **changes), None, 1000, device)
     batch = Batch(images, torch.arange(16) % 7, np.arange(16))
-    losses = [train_step(state, batch, step).loss for step in range(5)]
-    if state.cores is not None:
-        state.cores.close()
+    losses = [train_step(state, batch, Clock(state.recipe.steps, step=step)).loss for step in range(5)]
+    state.engine.close()
     return losses, {name: tensor.cpu() for name, tensor in state.best_guess.state_dict().items()}
 
 

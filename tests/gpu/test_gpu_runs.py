@@ -25,10 +25,11 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.errors import TrainingError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import loop
+from mixlab.training import fit
 from mixlab.training.evaluate import evaluate
 from mixlab.training.failures import explain_out_of_memory
 from mixlab.training.recipe import Recipe
+from mixlab.training.signals import Interrupted
 from tests.gpu.conftest import DEVICES
 
 pytestmark = pytest.mark.gpu
@@ -46,20 +47,20 @@ from pathlib import Path
 import torch
 import mixlab
 from mixlab.report.screen import Screen
-from mixlab.training import course
+from mixlab.training import fit
 
 run, device, options, stop, number = sys.argv[1:]
 torch.use_deterministic_algorithms(True)
-real = course.train_step
+real = fit.train_step
 
-def step(state, batch, current):
-    if current == int(stop):
+def step(state, batch, clock):
+    if clock.step == int(stop):
         while not list(Path(run).glob("checkpoints/step_*")):
             time.sleep(0.01)
         os.kill(os.getpid(), int(number))
-    return real(state, batch, current)
+    return real(state, batch, clock)
 
-course.train_step = step
+fit.train_step = step
 mixlab.train("digits", "digits", run=run, device=device, screen=Screen(quiet=True), with_pictures=False,
              checkpoint_seconds=0.0, **json.loads(options))
 """
@@ -92,7 +93,7 @@ def test_a_killed_training_resumes_to_the_same_bits(run, device, tmp_path):
     cut = tmp_path / "cut"
     assert ended(cut, device, signal.SIGKILL) == -signal.SIGKILL
     torch.use_deterministic_algorithms(True)
-    loop.resume(cut, device=device.type, with_pictures=False, screen=QUIET)
+    mixlab.resume(cut, device=device.type, with_pictures=False, screen=QUIET)
     log = [row for row in read_run_log(cut / "metrics.jsonl") if row["event"] == "resume"]
     assert [row["step"] for row in log] > [0]
     whole, again = (load_file(folder / "weights.safetensors") for folder in (run, cut))
@@ -108,42 +109,40 @@ def test_a_checkpoint_goes_to_the_cpu_and_back(device, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
             if moved.exists():
-                go_on = partial(loop.resume, moved, device=place, with_pictures=False, screen=QUIET)
+                go_on = partial(mixlab.resume, moved, device=place, with_pictures=False, screen=QUIET)
             else:
                 go_on = partial(digits, moved, device, **options)
-            with pytest.raises(loop.Interrupted):
+            with pytest.raises(Interrupted):
                 go_on()
         checkpoint, _ = load_newest_checkpoint(moved / "checkpoints")
         assert checkpoint.step == step
         assert all(t.device.type == "cpu" for group in checkpoint.tensors.values() for t in group.values())
-    loop.resume(moved, device=device.type, with_pictures=False, screen=QUIET)
+    mixlab.resume(moved, device=device.type, with_pictures=False, screen=QUIET)
     expected, found = (load_file(folder / "weights.safetensors") for folder in (still, moved))
     for name, tensor in expected.items():
         assert (found[name] - tensor).abs().max() <= 1e-3, name
 
 
 def stop_at(patch, step: int) -> None:
-    from mixlab.training import course
+    real = fit.train_step
 
-    real = course.train_step
-
-    def step_and_stop(state, batch, current):
-        if current + 1 == step:
+    def step_and_stop(state, batch, clock):
+        if clock.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, current)
+        return real(state, batch, clock)
 
-    patch.setattr(course, "train_step", step_and_stop)
+    patch.setattr(fit, "train_step", step_and_stop)
 
 
 @pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
 def test_fp16_keeps_its_scale_over_a_resume(device, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 10)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             digits(tmp_path / "run", device, precision="fp16")
     checkpoint, _ = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint.state["scaler"]["scale"] > 0
-    loop.resume(tmp_path / "run", device=device.type, with_pictures=False, screen=QUIET)
+    mixlab.resume(tmp_path / "run", device=device.type, with_pictures=False, screen=QUIET)
     losses = [
         row["loss"] for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"
     ]

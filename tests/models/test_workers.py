@@ -21,8 +21,10 @@ from mixlab.models.catalog import create_model
 from mixlab.models.cores import Cores, are_short
 from mixlab.models.worker import describe, made
 from mixlab.models.workers import end_programs, why_none
-from mixlab.training.distill import DistillConfig, TrainingLoss
+from mixlab.training.distill import DistillConfig
 from mixlab.training.losses import LossConfig
+from mixlab.training.objectives.distillation import DistillationLoss
+from mixlab.training.objectives.labels import LabelLoss
 
 pytestmark = pytest.mark.skipif(why_none() is not None, reason=str(why_none()))
 FIRST = "MIXLAB_TESTS_FIRST"  # process, for losses that do something else in another one
@@ -134,10 +136,10 @@ def test_threads_compute_until_the_programs_have_begun_and_no_bit_tells_which():
             loss, _ = cores.backward(*batch(16, step), mean_loss)
             optimizer.step()
             losses.append(float(loss))
+            if step in (0, 5) and apart:
+                cores.wait(0.0 if step == 0 else 30.0)
             seen.append(apart and cores._job.workers.are_ready())
             step += 1
-            if step == 6:
-                cores.wait()
         if apart:
             assert not seen[0]
             assert seen[-1]
@@ -181,18 +183,15 @@ def test_gradients_are_added_to_those_that_are_there():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_frozen_layers_and_the_loss_of_a_recipe_are_the_same_elsewhere(dtype):
-    loss = TrainingLoss(
-        labels=LossConfig(label_smoothing=0.1),
-        distill=DistillConfig(teacher="t", weight=0.3, temperature=2.0),
-        class_weights=(0.5, 1.25, 0.1, 1.0, 3.0),
-    )
+    labels = LabelLoss(config=LossConfig(label_smoothing=0.1), class_weights=(0.5, 1.25, 0.1, 1.0, 3.0))
+    loss = DistillationLoss(labels=labels, config=DistillConfig(teacher="t", weight=0.3, temperature=2.0))
     found = []
     for apart in (True, False):
         made = model()
         made.stem.requires_grad_(False)
         made.checkpoint_blocks = True
         cores, (image, target) = Cores(made, dtype), batch(16)
-        cores._at_once, target = 4, torch.cat([target, target.flip(1)], dim=1)
+        cores._at_once, target = 4, torch.stack([target, target.flip(1)], dim=1)
         if not apart:
             cores.problem = "this test has none"
         cores.backward(image, target, loss)
@@ -206,7 +205,7 @@ def test_frozen_layers_and_the_loss_of_a_recipe_are_the_same_elsewhere(dtype):
 
 
 def test_values_are_described_by_name_and_made_again():
-    loss = TrainingLoss(labels=LossConfig(name="sigmoid"), distill=DistillConfig(), class_weights=(1.0, 0.1))
+    loss = LabelLoss(config=LossConfig(name="sigmoid"), class_weights=(1.0, 0.1))
     for value in (loss, model().config, F.cross_entropy, mean_loss, (1, (2.5, None), "x", True)):
         assert made(json.loads(json.dumps(describe(value)))) == value
     with pytest.raises(ValueError, match="no name by which another process could find it"):
@@ -229,6 +228,7 @@ def test_a_process_that_was_killed_is_an_error_and_the_next_batch_begins_others(
     with pytest.raises(TrainingError, match="has ended"):
         cores.backward(image, target, mean_loss)
     cores.backward(image, target, mean_loss)
+    cores.wait(0.0)
     assert cores._job.workers.pids != [child]
     cores.close()
 
@@ -244,6 +244,7 @@ def test_a_process_that_ends_before_it_has_begun_leaves_the_work_to_threads():
     cores = Cores(model())
     cores._at_once = 4
     cores.backward(*batch(16), mean_loss)
+    cores.wait(0.0)
     (child,) = cores._job.workers.pids
     os.kill(child, signal.SIGKILL)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
@@ -251,11 +252,24 @@ def test_a_process_that_ends_before_it_has_begun_leaves_the_work_to_threads():
     assert cores.problem
 
 
+def test_a_training_of_a_moment_starts_no_program(monkeypatch):
+    end_programs()  # those that are spare would be taken
+    cores = Cores(model())
+    for _ in range(2):
+        cores.backward(*batch(16), mean_loss)
+    assert cores._job is None
+    monkeypatch.setattr(cores_module, "START_SECONDS", 0.0)
+    cores.backward(*batch(16), mean_loss)
+    assert cores._job is not None
+    cores.close()
+
+
 def test_where_no_program_can_be_started_threads_compute(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     cores = Cores(model())
     loss, _ = cores.backward(*batch(16), mean_loss)
     assert float(loss) > 0
+    cores.wait(0.0)
     assert "nowhere" in cores.problem
     assert workers.try_program().startswith("none: ")
 
@@ -298,7 +312,7 @@ def test_the_others_end_with_the_first_however_that_ends(has_begun):
         f"os.environ['{FIRST}'] = str(os.getpid())\n"
         "from test_workers import batch, cores_of, mean_loss, model, Cores\n"
         f"cores = cores_of(model(), apart=True) if {has_begun} else Cores(model())\n"
-        "cores.backward(*batch(16), mean_loss)\n"
+        "cores.backward(*batch(16), mean_loss); cores.wait(0.0)\n"
         "if os.fork():\n"  # who has all that it has, and lives on
         "    print(*cores._job.workers.pids, flush=True); os.kill(os.getpid(), 9)\n"
         "os.close(1); os.close(2); import time; time.sleep(20)"

@@ -26,9 +26,10 @@ from mixlab.models.catalog import create_model
 from mixlab.recipes import RECIPES, find_recipe
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
+from mixlab.training.keys import from_toml, override
 from mixlab.training.losses import loss_per_batch
 from mixlab.training.optimizer import build_optimizer, decays
-from mixlab.training.recipe import Recipe, from_toml, override
+from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import lr_factor
 from mixlab.training.setup import build_preprocess, model_settings
 

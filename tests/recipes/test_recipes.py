@@ -7,7 +7,8 @@ import pytest
 from mixlab.commands import learning
 from mixlab.commands.context import Context
 from mixlab.recipes import RECIPES, describe_recipe, find_recipe
-from mixlab.training.recipe import Recipe, from_toml, override
+from mixlab.training.keys import from_toml, override
+from mixlab.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

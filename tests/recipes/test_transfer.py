@@ -9,7 +9,7 @@ import mixlab
 from benchmarks import transfer
 from mixlab.checkpoint.open import open_weights
 from mixlab.report.screen import Screen
-from mixlab.training.recipe import from_toml
+from mixlab.training.keys import from_toml
 
 
 @pytest.fixture(scope="module")

@@ -305,7 +305,7 @@ def test_paths_of_any_kind_are_taken_by_train(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (80 * i, 90, 5)).save(path)
     from mixlab.report.screen import Screen
-    from mixlab.training.recipe import to_toml
+    from mixlab.training.keys import to_toml
 
     (tmp_path / "own.toml").write_text(to_toml(digits()))
     options = {"steps": 1, "epochs": None, "threads": 1, "screen": Screen(quiet=True), "with_pictures": False}

@@ -145,7 +145,7 @@ def test_the_prefix_alone_leads_to_the_page_and_hides_nothing(run):  # noqa: F81
             assert ask(port, path)[0] == 401
         assert ask(port, "/mixlab/info", headers=BEARER)[0] == 200
         assert ask(port, "/mixlab//info", headers=BEARER)[0] == 404
-        assert b'path="/info"' in service.metrics.text(service)
+        assert b'path="/info"' in service.metrics_text()
 
 
 def test_no_page_asks_for_an_address_from_the_root():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import mixlab
 from mixlab.checkpoint.open import open_weights
 from mixlab.data.loader import TrainingPictures, training_batches
 from mixlab.data.permutation import PixelPermutation
@@ -17,7 +18,6 @@ from mixlab.studies.exactness import GLOBAL, ORIGINAL, SHARED, couple
 from mixlab.studies.harness import Options, conduct
 from mixlab.studies.shuffle import PRESETS, paired_difference, relative_drop
 from mixlab.training.evaluate import evaluate
-from mixlab.training.loop import train
 from mixlab.training.prepared import prepare
 from mixlab.training.setup import open_data, resolve
 from mixlab.training.splits import split_source
@@ -120,7 +120,7 @@ def test_pictures_are_permuted_after_augmentation():
 def test_weights_of_a_permuted_training_permute_whatever_they_are_given(tmp_path):
     recipe = compose("digits", recipe="digits", overrides={"data.permutation": "global", "steps": 60,
                                                             "augment.cutmix_alpha": 0.0})  # fmt: skip
-    result = train(recipe, run=tmp_path / "run", screen=QUIET)
+    result = mixlab.train(recipe, run=tmp_path / "run", screen=QUIET)
     weights = open_weights(tmp_path / "run")
     assert weights.preprocess.permutation == PixelPermutation(kind="global", patch_size=1, seed=0)
     again, _ = evaluate(tmp_path / "run", split="test", screen=QUIET)

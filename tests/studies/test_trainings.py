@@ -16,6 +16,8 @@ from mixlab import studies
 from mixlab.errors import DataError, DiskError, UsageError
 from mixlab.models.catalog import create_model
 from mixlab.models.describe import describe_settings
+from mixlab.planning.draft import Request
+from mixlab.planning.train import train
 from mixlab.recipes import compose
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
@@ -24,8 +26,9 @@ from mixlab.studies.harness import Options
 from mixlab.studies.presets import CPU_MODELS, Preset
 from mixlab.studies.rows import read_rows
 from mixlab.studies.trainings import TIMED, Cell, fill
-from mixlab.training.loop import train
-from mixlab.training.recipe import Recipe, from_toml
+from mixlab.training.keys import from_toml
+from mixlab.training.recipe import Recipe
+from mixlab.training.session import Session
 
 TINY = {"model.hidden_dim": 8, "model.channel_mlp_dim": 16, "model.token_mlp_dim": 8, "model.num_blocks": 1}
 PRESET = Preset(
@@ -107,10 +110,11 @@ def test_cells_of_a_model_take_the_steps_of_its_first_one(tmp_path, monkeypatch)
     seen = []
     real = trainings.train
 
-    def train(recipe, *, budget_seconds, follow_clock, **rest):
-        assert not follow_clock
-        seen.append((recipe.steps, budget_seconds))
-        return real(replace(recipe, steps=recipe.steps or 4, batch_size=16), budget_seconds=None, **rest)
+    def train(request, session):
+        assert not request.follow_clock
+        seen.append((request.recipe.steps, request.budget_seconds))
+        recipe = replace(request.recipe, steps=request.recipe.steps or 4, batch_size=16)
+        return real(replace(request, recipe=recipe, budget_seconds=None), session)
 
     monkeypatch.setattr(trainings, "train", train)
     fill(replace(options(tmp_path, subject="digits"), smoke=False, minutes=0.5), PRESET, CELLS[:3])
@@ -165,9 +169,8 @@ def test_the_first_training_of_a_model_takes_the_steps_that_were_planned_at_firs
     recipe = compose(
         "digits", recipe="small_images_flat", overrides=TINY | {"model.name": "mixer_pico"}, has_budget=True
     )
-    result = train(
-        recipe, run=run, budget_seconds=20, follow_clock=False, with_pictures=False, screen=Screen(quiet=True)
-    )
+    request = Request(recipe=recipe, run=run, budget_seconds=20, follow_clock=False)
+    result = train(request, Session(with_pictures=False, screen=Screen(quiet=True)))
     assert not (run / "pace.json").exists()
     assert result["steps"] == from_toml(run / "recipe.toml")["steps"]
 

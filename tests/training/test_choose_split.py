@@ -16,7 +16,6 @@ from mixlab.data.sources import open_source
 from mixlab.errors import DataError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.evaluate import evaluate
-from mixlab.training.loop import resume
 
 QUIET = Screen(quiet=True)
 OPTIONS = {"steps": 4, "threads": 1, "batch_size": 16, "screen": QUIET, "data__num_workers": 0}
@@ -84,12 +83,12 @@ def test_moved_data_is_found_by_its_new_place_and_by_that_only(run):
     own, _ = evaluate(run, screen=QUIET)
     whole = load_file(run / "weights.safetensors")
     os.rename(run.parent / "set", run.parent / "moved")
-    for call in (lambda: evaluate(run, screen=QUIET), lambda: resume(run, screen=QUIET)):
+    for call in (lambda: evaluate(run, screen=QUIET), lambda: mixlab.resume(run, screen=QUIET)):
         with pytest.raises(DataError, match=r"not there any more.*--data PATH"):
             call()
     found, _ = evaluate(run, moved_to=str(run.parent / "moved"), screen=QUIET)
     assert found.loss == own.loss
-    result = resume(run, data=str(run.parent / "moved"), screen=QUIET)
+    result = mixlab.resume(run, data=str(run.parent / "moved"), screen=QUIET)
     assert result["test"]["num_images"] == 4
     again = load_file(run / "weights.safetensors")
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
@@ -104,14 +103,14 @@ def test_other_pictures_under_the_same_names_are_not_taken_for_the_runs(run):
     os.rename(run.parent / "set", run.parent / "gone")
     os.rename(other, run.parent / "set")
     with pytest.raises(DataError, match="are not what they were, the first is"):
-        resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET)
 
 
 @pytest.mark.parametrize("name", ["tra\u0131n", "val"])
 def test_a_record_without_a_training_split_is_refused(run, name):
     record = (run / "split.csv").read_text()
     (run / "split.csv").write_text(record.replace(",train,", f",{name},"))
-    for call in (lambda: resume(run, screen=QUIET), lambda: evaluate(run, screen=QUIET)):
+    for call in (lambda: mixlab.resume(run, screen=QUIET), lambda: evaluate(run, screen=QUIET)):
         with pytest.raises(DataError, match=r"no picture of the train split.*split\.csv"):
             call()
 
@@ -141,7 +140,7 @@ def test_a_run_of_an_older_version_works_and_says_what_cannot_be_known(run, caps
         found, _ = evaluate(run, data, screen=Screen())
         assert (found.num_images, found.num_trained_on) == (4, None)
         assert "cannot be known" in capsys.readouterr().out
-    assert resume(run, screen=QUIET)["test"]["num_images"] == 4
+    assert mixlab.resume(run, screen=QUIET)["test"]["num_images"] == 4
 
 
 def test_copies_in_the_data_are_kept_together_and_said(tmp_path, capsys):

@@ -20,15 +20,19 @@ from mixlab.data.loader import Batch
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig, create_model
 from mixlab.models.resolution import resample
+from mixlab.planning import budget
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import budget, course, curriculum, loop
+from mixlab.training import course, curriculum, fit
+from mixlab.training.clock import Clock
 from mixlab.training.curriculum import check_curriculum, num_coarse_steps, refine
+from mixlab.training.engines.by_cpu import CpuEngine
 from mixlab.training.optimizer import OptimizerConfig, freeze_layers
 from mixlab.training.recipe import DataConfig, Recipe
 from mixlab.training.schedule import ScheduleConfig
 from mixlab.training.signals import Interrupted
 from mixlab.training.step import TrainState, train_step
+from tests.training.decisions import replace_decision
 
 QUIET = Screen(quiet=True)
 # 6 of 12 steps, with everything that draws or keeps a state. Digits have 8 pixels, the model patches of 2.
@@ -48,15 +52,15 @@ def train(run: Path, **options):
 
 def cut(monkeypatch, step: int, job) -> None:
     """Do `job`, and send it SIGTERM in the step before `step`."""
-    real = course.train_step
+    real = fit.train_step
 
-    def step_and_stop(state, batch, current):
-        if current + 1 == step:
+    def step_and_stop(state, batch, clock):
+        if clock.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, current)
+        return real(state, batch, clock)
 
     with monkeypatch.context() as patch:
-        patch.setattr(course, "train_step", step_and_stop)
+        patch.setattr(fit, "train_step", step_and_stop)
         with pytest.raises(Interrupted):
             job()
 
@@ -107,7 +111,7 @@ def test_the_model_after_the_change_is_the_one_before_resampled_and_known_moment
     image = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     batch = Batch(image, torch.arange(8) % 4, np.arange(8), (4, 4) if recipe.virtual_shards else ())
     for step in range(4):
-        train_step(state, batch, step)
+        train_step(state, batch, Clock(state.recipe.steps, step=step))
     old_model, old_ema, old_optimizer = state.model, state.ema, state.optimizer
     refine(state)
 
@@ -124,7 +128,7 @@ def test_the_model_after_the_change_is_the_one_before_resampled_and_known_moment
         assert int(state.ema.n_averaged) == int(old_ema.n_averaged) == 4
     assert state.model.training
     assert state.model.checkpoint_blocks == recipe.checkpoint_blocks
-    assert (state.cores is not None) == recipe.fast
+    assert isinstance(state.engine, CpuEngine) == recipe.fast
 
     before, kept, fresh = dict(old_model.named_parameters()), 0, 0
     for name, parameter in state.model.named_parameters():
@@ -144,7 +148,7 @@ def test_the_model_after_the_change_is_the_one_before_resampled_and_known_moment
     assert kept
     assert fresh
     values = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-    train_step(state, batch, 4)
+    train_step(state, batch, Clock(state.recipe.steps, step=4))
     assert all(torch.isfinite(p).all() for p in state.model.parameters())
     assert all(torch.equal(p, values[name]) != p.requires_grad for name, p in state.model.named_parameters())
 
@@ -160,11 +164,11 @@ def test_zeroed_moments_take_the_step_of_an_optimizer_that_begins():
         model = create_model("mixer_pico4", num_classes=4, image_size=8, in_channels=1)
         torch.nn.init.normal_(model.head.weight, std=0.3)
         state = TrainState(model.train(), own, None, 4, torch.device("cpu"))
-        train_step(state, batch, 0)
+        train_step(state, batch, Clock(state.recipe.steps, step=0))
         refine(state)
         fresh = TrainState(resample(state.model, (8, 8), patch_size=2), own, None, 4, torch.device("cpu"))
         for of in (state, fresh):
-            train_step(of, batch, 1)
+            train_step(of, batch, Clock(of.recipe.steps, step=1))
         for key, parameter in state.model.named_parameters():
             changed = key.startswith("stem.weight") or (".token_mixing." in key and ".fc1.bias" not in key)
             if changed:
@@ -174,7 +178,7 @@ def test_zeroed_moments_take_the_step_of_an_optimizer_that_begins():
 def test_the_share_is_rounded_and_never_all_of_a_run():
     steps = {(0.5, 12): 6, (0.29, 100): 29, (0.99, 10): 9, (0.9, 1): 0, (0.0, 5): 0}
     for (share, number), expected in steps.items():
-        assert num_coarse_steps(Recipe(coarse_share=share, steps=number)) == expected
+        assert num_coarse_steps(Recipe(coarse_share=share), number) == expected
 
 
 # A run
@@ -183,13 +187,13 @@ def test_the_share_is_rounded_and_never_all_of_a_run():
 @pytest.mark.parametrize("model", ["mixer_pico2", "mixer_pyramid_micro1"])
 def test_a_run_validates_in_both_phases_keeps_epochs_and_says_when_it_changed(model, tmp_path, monkeypatch):
     seen = []
-    real = course.train_step
+    real = fit.train_step
 
-    def look(state, batch, step):
+    def look(state, batch, clock):
         seen.append(state.model.config.patch_size)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(course, "train_step", look)
+    monkeypatch.setattr(fit, "train_step", look)
     options = {"model__name": model, "epochs": 2, "steps": None, "batch_size": 256, "keep_weights": "last"}
     train(tmp_path / "run", **(SHORT | options))
     own = int(model[-1])
@@ -204,7 +208,7 @@ def test_a_run_validates_in_both_phases_keeps_epochs_and_says_when_it_changed(mo
 def test_without_a_share_nothing_changes(tmp_path, monkeypatch):
     plain = SHORT | {"coarse_share": 0.0, "steps": 3}
     train(tmp_path / "plain", **{key: value for key, value in plain.items() if key != "coarse_share"})
-    monkeypatch.setattr(course, "refine", None)
+    monkeypatch.setattr(curriculum, "refine", None)
     train(tmp_path / "run", coarse_factor=3, **plain)
     assert kills.fingerprint(tmp_path / "plain") == kills.fingerprint(tmp_path / "run")
     assert "pixels a side up to" not in (tmp_path / "run" / "report.html").read_text()
@@ -217,7 +221,7 @@ def test_a_run_stopped_before_at_or_after_the_change_resumes_to_the_same_bits(
     run = tmp_path / "run"
     cut(monkeypatch, step, lambda: train(run, **FULL))
     assert stem(run, step) == ((4, 4) if step <= 6 else (2, 2))
-    loop.resume(run, screen=QUIET)
+    mixlab.resume(run, screen=QUIET)
     assert kills.fingerprint(run) == whole["bits"]
     assert losses(run) == whole["losses"]
 
@@ -225,11 +229,11 @@ def test_a_run_stopped_before_at_or_after_the_change_resumes_to_the_same_bits(
 def test_a_damaged_checkpoint_after_the_change_gives_way_to_a_coarse_one(whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     cut(monkeypatch, 4, lambda: train(run, **FULL))
-    cut(monkeypatch, 9, lambda: loop.resume(run, screen=QUIET))
+    cut(monkeypatch, 9, lambda: mixlab.resume(run, screen=QUIET))
     assert (stem(run, 4), stem(run, 9)) == ((4, 4), (2, 2))
     newest = run / "checkpoints" / "step_00000009" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"!")
-    loop.resume(run, screen=QUIET)
+    mixlab.resume(run, screen=QUIET)
     assert kills.fingerprint(run) == whole["bits"]
 
 
@@ -238,22 +242,22 @@ def test_a_kill_between_new_weights_and_their_description_is_survived(whole, tmp
     cut(monkeypatch, 6, lambda: train(run, **FULL))
     assert json.loads((run / "config.json").read_text())["model"]["name"] == "mixer_pico4"
     shutil.copy(whole["run"] / "weights.safetensors", run)  # of patches of 2
-    loop.resume(run, screen=QUIET)
+    mixlab.resume(run, screen=QUIET)
     assert kills.fingerprint(run) == whole["bits"]
     assert load_weights(run).model_settings["name"] == "mixer_pico2"
 
 
 def test_weights_of_the_coarse_steps_are_whole_weights_and_can_be_the_best(tmp_path, monkeypatch):
     accuracies = iter([0.9, 0.2])
-    real = course.Training._evaluate
+    real = course.TrainingCourse._evaluate
 
-    def worse_later(self, batch_size):
-        return replace_top1(real(self, batch_size), next(accuracies))
+    def worse_later(self, *arguments):
+        return replace_top1(real(self, *arguments), next(accuracies))
 
     options = {"epochs": 2, "steps": None, "batch_size": 256, "ema_decay": 0.9}
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(course.Training, "_evaluate", worse_later)
+        patch.setattr(course.TrainingCourse, "_evaluate", worse_later)
         result = train(run, **(SHORT | options))
     config = json.loads((run / "config.json").read_text())
     assert config["model"]["name"] == "mixer_pico4"
@@ -288,19 +292,19 @@ def test_an_early_stop_may_come_before_the_change(tmp_path):
 def test_a_budget_counts_each_phase_at_its_own_speed(tmp_path, monkeypatch):
     asked = []
 
-    def seconds(prepared, trial, measure_seconds, end):
+    def seconds(plan, trial, measure_seconds, end):
         asked.append(trial.model.config.patch_size)
         return {4: 0.01, 2: 0.04}[asked[-1]]
 
     class PlannedError(Exception):
         pass
 
-    def plan(*arguments, **options):
-        raise PlannedError(budget.plan_steps(*arguments, **options).recipe.steps)
+    def plan(draft):
+        raise PlannedError(budget.decide_steps(draft).num_steps)
 
-    monkeypatch.setattr(budget, "step_seconds", seconds)
+    monkeypatch.setattr(budget, "measure_steps", seconds)
     monkeypatch.setattr(budget, "_evaluation_speed", lambda prepared, trial: 0.0)
-    monkeypatch.setattr(loop, "plan_steps", plan)
+    replace_decision(monkeypatch, "decide_steps", plan)
 
     def steps(**options) -> int:
         with pytest.raises(PlannedError) as found:
@@ -325,16 +329,16 @@ def test_several_ranks_change_together_and_a_run_may_go_on_with_another_number(t
 
     def start(run, size, step=None, **options):
         def job():
-            real = course.train_step
+            real = fit.train_step
 
-            def step_and_stop(state, batch, current):
-                if current + 1 == step and state.world.rank == size - 1:
+            def step_and_stop(state, batch, clock):
+                if clock.step + 1 == step and state.world.rank == size - 1:
                     os.kill(os.getpid(), signal.SIGTERM)
-                return real(state, batch, current)
+                return real(state, batch, clock)
 
-            course.train_step = step_and_stop
+            fit.train_step = step_and_stop
             if (run / "recipe.toml").exists():
-                loop.resume(run, screen=QUIET)
+                mixlab.resume(run, screen=QUIET)
             else:
                 train(run, **(FULL | options))
 

@@ -26,12 +26,18 @@ from mixlab.data.order import steps_per_epoch
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import create_model, settings_of
+from mixlab.planning.lr_grid import LrGrid
 from mixlab.report.screen import Screen
-from mixlab.training import course, loop, teacher
-from mixlab.training.distill import DistillConfig, Teaching, taught_loss
+from mixlab.training import fit, teacher
+from mixlab.training.clock import Clock
+from mixlab.training.distill import DistillConfig, Teaching
+from mixlab.training.engines.by_cpu import CpuEngine
+from mixlab.training.keys import from_toml, override, to_toml
 from mixlab.training.losses import LossConfig, loss_per_batch
+from mixlab.training.objectives.distillation import DistillationLoss
+from mixlab.training.objectives.labels import LabelLoss
 from mixlab.training.optimizer import OptimizerConfig
-from mixlab.training.recipe import Recipe, from_toml, override, to_toml
+from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig
 from mixlab.training.signals import Interrupted
 from mixlab.training.step import TrainState, train_step
@@ -111,24 +117,21 @@ def test_the_loss_is_the_one_on_paper(temperature):
     entropy = -(q * np.log(q)).sum(axis=1).mean()
     expected = 0.7 * usual + 0.3 * temperature**2 * (divergence + entropy)
     config = DistillConfig(teacher="t", weight=0.3, temperature=temperature)
-    given = torch.from_numpy(np.concatenate([target, q], axis=1))
-    loss = taught_loss(
-        torch.from_numpy(logits), given, LossConfig(label_smoothing=0.1), config, torch.from_numpy(weights)
-    )
+    given = torch.from_numpy(np.stack([target, q], axis=1))
+    labels = LabelLoss(config=LossConfig(label_smoothing=0.1), class_weights=tuple(weights))
+    loss = DistillationLoss(labels=labels, config=config)(torch.from_numpy(logits), given)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_without_answers_or_weight_it_is_the_usual_loss_to_the_bit():
-    logits, target, smoothed = (
-        torch.randn(6, 4),
-        torch.eye(4)[[0, 1, 2, 3, 3, 0]],
-        LossConfig(label_smoothing=0.1),
-    )
-    usual = loss_per_batch(logits, target, smoothed)
-    assert torch.equal(taught_loss(logits, target, smoothed, DistillConfig(teacher="t")), usual)
-    both = torch.cat([target, torch.full((6, 4), 0.25)], dim=1)
-    assert torch.equal(taught_loss(logits, both, smoothed, DistillConfig(teacher="t", weight=0.0)), usual)
-    assert not torch.equal(taught_loss(logits, both, smoothed, DistillConfig(teacher="t")), usual)
+def test_without_weight_it_is_the_usual_loss_to_the_bit():
+    logits, target = torch.randn(6, 4), torch.eye(4)[[0, 1, 2, 3, 3, 0]]
+    labels = LabelLoss(config=LossConfig(label_smoothing=0.1))
+    usual = loss_per_batch(logits, target, labels.config)
+    assert torch.equal(labels(logits, target), usual)
+    both = torch.stack([target, torch.full((6, 4), 0.25)], dim=1)
+    for weight, is_usual in ((0.0, True), (0.5, False)):
+        loss = DistillationLoss(labels=labels, config=DistillConfig(teacher="t", weight=weight))
+        assert torch.equal(loss(logits, both), usual) == is_usual
 
 
 # One step
@@ -170,30 +173,33 @@ def one_thread():
 def test_answers_are_mixed_with_the_pictures_share_and_partner(options, one_thread):
     seen = []
     state = tiny_state(augment=AugmentConfig(mixup_alpha=0.8), **options)
-    loss = state.loss
+    loss = state.objective.loss
 
     def spy(logits, target):
         seen.append(target.detach())
         return loss(logits, target)
 
-    state.loss = spy
-    assert (state.cores is not None) == options.get("fast", True)
+    state.objective.loss = spy
+    assert isinstance(state.engine, CpuEngine) == options.get("fast", True)
     sizes = (4, 4) if "virtual_shards" in options else ()
-    train_step(state, batch(sizes=sizes), 1)
+    train_step(state, batch(sizes=sizes), Clock(state.recipe.steps, step=1))
     target = torch.cat(seen)
-    assert target.shape == (8, 8)
+    assert target.shape == (8, 2, 4)
     own = (ANSWERS[2].flip(0)[2:] / 2.0).softmax(dim=1)  # of images 7 ... 0
     label = nn.functional.one_hot(torch.arange(8) % 4, 4).float()
     for rows in torch.arange(8).split(sizes or (8,)):
-        share = target[rows[0], label[rows[0]].argmax()]
+        share = target[rows[0], 0, label[rows[0]].argmax()]
         assert 0.5 < share < 1.0
-        for mixed, whole in ((target[rows, :4], label[rows]), (target[rows, 4:], own[rows])):
+        for mixed, whole in ((target[rows, 0], label[rows]), (target[rows, 1], own[rows])):
             assert torch.allclose(mixed, share * whole + (1 - share) * whole.roll(1, dims=0), atol=1e-6)
 
 
 def test_our_own_passes_take_the_same_step_as_torchs():
     states = [tiny_state(fast=fast, augment=AugmentConfig(cutmix_alpha=1.0)) for fast in (True, False)]
-    results = [[train_step(state, batch(view=step), step) for step in range(3)] for state in states]
+    results = [
+        [train_step(state, batch(view=step), Clock(state.recipe.steps, step=step)) for step in range(3)]
+        for state in states
+    ]
     for a, b in zip(*(state.model.parameters() for state in states), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=2e-6)
     assert [r.num_correct for r in results[0]] == [r.num_correct for r in results[1]]
@@ -206,7 +212,7 @@ def test_labels_alone_say_what_is_correct_and_with_all_of_the_weight_they_change
         predicted = states[0].model.eval()(batch(dtype=torch.float64).image).argmax(dim=1)
     wrong = (predicted + 1) % 4
     results = [
-        train_step(state, batch(labels=labels, dtype=torch.float64), 0)
+        train_step(state, batch(labels=labels, dtype=torch.float64), Clock(state.recipe.steps, step=0))
         for state, labels in zip(states, (predicted, wrong), strict=True)
     ]
     for a, b in zip(*(state.model.parameters() for state in states), strict=True):
@@ -222,13 +228,13 @@ def test_kept_answers_are_those_for_the_pictures_that_the_student_saw(
     crop, colours, taught, tmp_path, monkeypatch
 ):
     seen = []
-    real = course.train_step
+    real = fit.train_step
 
-    def spy(state, batch, step):
+    def spy(state, batch, clock):
         seen.append(batch)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(course, "train_step", spy)
+    monkeypatch.setattr(fit, "train_step", spy)
     train(
         colours, tmp_path / "run", distill__teacher=str(taught), distill__views=2, augment__crop=crop,
         augment__flip=True, augment__mixup_alpha=0.3,
@@ -263,15 +269,15 @@ def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(
     options = {"distill__teacher": str(taught), "distill__views": 2, "distill__temperature": 2.0}
     options |= {"augment__cutmix_alpha": 1.0, "ema_decay": 0.9}
     train(colours, tmp_path / "whole", **options)
-    real = course.train_step
+    real = fit.train_step
 
-    def stopping(state, batch, step):
-        if step == 7:
+    def stopping(state, batch, clock):
+        if clock.step == 7:
             signal.raise_signal(signal.SIGTERM)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
     with monkeypatch.context() as patch:
-        patch.setattr(course, "train_step", stopping)
+        patch.setattr(fit, "train_step", stopping)
         with pytest.raises(Interrupted):
             train(colours, tmp_path / "cut", **options)
     answers = tmp_path / "cut" / "teacher.npz"
@@ -284,9 +290,20 @@ def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(
         content = bytearray(answers.read_bytes())
         content[len(content) // 2] ^= 1
         answers.write_bytes(content)
-    loop.resume(tmp_path / "cut", screen=QUIET, with_pictures=False)
+    mixlab.resume(tmp_path / "cut", screen=QUIET, with_pictures=False)
     assert np.array_equal(np.load(answers)["logits"], before)
     assert has_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_learning_rates_are_tried_on_the_views_that_the_teacher_has_seen(colours, taught, tmp_path):
+    options = {"distill__teacher": str(taught), "distill__views": 1, "epochs": 3, "steps": None}
+    options |= {"data__val_fraction": 0.2}
+    grid = LrGrid(lrs=(0.001, 0.003), share=1.0)
+    tried = train(colours, tmp_path / "run", lr_grid=grid, **options)["grid"]  # three epochs, one view
+    best = max(tried["tried"], key=lambda row: (row["top1"], -row["loss"]))
+    alone = train(colours, tmp_path / "alone", optimizer__lr=best["lr"], **options)
+    assert alone["steps"] == tried["steps"]
+    assert has_same_weights(tmp_path / "run", tmp_path / "alone")
 
 
 def test_another_number_of_ranks_gives_the_same_bits(colours, taught, tmp_path, monkeypatch):

@@ -22,12 +22,14 @@ from mixlab.checkpoint.sharded import read_index
 from mixlab.errors import DiskError, ImageError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import course, gradients, loop
+from mixlab.training import course, fit
 from mixlab.training import step as step_module
 from mixlab.training.choose_split import recipe_of
 from mixlab.training.distributed import ALONE, World, check_own_cards
+from mixlab.training.exchanges import exact
 from mixlab.training.fsdp import check_shardable
-from mixlab.training.recipe import Recipe, override
+from mixlab.training.keys import override
+from mixlab.training.recipe import Recipe
 from mixlab.training.step import TrainState, check_shards
 
 QUIET = Screen(quiet=True)
@@ -49,7 +51,7 @@ def train(
         if patch is not None:
             patch()
         if (run / "recipe.toml").exists():
-            loop.resume(run, screen=QUIET)
+            mixlab.resume(run, screen=QUIET)
         else:
             mixlab.train("digits", "digits", run=run, screen=QUIET, with_pictures=False, **(PLAIN | options))
 
@@ -66,14 +68,14 @@ def stop_at(step: int):
     """Let the last rank get SIGTERM in that step."""
 
     def patch():
-        real = course.train_step
+        real = fit.train_step
 
-        def stopping(state, batch, number):
-            if number == step and state.world.rank == state.world.size - 1:
+        def stopping(state, batch, clock):
+            if clock.step == step and state.world.rank == state.world.size - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return real(state, batch, number)
+            return real(state, batch, clock)
 
-        course.train_step = stopping
+        fit.train_step = stopping
 
     return patch
 
@@ -114,11 +116,11 @@ def test_an_odd_number_of_ranks_shares_the_shards_and_validation_chooses_the_sam
 
 
 def test_a_sum_in_another_order_would_be_noticed(tmp_path):
-    real = gradients.ShardSum._exchange
+    real = exact.Exact._exchange
 
     def backwards(self, rows):
         def reverse():
-            gradients.dist.all_gather = lambda out, own, real=gradients.dist.all_gather: (
+            exact.dist.all_gather = lambda out, own, real=exact.dist.all_gather: (
                 real(out, own),
                 out.reverse(),
             )
@@ -127,7 +129,7 @@ def test_a_sum_in_another_order_would_be_noticed(tmp_path):
         return real(self, rows)
 
     def patch():
-        gradients.ShardSum._exchange = backwards
+        exact.Exact._exchange = backwards
 
     # Of two numbers the sum is the same from both ends, so three ranks.
     options = {"virtual_shards": 3, "batch_size": 33}
@@ -201,19 +203,19 @@ def test_fsdp_ranks_with_other_numbers_of_parts_do_not_wait_for_each_other(tmp_p
 @pytest.mark.slow
 def test_weights_that_cannot_be_written_do_not_mix_the_checkpoints_of_two_steps(tmp_path):
     def patch():
-        real, real_step = course.save_weights, course.train_step
+        real, real_step = course.save_weights, fit.train_step
 
         def full(*arguments):
             if not (tmp_path / "free").exists():
                 raise DiskError("could not write: No space left on device", where="weights")
             real(*arguments)
 
-        def step(state, batch, number):
-            if number == 4:
+        def step(state, batch, clock):
+            if clock.step == 4:
                 (tmp_path / "free").touch()
-            return real_step(state, batch, number)
+            return real_step(state, batch, clock)
 
-        course.save_weights, course.train_step = full, step
+        course.save_weights, fit.train_step = full, step
 
     options = {"parallel": "fsdp", "checkpoint_seconds": 0.0, "timeout_seconds": 20}
     assert train(tmp_path / "run", 2, patch=patch, **options) == [0, 0]
@@ -294,15 +296,15 @@ def test_a_killed_or_hung_rank_is_named_with_what_it_was_doing(number, seconds, 
     run = tmp_path / "run"
 
     def patch():
-        real = course.train_step
+        real = fit.train_step
 
-        def lost(state, batch, step):
-            if step == 2 and state.world.rank == 1:
+        def lost(state, batch, clock):
+            if clock.step == 2 and state.world.rank == 1:
                 time.sleep(1.5)  # long enough for a sign of life that says where it is
                 os.kill(os.getpid(), number)
-            return real(state, batch, step)
+            return real(state, batch, clock)
 
-        course.train_step = lost
+        fit.train_step = lost
 
     def job():
         patch()
@@ -372,18 +374,18 @@ def test_a_rank_without_readable_pictures_goes_on_and_storage_that_is_gone_is_sa
     def job(run, gone):
         from mixlab.data import dataset
 
-        real, real_step = dataset.read_image_file, course.train_step
+        real, real_step = dataset.read_image_file, fit.train_step
 
         def read(path):
             if os.environ.get("GONE") and (gone == "all" or torch.distributed.get_rank() == 1):
                 raise ImageError("it has gone", where=str(path))
             return real(path)
 
-        def step(state, batch, number):
-            os.environ["GONE"] = "1" if gone == "all" or number == 3 else ""  # for the next one
-            return real_step(state, batch, number)
+        def step(state, batch, clock):
+            os.environ["GONE"] = "1" if gone == "all" or clock.step == 3 else ""  # for the next one
+            return real_step(state, batch, clock)
 
-        dataset.read_image_file, course.train_step = read, step
+        dataset.read_image_file, fit.train_step = read, step
         mixlab.train("small_images", str(data), run=run, screen=QUIET, **options)
 
     assert ranks.wait(ranks.start(lambda: job(tmp_path / "some", "one"), size=2), 60) == [0, 0]
@@ -423,13 +425,13 @@ def test_a_file_that_only_one_rank_finds_unreadable_is_listed_for_all(pictures, 
             return real(path)
 
         dataset.read_image_file = read
-        real_step = course.train_step
+        real_step = fit.train_step
 
-        def step(state, batch, number):
+        def step(state, batch, clock):
             os.environ["GONE"] = next(row["path"] for row in splits(run) if row["split"] == "train")
-            return real_step(state, batch, number)
+            return real_step(state, batch, clock)
 
-        course.train_step = step
+        fit.train_step = step
         mixlab.train(
             "small_images", str(data), run=run, screen=QUIET, data__in_memory=False, data__num_workers=0,
             data__image_size="16", **(PLAIN | {"steps": 16, "batch_size": 16}),

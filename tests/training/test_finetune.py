@@ -13,14 +13,17 @@ from safetensors.torch import load_file
 import mixlab
 from mixlab import recipes
 from mixlab.errors import TrainingError, UsageError
+from mixlab.planning import budget, lr_grid, train
+from mixlab.planning.lr_grid import LrGrid, parse_lr_grid
 from mixlab.recipes import compose
 from mixlab.recipes.finetune import finetune
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import budget, loop, lr_grid
-from mixlab.training.lr_grid import LrGrid, describe_tried, parse_lr_grid
-from mixlab.training.recipe import Recipe, from_toml, override
+from mixlab.training.keys import from_toml, override
+from mixlab.training.recipe import Recipe
+from mixlab.training.tried import describe_tried
 from tests import forked
+from tests.training.decisions import replace_decision, steps_of
 
 QUIET = Screen(quiet=True)
 SMALL = {"steps": 8, "batch_size": 8, "threads": 1, "screen": QUIET}
@@ -64,11 +67,9 @@ def test_the_best_rate_of_a_grid_trains_to_the_bits_of_a_training_with_it_alone(
     seen = []
     whole = lr_grid._try
 
-    def watched(prepared, state, screen):
-        seen.append(
-            (prepared.recipe.optimizer.lr, prepared.recipe.steps, prepared.recipe.schedule.warmup_steps)
-        )
-        return whole(prepared, state, screen)
+    def watched(plan, session):
+        seen.append((plan.recipe.optimizer.lr, plan.num_steps, plan.recipe.schedule.warmup_steps))
+        return whole(plan, session)
 
     monkeypatch.setattr(lr_grid, "_try", watched)
     result = tune(place, tmp_path / "grid", lr_grid=(1e-6, 0.03), lr_share=0.5, schedule__warmup_steps=2)
@@ -111,28 +112,29 @@ def test_what_was_tried_stands_in_the_run_its_log_and_its_report_and_nothing_els
     tune(place, tmp_path / "plain")
     files = [{path.name for path in (tmp_path / run).iterdir()} for run in ("run", "plain")]
     assert files[0] - files[1] == {"lr_grid.json"}
-    resumed = loop.resume(tmp_path / "run", screen=QUIET)
+    resumed = mixlab.resume(tmp_path / "run", screen=QUIET)
     assert resumed["grid"] == result["grid"]
 
 
 def test_the_test_split_is_not_read_before_the_training_has_ended(place, tmp_path, monkeypatch):
     order = []
-    for module, name in ((loop, "choose_lr"), (loop, "finish")):
-        original = getattr(module, name)
+    real_decide, real_finish = LrGrid.decide, train.finish
 
-        def watched(*args, name=name, original=original, **options):
-            order.append(name)
-            if name == "choose_lr":
-                assert "test" in args[0].splits
-                args = (
-                    replace(args[0], splits={k: v for k, v in args[0].splits.items() if k != "test"}),
-                    *args[1:],
-                )
-            return original(*args, **options)
+    def decide(self, draft, num_steps):
+        order.append("trials")
+        splits = dict(draft.data.splits)
+        del splits["test"]
+        decided = real_decide(self, replace(draft, data=replace(draft.data, splits=splits)), num_steps)
+        return replace(decided, data=draft.data)
 
-        monkeypatch.setattr(module, name, watched)
+    def finish(*arguments):
+        order.append("finish")
+        return real_finish(*arguments)
+
+    monkeypatch.setattr(LrGrid, "decide", decide)
+    monkeypatch.setattr(train, "finish", finish)
     tune(place, tmp_path / "run", lr_grid=(0.003,))
-    assert order == ["choose_lr", "finish"]
+    assert order == ["trials", "finish"]
 
 
 def test_a_rate_that_diverges_is_written_down_and_not_taken(place, tmp_path):
@@ -206,17 +208,15 @@ def test_a_shorter_run_keeps_the_share_of_the_warm_up_and_a_longer_one_its_steps
 def test_a_budget_leaves_time_for_the_trials(place, tmp_path, monkeypatch):
     planned = []
     monkeypatch.setattr(budget, "REPORT_SECONDS", 1.0)
-    original = loop.plan_steps
 
-    def watched(*args, **options):
+    def watched(draft):
         # Twice with the same clock: once as it is, once without the grid.
-        plans = [
-            original(*args, **options | {"lr_grid": grid}).recipe.steps for grid in (options["lr_grid"], None)
-        ]
-        planned.extend(plans)
-        return replace(original(*args, **options), recipe=replace(args[0].recipe, steps=4, epochs=None))
+        for trials in (draft.request.trials, None):
+            other = replace(draft, request=replace(draft.request, trials=trials))
+            planned.append(budget.decide_steps(other).num_steps)
+        return steps_of(4, deadline=draft.end)(draft)
 
-    monkeypatch.setattr(loop, "plan_steps", watched)
+    replace_decision(monkeypatch, "decide_steps", watched)
     options = {key: value for key, value in SMALL.items() if key != "steps"}
     result = mixlab.finetune(str(place / "data"), place / "start", run=tmp_path / "run", budget="20s",
                              lr_grid=(0.003, 0.01, 0.03, 0.1), lr_share=1.0, **options)  # fmt: skip

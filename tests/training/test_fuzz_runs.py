@@ -32,8 +32,8 @@ def test_mutated_run_folders_are_read_or_refused_and_nothing_is_lost(base, tmp_p
 
 
 def test_without_the_look_at_links_and_checkpoints_the_fuzzer_finds_losses(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("mixlab.training.loop.check_links", lambda run: None)
-    monkeypatch.setattr("mixlab.training.loop.check_resumable", lambda run, start_over: False)
+    monkeypatch.setattr("mixlab.planning.train.check_links", lambda run: None)
+    monkeypatch.setattr("mixlab.planning.train.check_resumable", lambda run, start_over: False)
     assert history.check_links is not None
     with fuzz_runs.unpictured():
         tried = (fuzz_runs.try_one(7, number, base, tmp_path / "case") for number in range(1, 10 * NUM_CASES))

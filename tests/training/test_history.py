@@ -12,7 +12,6 @@ from mixlab.errors import TrainingError, WeightsError
 from mixlab.files import sha256
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import loop
 from tests.forked import mixlab as command
 
 QUIET = Screen(quiet=True)
@@ -61,7 +60,7 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_stays_as_it_is(run, gon
         forget(run, "end")
     before = content(run)
     with pytest.raises(TrainingError, match=r"no checkpoint to go on from.*--start-over"):
-        loop.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET)
     assert content(run) == before
 
 
@@ -70,7 +69,7 @@ def test_weights_alone_are_reason_enough(run):
     (run / "metrics.jsonl").unlink()
     before = content(run)
     with pytest.raises(TrainingError, match="has weights"):
-        loop.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET)
     assert content(run) == before
 
 
@@ -97,7 +96,7 @@ def test_the_end_of_a_run_is_not_given_up_for_an_older_checkpoint(run):
     (newest / "state.json").write_text("{}")
     before = content(run)
     with pytest.raises(TrainingError, match="has ended after step 24"):
-        loop.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET)
     assert content(run) == before
 
 
@@ -132,7 +131,7 @@ def test_an_incomplete_checkpoint_is_passed_over_for_the_one_before(run, name, c
     forget(run, "end")
     rewrite(max((run / "checkpoints").iterdir()), name, change)
     older = min((run / "checkpoints").iterdir())
-    training = loop.resume(run, screen=Screen())
+    training = mixlab.resume(run, screen=Screen())
     said = capsys.readouterr().out
     assert training["steps"] == 24
     assert "skipped a damaged checkpoint: step_00000024" in said
@@ -157,7 +156,7 @@ def test_no_link_in_a_run_is_followed(run, name, tmp_path):
     place.symlink_to(victim)
     before = content(victim) if victim.is_dir() else victim.read_bytes()
     with pytest.raises(WeightsError, match=f"{name} is a link"):
-        loop.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET)
     assert (content(victim) if victim.is_dir() else victim.read_bytes()) == before
     if victim.is_dir():
         assert (victim / ".a.1.tmp").is_dir()
@@ -167,7 +166,7 @@ def test_a_pipe_in_a_run_is_refused_and_not_waited_for(run):
     (run / "split.csv").unlink()
     os.mkfifo(run / "split.csv")
     with pytest.raises(WeightsError, match="no regular file"):
-        loop.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET)
 
 
 def test_what_is_not_known_to_be_ours_is_not_pruned(run):
@@ -177,5 +176,5 @@ def test_what_is_not_known_to_be_ours_is_not_pruned(run):
     (stranger / "thesis.txt").write_text("precious")
     for old in sorted((run / "checkpoints").iterdir())[2:]:
         shutil.rmtree(old)
-    loop.resume(run, screen=QUIET)
+    mixlab.resume(run, screen=QUIET)
     assert (stranger / "thesis.txt").read_text() == "precious"

@@ -176,7 +176,7 @@ def test_a_resumed_run_needs_the_weights_it_started_from_only_before_its_first_c
     before = state(tmp_path / "run")
     for file in start.iterdir():
         file.unlink()
-    from mixlab.training.loop import resume
+    from mixlab import resume
 
     resume(tmp_path / "run", screen=QUIET)
     assert_same(state(tmp_path / "run"), before)

@@ -1,6 +1,5 @@
 """The size that a budget has time for: from a table of runs, and the machine's speed."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import mixlab
 from mixlab.checkpoint.store import load_weights
 from mixlab.errors import UsageError
 from mixlab.models.catalog import display_name
+from mixlab.planning import budget, model_size
+from mixlab.planning.model_size import RUNGS, is_size_open
 from mixlab.recipes import compose, find_recipe
 from mixlab.report.screen import Screen
-from mixlab.training import loop, model_size
-from mixlab.training.budget import Plan
-from mixlab.training.model_size import RUNGS, is_size_open
-from mixlab.training.recipe import from_toml, override
+from mixlab.training.keys import from_toml, override
+from tests.training.decisions import replace_decision, steps_of
 
 QUIET = Screen(quiet=True)
 NAMES = ("mixer_pyramid_micro4", "mixer_pyramid_micro2", "mixer_pyramid_mini2", "mixer_pyramid_nano2")
@@ -35,10 +34,6 @@ def pictures(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def two_steps(prepared, state, **options):
-    return Plan(recipe=replace(prepared.recipe, steps=2), deadline=time.monotonic() + 60)
-
-
 def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> tuple[str, list[str]]:
     """The name of the model that was trained for two steps, and those whose speed was measured.
 
@@ -46,15 +41,15 @@ def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> t
     """
     measured = []
 
-    def step_seconds(prepared, state, seconds, end):
-        measured.append(prepared.recipe.model.name)
+    def measure_steps(plan, state, seconds, end):
+        measured.append(plan.recipe.model.name)
         assert state.model.config.patch_size == int(measured[-1][-1])
         larger = [size in measured[-1] for size in ("micro", "mini", "nano")].index(True)
         rung = 0 if measured[-1].endswith("micro4") else larger + 1
-        return prepared.recipe.batch_size * seconds_per_image * 2**rung
+        return plan.recipe.batch_size * seconds_per_image * 2**rung
 
-    monkeypatch.setattr(model_size, "step_seconds", step_seconds)
-    monkeypatch.setattr(loop, "plan_steps", two_steps)
+    monkeypatch.setattr(model_size, "measure_steps", measure_steps)
+    replace_decision(monkeypatch, "decide_steps", steps_of(2))
     run = pictures.parent / "run"
     mixlab.train("small_images", str(pictures), run=run, screen=QUIET, threads=1, batch_size=8, **options)
     name = from_toml(run / "recipe.toml")["model.name"]
@@ -86,9 +81,14 @@ def test_without_a_budget_or_with_a_size_of_ones_own_nothing_is_chosen(pictures,
     assert is_size_open(compose("cifar10", recipe="small_images", has_budget=True))
 
 
+def saying(draft):
+    """`decide_steps`, but for two steps and without a deadline."""
+    return replace(budget.decide_steps(draft), num_steps=2, deadline=None)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_speed_is_measured_on_steps_of_the_real_thing(threads, pictures, monkeypatch, tmp_path):
-    monkeypatch.setattr(loop, "plan_steps", two_steps)
+    replace_decision(monkeypatch, "decide_steps", saying)
     screen = Screen(quiet=True)
     said = []
     monkeypatch.setattr(screen, "say", said.append)

@@ -12,12 +12,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
+from mixlab.planning.budget import parse_duration
 from mixlab.recipes import RECIPES, find_recipe
 from mixlab.threads import one_core_each
-from mixlab.training.budget import parse_duration
+from mixlab.training.keys import from_toml, override, recipe_keys, to_toml
 from mixlab.training.losses import LossConfig, balanced_class_weights, loss_per_batch
 from mixlab.training.optimizer import OptimizerConfig, build_optimizer, decays
-from mixlab.training.recipe import Recipe, from_toml, override, recipe_fields, to_toml
+from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig, lr_factor
 from mixlab.training.step import warmed_ema
 
@@ -138,10 +139,10 @@ def test_a_wrong_key_or_value_is_named_with_what_would_be_right(key, value, mess
 
 
 def test_every_key_of_a_recipe_has_a_type_that_a_person_can_read():
-    from mixlab.training.recipe import type_name
+    from mixlab.training.keys import type_name
 
     assert {"optimizer.lr": "number", "data.image_size": "HxW", "epochs": "number"}.items() <= {
-        key: type_name(hint) for key, hint in recipe_fields().items()
+        key: type_name(known.hint) for key, known in recipe_keys().items()
     }.items()
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mixlab.training.engines.by_cpu
 import mixlab.training.setup
-import mixlab.training.step
 from mixlab.models.catalog import ModelConfig, create_model
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import pick_precision
@@ -47,7 +47,8 @@ def test_what_auto_becomes(monkeypatch, changes, device, num_processes, is_faste
     ],
 )
 def test_the_passes_that_a_training_takes(monkeypatch, precision, multiplies, dtype):
-    monkeypatch.setattr(mixlab.training.step, "multiplies_bf16", lambda: multiplies)
+    monkeypatch.setattr(mixlab.training.engines.by_cpu, "multiplies_bf16", lambda: multiplies)
     model = create_model("mixer_pico2", num_classes=10, image_size=8, in_channels=1)
     state = TrainState(model, replace(RECIPE, precision=precision), None, 10, CPU)
-    assert (state.cores and state.cores._model.dtype) == dtype
+    cores = getattr(state.engine, "cores", None)
+    assert (cores and cores._model.dtype) == dtype

@@ -12,7 +12,7 @@ import mixlab
 from mixlab.errors import UsageError
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
-from mixlab.training import course, loop
+from mixlab.training import fit
 from mixlab.training.signals import Interrupted
 
 QUIET = Screen(quiet=True)
@@ -62,25 +62,25 @@ def test_training_ends_with_the_same_bits(case, tmp_path, monkeypatch):
 def test_a_run_resumes_with_it_to_the_bits_of_one_without(tmp_path, monkeypatch):
     options = {"threads": 2, "accumulate": 2, "ema_decay": 0.9, "augment__mixup_alpha": 0.4}
     whole = train(tmp_path / "whole", **options)
-    real = course.train_step
+    real = fit.train_step
 
-    def step_and_stop(state, batch, step):
-        if step == 2:
+    def step_and_stop(state, batch, clock):
+        if clock.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
     with monkeypatch.context() as patch:
-        patch.setattr(course, "train_step", step_and_stop)
+        patch.setattr(fit, "train_step", step_and_stop)
         with pytest.raises(Interrupted):
             train(tmp_path / "cut", checkpoint_blocks=True, **options)
     seen = []
 
-    def look_and_step(state, batch, step):
+    def look_and_step(state, batch, clock):
         seen.append(state.model.checkpoint_blocks)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(course, "train_step", look_and_step)
-    loop.resume(tmp_path / "cut", screen=QUIET)
+    monkeypatch.setattr(fit, "train_step", look_and_step)
+    mixlab.resume(tmp_path / "cut", screen=QUIET)
     assert seen == [True] * 3
     assert_equal(whole, load_file(tmp_path / "cut" / "weights.safetensors"))
 

@@ -10,6 +10,7 @@ import torch
 from mixlab.checkpoint.open import open_weights
 from mixlab.data.loader import Batch
 from mixlab.training import step as step_module
+from mixlab.training.clock import Clock
 from mixlab.training.losses import LossConfig
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.recipe import Recipe
@@ -74,7 +75,7 @@ def follow(
     state = TrainState(model, recipe, batch["labels"], 10, torch.device("cpu"))
     losses, sizes = [], []
     for number in range(settings["steps"]):
-        losses.append(train_step(state, images, number).loss)
+        losses.append(train_step(state, images, Clock(state.recipe.steps, step=number)).loss)
         sizes.append(float(torch.sqrt(sum(p.detach().double().square().sum() for p in model.parameters()))))
     return model, {"loss": losses, "grad_norm": norms, "param_norm": sizes}, expected
 
@@ -152,7 +153,7 @@ def test_bfloat16_momentum_survives_a_checkpoint_to_the_bit():
         for number in numbers:
             torch.manual_seed(number)
             images = Batch(torch.randn(4, 3, 16, 16), torch.arange(4), np.arange(4))
-            train_step(state, images, number)
+            train_step(state, images, Clock(state.recipe.steps, step=number))
 
     config = OptimizerConfig(name="sgd", lr=0.03, momentum_dtype="bf16")
     recipe = Recipe(optimizer=config, steps=8, batch_size=4)

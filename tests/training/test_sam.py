@@ -14,8 +14,10 @@ from mixlab.data.random import torch_seed
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
-from mixlab.training import course, loop
+from mixlab.training import fit
+from mixlab.training.clock import Clock
 from mixlab.training.distributed import World
+from mixlab.training.engines.by_cpu import CpuEngine
 from mixlab.training.losses import LossConfig, loss_per_batch
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.recipe import Recipe
@@ -148,13 +150,13 @@ def test_a_step_of_a_mixer_is_the_one_by_hand_with_the_same_depths_drawn_twice(a
         parts=options.get("accumulate", 1),
     )
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-    train_step(state, batch, 1)
+    train_step(state, batch, Clock(state.recipe.steps, step=1))
     for name, parameter in state.model.named_parameters():
         assert torch.allclose(parameter, expected[name], rtol=0, atol=1e-12), name
     plain = tiny_state(
         OptimizerConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, grad_clip_norm=0.0)
     )
-    train_step(plain, pictures(), 1)
+    train_step(plain, pictures(), Clock(plain.recipe.steps, step=1))
     moved = [torch.equal(before[name], p) for name, p in state.model.named_parameters()]
     assert not all(moved)
     assert not torch.allclose(plain.model.head.weight, state.model.head.weight, atol=1e-4)
@@ -167,10 +169,10 @@ def test_our_own_passes_take_the_same_step_as_torchs(alpha):
     states = [
         tiny_state(optimizer, dtype=torch.float32, schedule=schedule, fast=fast) for fast in (True, False)
     ]
-    assert states[0].cores is not None
+    assert isinstance(states[0].engine, CpuEngine)
     for state in states:
         for step in range(3):
-            train_step(state, pictures(torch.float32), step)
+            train_step(state, pictures(torch.float32), Clock(state.recipe.steps, step=step))
     for a, b in zip(*(state.model.parameters() for state in states), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=2e-6)
 
@@ -185,7 +187,7 @@ def test_running_statistics_see_a_batch_once():
         model = create_model("timm/test_byobnet", num_classes=4, image_size=32).train()
         state = TrainState(model, recipe, None, 4, CPU)
         image = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-        train_step(state, Batch(image, torch.arange(8) % 4, np.arange(8)), 0)
+        train_step(state, Batch(image, torch.arange(8) % 4, np.arange(8)), Clock(recipe.steps))
         counts.append({name: b.clone() for name, b in model.named_buffers()})
     assert counts[0]
     for name, plain in counts[0].items():
@@ -202,15 +204,20 @@ def test_the_radius_falls_with_the_learning_rate_as_the_authors_do():
         lr = lr_max * factor
         # big_vision trainers/proj/gsam/gsam.py, in its words: rho_max, rho_min
         theirs = 0.2 + (0.5 - 0.2) * (lr - lr_min) / (lr_max - lr_min)
-        assert sam_radius(recipe, step, factor) == pytest.approx(theirs, abs=1e-12)
-    assert sam_radius(recipe, 100, 1.0) == pytest.approx(0.5)
+        assert sam_radius(recipe, Clock(recipe.steps, step=step), factor) == pytest.approx(theirs, abs=1e-12)
+    assert sam_radius(recipe, Clock(recipe.steps, step=100), 1.0) == pytest.approx(0.5)
 
 
 def test_the_radius_stays_where_nothing_says_that_it_falls_and_begins_where_it_is_told_to():
     optimizer = OptimizerConfig(sam_rho=0.5, sam_from=0.75)
     recipe = Recipe(optimizer=optimizer, steps=40)
-    assert [sam_radius(recipe, step, 0.1) for step in (0, 29, 30, 39)] == [None, None, 0.5, 0.5]
-    assert sam_radius(Recipe(steps=40), 30, 0.1) is None
+    assert [sam_radius(recipe, Clock(40, step=step), 0.1) for step in (0, 29, 30, 39)] == [
+        None,
+        None,
+        0.5,
+        0.5,
+    ]
+    assert sam_radius(Recipe(), Clock(40, step=30), 0.1) is None
 
 
 def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(tmp_path, monkeypatch):
@@ -220,18 +227,18 @@ def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(tmp_path, monkeypa
         "optimizer__sam_from": 0.25, "model__stochastic_depth": 0.3, "with_pictures": False,
     }  # fmt: skip
     whole = mixlab.train("digits", run=tmp_path / "whole", **options)
-    real = course.train_step
+    real = fit.train_step
 
-    def stopping(state, batch, step):
-        if step == 6:
+    def stopping(state, batch, clock):
+        if clock.step == 6:
             signal.raise_signal(signal.SIGTERM)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
     with monkeypatch.context() as patch:
-        patch.setattr(course, "train_step", stopping)
+        patch.setattr(fit, "train_step", stopping)
         with pytest.raises(Interrupted):
             mixlab.train("digits", run=tmp_path / "cut", **options)
-    cut = loop.resume(tmp_path / "cut", screen=QUIET, with_pictures=False)
+    cut = mixlab.resume(tmp_path / "cut", screen=QUIET, with_pictures=False)
     name = "weights.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     assert whole["test"] == cut["test"]

@@ -8,7 +8,8 @@ from mixlab.data.csv_files import read_split_csv
 from mixlab.data.dataset import Source, Split
 from mixlab.errors import UsageError
 from mixlab.report.screen import Screen
-from mixlab.training.recipe import Recipe, override
+from mixlab.training.keys import override
+from mixlab.training.recipe import Recipe
 from mixlab.training.splits import split_source
 
 

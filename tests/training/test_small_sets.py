@@ -13,13 +13,14 @@ import mixlab
 from mixlab.checkpoint.open import open_weights
 from mixlab.errors import DataError, TrainingError, UsageError
 from mixlab.evaluation.metrics import Predictions, summarize
+from mixlab.planning import make_plan
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.report.tables import show_evaluation
 from mixlab.serving.card import write_card
 from mixlab.studies import open_study
 from mixlab.studies.harness import Options
-from mixlab.training import course, loop
+from mixlab.training import fit
 from mixlab.training.recipe import Recipe
 from mixlab.training.small_sets import needs_two, smallest_part
 
@@ -170,7 +171,7 @@ def test_only_normalisation_of_a_single_pixel_needs_two_images():
 )  # fmt: skip
 def test_a_batch_of_one_is_refused_before_the_pictures_are_read(options, words, tmp_path, monkeypatch):
     data = folder(tmp_path / "data", a=8, b=8)
-    monkeypatch.setattr(loop, "read_pictures", lambda *_: pytest.fail("the pictures were read"))
+    monkeypatch.setattr(make_plan, "read_everywhere", lambda *_: pytest.fail("the pictures were read"))
     with pytest.raises(UsageError, match=r"resnet normalises over the images of a batch") as found:
         train(data, tmp_path / "run", model__name="timm/test_resnet", image_size=(32, 32), **options)
     assert words in str(found.value.hint)
@@ -195,9 +196,9 @@ def test_a_mixer_is_trained_on_one_image_at_a_time(tmp_path):
 
 
 def test_a_batch_that_shrinks_to_one_while_training_is_explained(tmp_path, monkeypatch):
-    def step(state, batch, number):
+    def step(state, batch, clock):
         return torch.nn.BatchNorm1d(4)(torch.zeros(1, 4))
 
-    monkeypatch.setattr(course, "train_step", step)
+    monkeypatch.setattr(fit, "train_step", step)
     with pytest.raises(TrainingError, match=r"one at a time.*--batch-size"):
         train(folder(tmp_path / "data", a=4, b=4), tmp_path / "run")

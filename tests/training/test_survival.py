@@ -24,11 +24,12 @@ from mixlab.checkpoint.checkpoints import Checkpoint, load_newest_checkpoint, sa
 from mixlab.data import loader
 from mixlab.data import workers as worker_module
 from mixlab.errors import DataError, DiskError, TrainingError, UsageError, WeightsError
+from mixlab.planning import batch_size, reopen
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import batch_size, course, loop
-from mixlab.training import step as step_module
+from mixlab.training import choose, course, fit
 from mixlab.training.failures import NonFiniteError
+from mixlab.training.objectives import labels
 from mixlab.training.run_folder import locked
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.signals import Interrupted
@@ -155,7 +156,7 @@ def test_a_disk_that_stays_full_ends_with_the_error_and_the_old_files(kind, tmp_
         digits(tmp_path / "run", checkpoint_seconds=0.0)
     monkeypatch.undo()
     assert (tmp_path / "run" / "config.json").is_file()
-    loop.resume(tmp_path / "run", screen=QUIET)
+    mixlab.resume(tmp_path / "run", screen=QUIET)
     assert same_weights(tmp_path / "calm", tmp_path / "run")
 
 
@@ -227,11 +228,11 @@ def save_at_once(monkeypatch) -> None:
 
 def spoil(monkeypatch, steps: set[int], kind: str) -> None:
     """Make the loss, or only the gradient, of some steps NaN."""
-    real, counter = step_module.TrainingLoss, iter(range(10**6))
+    real, counter = labels.label_loss, iter(range(10**6))
 
-    def made(**settings):
+    def made(*arguments):
         def spoilt(logits, target):  # without a name, so that no other process computes it
-            loss = real(**settings)(logits, target)
+            loss = real(*arguments)(logits, target)
             if next(counter) not in steps:
                 return loss
             if kind == "loss":
@@ -240,7 +241,7 @@ def spoil(monkeypatch, steps: set[int], kind: str) -> None:
 
         return spoilt
 
-    monkeypatch.setattr(step_module, "TrainingLoss", made)
+    monkeypatch.setattr(choose, "label_loss", made)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -273,20 +274,20 @@ def test_so_many_batches_can_be_left_out_and_no_more_even_over_a_resume(tmp_path
     monkeypatch.setattr(course, "add_nonfinite_batch", full)  # that it cannot be written down hides nothing
     spoil(monkeypatch, {9 - found.step}, "loss")  # the counter starts again with the process
     with pytest.raises(NonFiniteError, match="step 9"):
-        loop.resume(tmp_path / "one", screen=QUIET)
+        mixlab.resume(tmp_path / "one", screen=QUIET)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-    real = course.train_step
+    real = fit.train_step
 
-    def break_weights(state, batch, step):
-        result = real(state, batch, step)
-        if step == 6:
+    def break_weights(state, batch, clock):
+        result = real(state, batch, clock)
+        if clock.step == 6:
             with torch.no_grad():
                 state.model.head.bias[0] = float("inf")
         return result
 
-    monkeypatch.setattr(course, "train_step", break_weights)
+    monkeypatch.setattr(fit, "train_step", break_weights)
     with pytest.raises(TrainingError, match=r"head.bias was no longer finite|loss became"):
         digits(tmp_path / "run", checkpoint_seconds=0.0)
     found, _ = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
@@ -297,8 +298,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 def test_one_process_at_a_time_trains_in_a_run(tmp_path):
     digits(tmp_path / "run")
     with locked(tmp_path / "run"), pytest.raises(UsageError, match="another process is training"):
-        loop.resume(tmp_path / "run", screen=QUIET)
-    loop.resume(tmp_path / "run", screen=QUIET)
+        mixlab.resume(tmp_path / "run", screen=QUIET)
+    mixlab.resume(tmp_path / "run", screen=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_memory_that_runs_out_is_named_with_what_to_do(error, tmp_path, monkeypa
     def too_much(*_):
         raise error
 
-    monkeypatch.setattr(course, "train_step", too_much)
+    monkeypatch.setattr(fit, "train_step", too_much)
     with pytest.raises(TrainingError, match="batch_size 32") as found:
         digits(tmp_path / "run")
     assert "--accumulate 2" in found.value.hint
@@ -319,7 +320,7 @@ def test_other_errors_of_a_step_are_not_called_memory(tmp_path, monkeypatch):
     def wrong(*_):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(course, "train_step", wrong)
+    monkeypatch.setattr(fit, "train_step", wrong)
     with pytest.raises(RuntimeError, match="multiplied"):
         digits(tmp_path / "run")
 
@@ -380,35 +381,35 @@ def test_any_number_of_workers_changed_in_mid_run_gives_the_same_bits(colours, t
         mixlab.train("small_data", str(colours), run=tmp_path / f"w{workers}", num_workers=workers, **STREAM)
     assert same_weights(tmp_path / "w0", tmp_path / "w2")
     assert same_weights(tmp_path / "w0", tmp_path / "w4")
-    real = course.train_step
+    real = fit.train_step
 
-    def stop(state, batch, step):
-        if step == 7:
+    def stop(state, batch, clock):
+        if clock.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
     with monkeypatch.context() as patch:
-        patch.setattr(course, "train_step", stop)
+        patch.setattr(fit, "train_step", stop)
         with pytest.raises(Interrupted):
             mixlab.train("small_data", str(colours), run=tmp_path / "cut", num_workers=4, **STREAM)
     recipe = tmp_path / "cut" / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("num_workers = 4", "num_workers = 2"))
-    loop.resume(tmp_path / "cut", screen=QUIET)
+    mixlab.resume(tmp_path / "cut", screen=QUIET)
     assert same_weights(tmp_path / "w0", tmp_path / "cut")
 
 
 def test_killed_workers_are_replaced_and_change_nothing(colours, tmp_path, monkeypatch):
     mixlab.train("small_data", str(colours), run=tmp_path / "calm", num_workers=0, **STREAM)
-    real, killed = course.train_step, []
+    real, killed = fit.train_step, []
 
-    def kill_one(state, batch, step):
-        if step in (1, 9):
+    def kill_one(state, batch, clock):
+        if clock.step in (1, 9):
             children = multiprocessing.active_children()
             killed.append(children[0].pid)
             os.kill(children[0].pid, signal.SIGKILL)
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(course, "train_step", kill_one)
+    monkeypatch.setattr(fit, "train_step", kill_one)
     mixlab.train("small_data", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
     assert len(set(killed)) == 2
     assert same_weights(tmp_path / "calm", tmp_path / "run")
@@ -417,12 +418,12 @@ def test_killed_workers_are_replaced_and_change_nothing(colours, tmp_path, monke
 def test_workers_that_keep_dying_end_the_training_with_the_reason(colours, tmp_path, monkeypatch):
     monkeypatch.setattr(worker_module, "MAX_WORKER_DEATHS", 0)
 
-    def kill_all(state, batch, step):
+    def kill_all(state, batch, clock):
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
         return StepResult(loss=0.0, num_correct=0, num_images=8, lr=0.0)
 
-    monkeypatch.setattr(course, "train_step", kill_all)
+    monkeypatch.setattr(fit, "train_step", kill_all)
     with pytest.raises(DataError, match="died 1 times"):
         mixlab.train("small_data", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
 
@@ -433,15 +434,16 @@ def test_workers_that_keep_dying_end_the_training_with_the_reason(colours, tmp_p
 def fake_memory(monkeypatch, per_image: int, total: int):
     """A machine of `total` bytes on which a step takes 1000 bytes and `per_image` for each image."""
     peak = [0]
-    real = batch_size.train_step
+    real = fit.train_step
 
-    def step(state, batch, number):
-        peak[0] = max(peak[0], 1000 + per_image * len(batch.image) // state.recipe.accumulate)
-        if peak[0] > total:
+    def step(state, batch, clock):
+        need = 1000 + per_image * len(batch.image) // state.recipe.accumulate
+        if need > total:
             raise RuntimeError("out of memory")
-        return real(state, batch, number)
+        peak[0] = max(peak[0], need)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(batch_size, "train_step", step)
+    monkeypatch.setattr(fit, "train_step", step)
     monkeypatch.setattr(batch_size, "_used", lambda device: peak[0])
     monkeypatch.setattr(batch_size, "_memory", lambda device, world: total / batch_size.MEMORY_SHARE)
 
@@ -462,7 +464,7 @@ def test_batch_size_auto_counts_parts_and_a_failure_that_is_no_lack_of_memory_is
     assert "batch_size = 64\n" in (tmp_path / "shards/recipe.toml").read_text()
     digits(tmp_path / "run", batch_size="auto", accumulate=2, steps=1)
     assert "batch_size = 128\n" in (tmp_path / "run/recipe.toml").read_text()
-    monkeypatch.setattr(batch_size, "train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("a shape")))
+    monkeypatch.setattr(fit, "train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("a shape")))
     with pytest.raises(RuntimeError, match="a shape"):
         digits(tmp_path / "other", batch_size="auto", steps=1)
     fake_memory(monkeypatch, 100, 50)
@@ -495,8 +497,8 @@ def test_a_run_folder_that_cannot_be_written_is_said_and_resumed_later(tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", read_only)
         with pytest.raises(DiskError, match="run folder cannot be written: Read-only"):
-            loop.resume(run, screen=QUIET)
-    assert loop.resume(run, screen=QUIET)["steps"] == 12
+            mixlab.resume(run, screen=QUIET)
+    assert mixlab.resume(run, screen=QUIET)["steps"] == 12
 
 
 @pytest.mark.parametrize("how", ["waits", "stopped"])
@@ -532,16 +534,16 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(how
 
 @pytest.mark.parametrize("how", ["deleted", "moved"])
 def test_a_run_folder_that_vanishes_is_said_at_once(how, tmp_path, monkeypatch):
-    real, run = course.train_step, tmp_path / "run"
+    real, run = fit.train_step, tmp_path / "run"
 
-    def vanishing(state, batch, step):
-        if step == 4 and how == "deleted":
+    def vanishing(state, batch, clock):
+        if clock.step == 4 and how == "deleted":
             shutil.rmtree(run)
-        elif step == 4:
+        elif clock.step == 4:
             run.rename(tmp_path / "elsewhere")
-        return real(state, batch, step)
+        return real(state, batch, clock)
 
-    monkeypatch.setattr(course, "train_step", vanishing)
+    monkeypatch.setattr(fit, "train_step", vanishing)
     with pytest.raises(TrainingError, match=r"the run folder is gone: .* before step 5"):
         digits(run)
     assert not run.exists()
@@ -549,9 +551,9 @@ def test_a_run_folder_that_vanishes_is_said_at_once(how, tmp_path, monkeypatch):
 
 def test_ctrl_c_while_a_run_is_opened_again_says_that_it_is_as_it_was(tmp_path, monkeypatch):
     digits(tmp_path / "run")
-    monkeypatch.setattr(loop, "read_pictures", interrupted)
+    monkeypatch.setattr(reopen, "read_everywhere", interrupted)
     with pytest.raises(Interrupted, match=r"the run is as it was.*--resume") as error:
-        loop.resume(tmp_path / "run", screen=QUIET)
+        mixlab.resume(tmp_path / "run", screen=QUIET)
     assert error.value.exit_status == 130
 
 

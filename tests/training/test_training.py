@@ -21,7 +21,7 @@ from mixlab.data.dataset import Source, Split
 from mixlab.errors import TrainingError, UsageError
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import course, loop
+from mixlab.training import fit
 from mixlab.training.evaluate import evaluate
 from mixlab.training.recipe import Recipe
 from mixlab.training.signals import Interrupted
@@ -148,14 +148,14 @@ class StopAt:
     """Send ourselves a signal once training has written a given step."""
 
     def __init__(self, monkeypatch, step: int, number: int) -> None:
-        real = course.train_step
+        real = fit.train_step
 
-        def step_and_stop(state, batch, current):
-            if current + 1 == step:
+        def step_and_stop(state, batch, clock):
+            if clock.step + 1 == step:
                 os.kill(os.getpid(), number)
-            return real(state, batch, current)
+            return real(state, batch, clock)
 
-        monkeypatch.setattr(course, "train_step", step_and_stop)
+        monkeypatch.setattr(fit, "train_step", step_and_stop)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -168,7 +168,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(tmp_path, monkeypatc
             digits(tmp_path / "cut", **options)
     assert stopped.value.exit_status == (130 if number == signal.SIGINT else 143)
     assert (tmp_path / "cut" / "checkpoints" / "step_00000041").is_dir()
-    loop.resume(tmp_path / "cut", screen=QUIET)
+    mixlab.resume(tmp_path / "cut", screen=QUIET)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
     def rows(name):
@@ -186,7 +186,7 @@ def test_the_best_weights_are_kept_and_remembered_over_a_resume(tmp_path, monkey
         StopAt(patch, 130, signal.SIGINT)
         with pytest.raises(Interrupted):
             digits(tmp_path / "cut", **options)
-    loop.resume(tmp_path / "cut", screen=QUIET)
+    mixlab.resume(tmp_path / "cut", screen=QUIET)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
     log = read_run_log(tmp_path / "whole" / "metrics.jsonl")
     best = max((row["top1"], -row["loss"], row["step"]) for row in log if row["event"] == "validation")
@@ -363,7 +363,7 @@ def test_streamed_training_equals_training_from_memory_and_resumes_to_the_same_b
         StopAt(patch, 5, signal.SIGTERM)
         with pytest.raises(Interrupted):
             mixlab.train("small_data", data, run=tmp_path / "cut", in_memory=False, num_workers=2, **options)
-    loop.resume(tmp_path / "cut", screen=QUIET)
+    mixlab.resume(tmp_path / "cut", screen=QUIET)
     assert_equal_weights(tmp_path / "memory", tmp_path / "cut")
 
 
@@ -375,7 +375,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     log = tmp_path / "whole" / "metrics.jsonl"
     kept = [line for line in log.read_text().splitlines(keepends=True) if '"event": "train"' in line]
     log.write_text("".join(kept))  # that is all it had, when it was killed
-    loop.resume(tmp_path / "whole", screen=QUIET)
+    mixlab.resume(tmp_path / "whole", screen=QUIET)
     assert (tmp_path / "weights.safetensors").read_bytes() == (
         tmp_path / "whole/weights.safetensors"
     ).read_bytes()

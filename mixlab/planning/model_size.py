@@ -1,7 +1,6 @@
 """`--budget` chooses the size of a pyramid: by what each size reached on CIFAR-10, and this machine's speed."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,11 +8,10 @@ import numpy as np
 
 from mixlab.errors import UsageError
 from mixlab.models.catalog import DIMENSIONS, FAMILIES, name_with_patch
-from mixlab.training.budget import for_measuring, step_seconds
-from mixlab.training.distributed import World
-from mixlab.training.prepared import Prepared
+from mixlab.planning.budget import for_measuring, measure_steps
+from mixlab.planning.draft import UNKNOWN_STEPS, Draft
+from mixlab.training.build import build
 from mixlab.training.recipe import Recipe
-from mixlab.training.step import TrainState
 
 MEASURE_SHARE, MEASURE_SECONDS = 0.004, 5.0  # of the budget, and at most, for each size measured
 USABLE_SHARE = 0.95  # of what is left of the budget: the rest goes into evaluation and report
@@ -65,41 +63,37 @@ def is_size_open(recipe: Recipe) -> bool:
     return model.name in FAMILIES and all(value is None for value in given) and recipe.coarse_share == 0
 
 
-def choose_size(
-    prepared: Prepared,
-    build: Callable[[Prepared], TrainState],
-    *,
-    end: float,
-    world: World,
-) -> Prepared:
-    """`prepared` with the rung whose error should be the least at the end of the budget.
+def decide_model_size(draft: Draft) -> Draft:
+    """The draft with the rung whose error should be the least at the end of its budget, if it may choose.
 
-    build: makes the state that begins a training. end: of the budget, on the monotonic clock. Sizes are measured
-    from the smallest on, until one would do clearly worse than the best so far.
+    Sizes are measured from the smallest on, until one would do clearly worse than the best so far.
     """
+    end = draft.end
+    if end is None or not draft.may_choose_size:
+        return draft
     began = time.monotonic()
-    best: tuple[float, Prepared] | None = None
+    best: tuple[float, Draft] | None = None
     for rung in RUNGS:
-        recipe = _on_rung(prepared.recipe, rung)
-        candidate = replace(prepared, recipe=recipe)
+        candidate = replace(draft, recipe=_on_rung(draft, rung))
+        plan = candidate.plan(UNKNOWN_STEPS, for_measuring(candidate.recipe))
         try:
-            state = build(replace(candidate, recipe=for_measuring(recipe)))
+            trial = build(plan, draft.session.silent())
         except UsageError:  # such patches do not divide these pictures
             continue
-        seconds = step_seconds(candidate, state, min(MEASURE_SHARE * (end - began), MEASURE_SECONDS), end)
-        # At least one, where the budget is over already: `plan_steps` says so.
+        seconds = measure_steps(plan, trial, min(MEASURE_SHARE * (end - began), MEASURE_SECONDS), end)
+        # At least one, where the budget is over already: `decide_steps` says so.
         steps = max(USABLE_SHARE * (end - time.monotonic()) / seconds, 1.0)
         # What rank 0 found, on all ranks.
-        error = world.from_main(partial(rung.error, steps * recipe.batch_size))
+        error = draft.session.world.from_main(partial(rung.error, steps * plan.recipe.batch_size))
         if best is not None and error > HOPELESS * best[0]:
             break
         if best is None or error < best[0]:
             best = (error, candidate)
-    return prepared if best is None else best[1]
+    return draft if best is None else best[1]
 
 
-def _on_rung(recipe: Recipe, rung: Rung) -> Recipe:
-    assert recipe.data.image_size is not None
-    name = name_with_patch(rung.model, recipe.data.image_size)
+def _on_rung(draft: Draft, rung: Rung) -> Recipe:
+    name = name_with_patch(rung.model, draft.data.preprocess.image_size)
     patch_size = rung.coarse * int(name.removeprefix(rung.model))
-    return replace(recipe, model=replace(recipe.model, name=f"{rung.model}{patch_size}"))
+    model = replace(draft.recipe.model, name=f"{rung.model}{patch_size}")
+    return replace(draft.recipe, model=model)

@@ -1,5 +1,7 @@
 """Gradients of several shards of a batch, summed so that the sum has the same bits on any number of processes."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -9,23 +11,30 @@ from mixlab.training.distributed import World
 CHUNK = 1 << 20  # numbers exchanged at a time: bounds the memory to this times the number of shards
 
 
-class ShardSum:
+class Exact:
     """The sum of the gradients of `num_shards` shards, always taken in the order of the shards.
 
     Floating-point addition is not associative: an all-reduce of W ranks gives other last bits for every W. Here each
     shard's gradient is computed alone, and every rank adds all of them from left to right.
     """
 
+    scale = 1.0
+    is_spread, needs_every_part, needs_blank = False, False, False
+
     def __init__(self, model: nn.Module, world: World, num_shards: int) -> None:
+        self.module, self.num_shards = model, num_shards
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._world, self._num_shards = world, num_shards
+        self._world = world
         self._rows: list[Tensor] = []
 
     def begin(self) -> None:
         """Forget the shards of a step that was given up."""
         self._rows = []
 
-    def add(self) -> None:
+    def part(self, is_last: bool) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def end_shard(self) -> None:
         """Take the gradients that the model has now as those of this rank's next shard."""
         flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         row = torch.cat([gradient.reshape(-1) for gradient in flat])
@@ -47,7 +56,7 @@ class ShardSum:
     def _exchange(self, rows: Tensor) -> Tensor:
         """(own shards, P) -> (P,)."""
         counts = [
-            len(World(rank, self._world.size).share(self._num_shards)) for rank in range(self._world.size)
+            len(World(rank, self._world.size).share(self.num_shards)) for rank in range(self._world.size)
         ]
         total = torch.empty_like(rows[0])
         for start in range(0, rows.shape[1], CHUNK):

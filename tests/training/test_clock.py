@@ -1,20 +1,20 @@
 """The number of steps of a run with a deadline follows the machine's speed, and a resumed run follows it too."""
 
-import dataclasses
 import json
 import time
 
 import pytest
 
-import mixlab.training.pace
+import mixlab
+import mixlab.training.clock
 from mixlab.errors import WeightsError
-from mixlab.training import course, loop
-from mixlab.training.budget import Plan
-from mixlab.training.pace import Pace, read_changes
+from mixlab.planning import train as way
+from mixlab.training.clock import Clock, read_changes
+from tests.training.decisions import replace_decision, steps_of
 from tests.training.test_curriculum import QUIET, cut, kills, train
 
 
-class Clock:
+class Time:
     now = 100.0
 
     def monotonic(self) -> float:
@@ -23,34 +23,32 @@ class Clock:
 
 @pytest.mark.parametrize("speeds", [(10, 10), (10, 5), (5, 10), (10, 5, 20, 8)])
 def test_a_run_ends_at_its_deadline_with_its_last_step(monkeypatch, tmp_path, speeds):
-    clock = Clock()
-    monkeypatch.setattr(mixlab.training.pace, "time", clock)
-    pace, step, steps = Pace(tmp_path, {}), 0, 6000  # 600 s, at 10 steps a second
-    pace.begin(0, 700.0)
-    changes = 0
-    while step < steps:
-        clock.now += 1 / speeds[min(int((clock.now - 100) / 600 * len(speeds)), len(speeds) - 1)]
-        step += 1
-        if found := pace.look(step, steps):
-            assert found > step
-            steps, changes = found, changes + 1
-    assert 696.0 < clock.now < 703.0
+    time_ = Time()
+    monkeypatch.setattr(mixlab.training.clock, "time", time_)
+    clock, changes = Clock(6000, deadline=700.0), 0  # 600 s, at 10 steps a second
+    while clock.step < clock.num_steps:
+        time_.now += 1 / speeds[min(int((time_.now - 100) / 600 * len(speeds)), len(speeds) - 1)]
+        clock.step += 1
+        if found := clock.look():
+            assert found > clock.step
+            clock.change(found)
+            changes += 1
+    assert 696.0 < time_.now < 703.0
     assert changes < 40
 
 
 def ran(monkeypatch, tmp_path, steps, speed, seconds=600.0):
     """A run with a deadline after `seconds` that begins with a plan of `steps`: when it ends, steps, changes."""
-    clock = Clock()
-    monkeypatch.setattr(mixlab.training.pace, "time", clock)
-    pace, step, changes = Pace(tmp_path, {}), 0, []
-    pace.begin(0, 100.0 + seconds)
-    while step < steps and clock.now < 100.0 + seconds:
-        clock.now += 1 / speed(clock.now - 100.0)
-        step += 1
-        if found := pace.look(step, steps):
-            steps = found
-            changes.append((step, found))
-    return clock.now - 100.0, step, changes
+    time_ = Time()
+    monkeypatch.setattr(mixlab.training.clock, "time", time_)
+    clock, changes = Clock(steps, deadline=100.0 + seconds), []
+    while clock.step < clock.num_steps and not clock.is_late:
+        time_.now += 1 / speed(time_.now - 100.0)
+        clock.step += 1
+        if found := clock.look():
+            clock.change(found)
+            changes.append((clock.step, found))
+    return time_.now - 100.0, clock.step, changes
 
 
 @pytest.mark.parametrize("steps", [1, 20, 113, 1764])
@@ -77,29 +75,25 @@ def test_a_stall_takes_no_more_than_its_time(monkeypatch, tmp_path, stall):
 
 
 def test_without_a_deadline_nothing_changes(monkeypatch, tmp_path):
-    clock = Clock()
-    monkeypatch.setattr(mixlab.training.pace, "time", clock)
-    pace = Pace(tmp_path, {})
-    pace.begin(3, None)
-    clock.now += 1000
-    assert pace.look(5, 9) == 0
+    time_ = Time()
+    monkeypatch.setattr(mixlab.training.clock, "time", time_)
+    for clock in (Clock(9, step=3), Clock(9, step=3, deadline=5000.0, is_fixed=True)):
+        time_.now += 1000
+        clock.step = 5
+        assert clock.look() == 0
 
 
-class Scripted(Pace):
+class Scripted(Clock):
     """Its looks are written down beforehand: 20 steps become 8, then 12."""
 
-    def look(self, step: int, steps: int) -> int:
-        return {4: 8, 7: 12}.get(step, 0) if self._deadline is not None else 0
+    def look(self) -> int:
+        return {4: 8, 7: 12}.get(self.step, 0) if self.deadline is not None else 0
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    def plan(prepared, state, **_):
-        recipe = dataclasses.replace(prepared.recipe, steps=20, epochs=None)
-        return Plan(recipe=recipe, deadline=time.monotonic() + 600)
-
-    monkeypatch.setattr(course, "Pace", Scripted)
-    monkeypatch.setattr(loop, "plan_steps", plan)
+    monkeypatch.setattr(way, "Clock", Scripted)
+    replace_decision(monkeypatch, "decide_steps", steps_of(20, deadline=time.monotonic() + 600))
 
 
 def run_budget(run):
@@ -121,7 +115,7 @@ def test_a_run_stopped_before_at_or_after_a_change_resumes_to_the_same_bits(
     run = tmp_path / "run"
     cut(monkeypatch, step, lambda: run_budget(run))
     assert read_changes(run) == {at: steps for at, steps in {4: 8, 7: 12}.items() if at <= step}
-    loop.resume(run, screen=QUIET)
+    mixlab.resume(run, screen=QUIET)
     if step >= 7:
         assert kills.fingerprint(run) == kills.fingerprint(tmp_path / "whole")
         assert rates(run) == rates(tmp_path / "whole")
@@ -132,7 +126,7 @@ def test_a_run_stopped_before_at_or_after_a_change_resumes_to_the_same_bits(
 def test_a_finished_run_stays_finished(scripted, tmp_path):
     run_budget(tmp_path / "run")
     before = kills.fingerprint(tmp_path / "run")
-    loop.resume(tmp_path / "run", screen=QUIET)
+    mixlab.resume(tmp_path / "run", screen=QUIET)
     assert kills.fingerprint(tmp_path / "run") == before
     assert len(rates(tmp_path / "run")) == 12
 

@@ -1,0 +1,246 @@
+"""The keys of a recipe as text: their table, TOML, what a person types, and what help and docs say of them."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mixlab.errors import UsageError, WeightsError
+from mixlab.records import read_toml
+from mixlab.settings import Level
+from mixlab.training.recipe import Recipe
+
+# Keys of older recipes -> the only value that still means something: what mixlab does without them.
+RETIRED: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One key of a recipe: its dotted name, type, default, what it does in a sentence, and who needs it."""
+
+    name: str
+    hint: Any
+    default: Any
+    sentence: str
+    level: Level
+
+    @property
+    def option(self) -> str:
+        """As a person types it."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def default_text(self) -> str:
+        """The default as a person would write it."""
+        if self.default is None:
+            return "auto" if "auto" in self.sentence else "none"
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return str(self.default)
+
+
+@cache
+def recipe_keys() -> Mapping[str, Key]:
+    """The table of all keys, by name, in order."""
+    found: dict[str, Key] = {}
+    hints = get_type_hints(Recipe)
+    for outer in fields(Recipe):
+        config = hints[outer.name]
+        if not is_dataclass(config):
+            found[outer.name] = _key(outer.name, config, outer)
+            continue
+        inner_hints = get_type_hints(config)
+        for inner in fields(config):
+            name = f"{outer.name}.{inner.name}"
+            found[name] = _key(name, inner_hints[inner.name], inner)
+    return MappingProxyType(found)
+
+
+def _key(name: str, hint: Any, field: Any) -> Key:
+    default = None if field.default is MISSING else field.default
+    told = field.metadata
+    return Key(name=name, hint=hint, default=default, sentence=told["sentence"], level=told["level"])
+
+
+def keys_as_markdown() -> str:
+    """The page of the settings, docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Every key of a recipe: on the command line as `--KEY VALUE`, in a TOML file under its part's name, in",
+        "Python as `PART__KEY=VALUE`. The part before the dot may be left out where that is clear. This page is what",
+        "`python -m mixlab.training.keys` prints.",
+    ]
+    for level, title in (("common", "Common"), ("more", "More"), ("expert", "For experts")):
+        lines += ["", f"## {title}", "", "| key | takes | default | what it does |", "|---|---|---|---|"]
+        for key in recipe_keys().values():
+            if key.level == level:
+                kind = type_name(key.hint).replace("|", ", ")
+                lines.append(f"| `{key.name}` | {kind} | {key.default_text} | {key.sentence} |")
+    return "\n".join(lines) + "\n"
+
+
+def to_toml(
+    recipe: Recipe, without: Callable[[Any], Any] = lambda values: values, *, with_comments: bool = False
+) -> str:
+    """The recipe as TOML that `from_toml` reads back equal; what is None is left out.
+
+    without: takes something out of the values, which is then not read back. with_comments: each key's sentence is
+    above it.
+    """
+    import tomli_w
+
+    text = tomli_w.dumps(without(_without_none(asdict(recipe))))
+    if not with_comments:
+        return text
+    lines, part = [], ""
+    for line in text.removesuffix("\n").split("\n"):
+        if line.startswith("["):
+            part = f"{line.strip('[]')}."
+        elif name := re.match(r"\w+(?= = )", line):
+            lines.append(f"# {recipe_keys()[part + name[0]].sentence}")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def from_toml(path: Path) -> dict[str, Any]:
+    """Flat overrides, `optimizer.lr` -> value, of a TOML file; UsageError with line or key if it is wrong."""
+    if not path.exists():
+        raise UsageError("there is no such recipe file", where=str(path))
+    try:
+        values = read_toml(path, follow=True)
+    except WeightsError as error:
+        raise UsageError(f"the recipe file cannot be read: {error.message}", where=error.where) from error
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def override(recipe: Recipe, values: dict[str, Any], *, where: str | None = None) -> Recipe:
+    """`recipe` with keys replaced; values may be text. UsageError names the nearest key or the type.
+
+    A key is dotted (`optimizer.lr`), or its last part where only one key ends so (`lr`).
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        if key in RETIRED:
+            _check_retired(key, value, where)
+            continue
+        full = full_key(key, where=where)
+        group, _, name = full.rpartition(".")
+        groups.setdefault(group, {})[name] = _convert(value, recipe_keys()[full].hint, full, where)
+    top = groups.pop("", {})
+    parts = {group: replace(getattr(recipe, group), **changes) for group, changes in groups.items()}
+    return replace(recipe, **parts, **top)
+
+
+def _check_retired(key: str, value: Any, where: str | None) -> None:
+    """UsageError if an older recipe asks for what is no longer there."""
+    if value != RETIRED[key]:
+        raise UsageError(
+            f"{key} is no longer there, and this recipe sets it to {value!r}",
+            where=where or key,
+            hint=f"leave it out, which is what {RETIRED[key]!r} meant; LOG.md says what became of it",
+        )
+
+
+def full_key(key: str, *, also: Iterable[str] = (), where: str | None = None) -> str:
+    """`lr` -> `optimizer.lr`; UsageError with the nearest of the keys, and of `also`, for an unknown one."""
+    known = recipe_keys()
+    if key in known or key in RETIRED:
+        return key
+    short = [name.split(".")[-1] for name in known]
+    inner = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    if "." not in key and len(inner) == 1:
+        return inner[0]
+    close = difflib.get_close_matches(key, [*also, *known, *short], n=1)
+    nearest = next(iter([*inner, *close]), None)
+    raise UsageError(
+        f"recipes have no key {key!r}",
+        where=where,
+        hint=f"did you mean {nearest!r}?" if nearest else "`mixlab train --help` lists the keys",
+    )
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+
+def type_name(hint: Any) -> str:
+    """A type as a person writes it: `fp32|bf16`, `number`, `on|off`, `HxW`."""
+    if get_origin(hint) is Literal:
+        return "|".join(str(value) for value in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "numbers" if Ellipsis in get_args(hint) else "HxW"
+    plain = [part for part in get_args(hint) if part is not type(None)]
+    if plain:
+        return type_name(plain[0])
+    return {float: "number", int: "integer", bool: "true|false", str: "text"}[hint]
+
+
+def _convert(value: Any, hint: Any, key: str, where: str | None) -> Any:
+    """`value`, text or TOML, as the type `hint`; UsageError says what is expected."""
+    options = get_args(hint) if get_origin(hint) is not Literal and get_origin(hint) is not tuple else (hint,)
+    options = options or (hint,)
+    if type(None) in options and value in (None, "none", "auto"):
+        return None
+    if key == "batch_size" and value == "auto":
+        return 0
+    target = next(option for option in options if option is not type(None))
+    try:
+        return _parse(value, target)
+    except (ValueError, TypeError, KeyError):
+        raise UsageError(f"{key} takes {type_name(target)}, got {value!r}", where=where or key) from None
+
+
+def parse_image_size(text: Any) -> tuple[int, int]:
+    """`64` or `64x48` -> (height, width); UsageError for anything else."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(text).strip().lower())
+    if match is None:
+        raise UsageError(
+            f"{text!r} is no image size", where="image_size", hint="write 64 or 64x48 (height x width)"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _parse(value: Any, target: Any) -> Any:
+    if get_origin(target) is Literal:
+        if value not in get_args(target):
+            raise ValueError
+        return value
+    if get_origin(target) is tuple and Ellipsis in get_args(target):
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(_parse(part, get_args(target)[0]) for part in parts)
+    if get_origin(target) is tuple:
+        return parse_image_size(
+            "x".join(str(side) for side in value) if isinstance(value, list | tuple) else value
+        )
+    if target is bool:
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[
+            str(value).lower()
+        ]
+    if isinstance(value, bool):
+        raise ValueError
+    if target is int and isinstance(value, float):
+        raise ValueError
+    if target is str and not isinstance(value, str):
+        raise ValueError
+    if target is float and not math.isfinite(float(value)):
+        raise ValueError
+    return target(value)
+
+
+if __name__ == "__main__":
+    print(keys_as_markdown(), end="")
