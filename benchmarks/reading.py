@@ -56,23 +56,31 @@ print(time.perf_counter() - began, len(prepared.train) + len(prepared.val) + len
 
 
 def draw_small(folder: Path, count: int) -> None:
-    """Pictures of 32 x 32 in ten classes, PNG, of smooth noise."""
-    draw = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / f"class{number % 10}" / f"{number:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        small = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
-        small.resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    """Pictures of 32 x 32 in ten classes, PNG."""
+    _draw(folder, count, 10, (8, 8), (32, 32), "png")
 
 
 def draw_photos(folder: Path, count: int) -> None:
     """JPEG of 500 x 375 in two classes."""
-    draw = np.random.default_rng(1)
+    _draw(folder, count, 2, (47, 63), (500, 375), "jpg", quality=90)
+
+
+def _draw(
+    folder: Path,
+    count: int,
+    classes: int,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    ending: str,
+    **how: int,
+) -> None:
+    """Smooth noise: a grid (rows, columns) of random colours, scaled to `size` (width, height)."""
+    draw = np.random.default_rng(0)
     for number in range(count):
-        path = folder / f"class{number % 2}" / f"{number:06d}.jpg"
+        path = folder / f"class{number % classes}" / f"{number:06d}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        small = Image.fromarray(draw.integers(0, 255, (47, 63, 3), dtype=np.uint8))
-        small.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+        small = Image.fromarray(draw.integers(0, 255, (*grid, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(path, **how)
 
 
 def seconds(tree: Path, code: str, folder: Path) -> float:

@@ -101,15 +101,8 @@ def train(
         overrides["model.name"] = model
     if data is not None and moved_to is not None:
         raise UsageError("DATA and --data are both given", where=moved_to, hint="leave one of them out")
-    asked: dict[str, Any] = {
-        "recipe": recipe,
-        "config": config,
-        "budget": budget,
-        "run": run,
-        "download": download,
-    }
     session = _session(device, tracker, without_pictures)
-    _train_new(data or moved_to, overrides, TRAIN_OPTIONS, **asked, **session)
+    _train_new(data or moved_to, overrides, TRAIN_OPTIONS, recipe, config, budget, run, download, **session)
 
 
 def finetune(
@@ -165,19 +158,13 @@ def finetune(
     for key, option in (("init_from", "--weights"), ("lr", "--lr-grid"), ("optimizer.lr", "--lr-grid")):
         if key in overrides and (option == "--weights" or lr_grid is not None):
             raise UsageError(f"{option} sets {key}", where=f"--{key}", hint="leave one of the two out")
-    asked: dict[str, Any] = {
-        "recipe": recipe,
-        "config": config,
-        "budget": budget,
-        "run": run,
-        "download": download,
-    }
+    options = _session(device, tracker, without_pictures)
     if lr_grid is not None:
         from mixlab.planning.lr_grid import parse_lr_grid
 
-        asked["lr_grid"] = parse_lr_grid(lr_grid, lr_share)
-    session = _session(device, tracker, without_pictures)
-    _train_new(data, overrides | {"init_from": weights}, FINETUNE_OPTIONS, **asked, **session)
+        options["lr_grid"] = parse_lr_grid(lr_grid, lr_share)
+    overrides["init_from"] = weights
+    _train_new(data, overrides, FINETUNE_OPTIONS, recipe, config, budget, run, download, **options)
 
 
 def _session(device: str | None, tracker: str | None, without_pictures: bool) -> dict[str, Any]:
@@ -194,10 +181,11 @@ def _train_new(
     data: str | None,
     overrides: dict[str, Any],
     also: tuple[str, ...],
-    *,
     recipe: str,
     config: Path | None,
     budget: str | None,
+    run: str | None,
+    download: bool,
     **options: Any,
 ) -> None:
     """Compose the recipe, train into a new run, print the result. also: the command's own options."""
@@ -206,17 +194,17 @@ def _train_new(
 
     for key in overrides:  # before the data is opened, which may take long
         full_key(key, also=also)
-    if options["run"] is not None:
-        options["run"] = find_run(options["run"])
     chosen = recipes.compose(
         data,
         recipe=recipe,
         config=config,
         overrides=overrides,
         has_budget=budget is not None,
-        download=options["download"],
+        download=download,
     )
-    emit(recipes.train(chosen, budget=budget, started=mixlab.STARTED, **options))
+    folder = None if run is None else find_run(run)
+    options |= {"budget": budget, "run": folder, "download": download, "started": mixlab.STARTED}
+    emit(recipes.train(chosen, **options))
 
 
 def runs(folder: Path = Path("runs"), /) -> None:

@@ -23,9 +23,7 @@ CHUNK_BYTES = 13 << 20  # of the widest activation of one chunk of images; with 
 MAX_CHUNK = 32  # images
 SHORT = 1 << 15  # hidden_dim x channel_mlp_dim of a Mixer up to which this is so; measured (LOG.md)
 COLUMNS = 1 << 17  # numbers of a row that a core adds at a time
-START_SECONDS = (
-    1.0  # of work, before programs are started: a shorter training ends before they would have begun
-)
+START_SECONDS = 1.0  # of work, before programs are started: a shorter training would end before they begin
 WAIT_SECONDS = 30.0  # for programs to begin, where what follows is measured
 
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mixlab.errors import TrainingError, UsageError
-from mixlab.evaluation.metrics import summarize
 from mixlab.planning.draft import Draft
 from mixlab.training.build import build
 from mixlab.training.clock import Clock
-from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError
-from mixlab.training.fit import Course, batches, fit
+from mixlab.training.fit import Course, batches, fit, validate
 from mixlab.training.plan import Plan
 from mixlab.training.recipe import Recipe
 from mixlab.training.session import Session
@@ -137,14 +135,5 @@ def _try(plan: Plan, session: Session) -> dict[str, Any]:
             fit(state, batches(plan, state, clock, course), clock, course)
         except NonFiniteError as error:
             return {"top1": None, "loss": None, "failed": error.message}
-    predictions = classify_shared(
-        state.world,
-        state.best_guess,
-        plan.data.validation,
-        recipe.batch_size,
-        state.device,
-        on_bad=course.on_bad,
-        is_spread=state.is_spread,
-    )
-    result = summarize(predictions, plan.class_names)
+    result = validate(plan, state, course)
     return {"top1": result.top1, "loss": result.loss}

@@ -23,17 +23,16 @@ from mixlab.checkpoint.checkpoints import (
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.data.loader import Batch
 from mixlab.data.order import steps_per_epoch
-from mixlab.data.reading import BadFile, Images, check_bad_share
+from mixlab.data.reading import BadFile, check_bad_share
 from mixlab.errors import DiskError, TrainingError, WeightsError
 from mixlab.escape import without_places
-from mixlab.evaluation.metrics import Evaluation, summarize
+from mixlab.evaluation.metrics import Evaluation
 from mixlab.records import take
 from mixlab.report.run_log import RunLog
 from mixlab.training.clock import Clock
 from mixlab.training.curriculum import is_coarse, num_coarse_steps, refine, settings_now
-from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError
-from mixlab.training.fit import Course
+from mixlab.training.fit import Course, validate
 from mixlab.training.fsdp import local, save_spread, together, whole
 from mixlab.training.history import check_end
 from mixlab.training.plan import Plan
@@ -176,7 +175,7 @@ class TrainingCourse(Course):
         better = val is None or recipe.keep_weights == "last"
         provenance: dict[str, Any] = {}
         if val is not None:
-            result = self._evaluate(val, recipe.batch_size)
+            result = self._evaluate()
             values = {"top1": result.top1, "loss": result.loss, "ece": result.ece}
             if result.balanced_accuracy is not None:
                 values["balanced_accuracy"] = result.balanced_accuracy
@@ -195,19 +194,11 @@ class TrainingCourse(Course):
         if better:
             self._save_weights(provenance)
 
-    def _evaluate(self, val: Images, batch_size: int) -> Evaluation:
+    def _evaluate(self) -> Evaluation:
         self.world.now(f"validating after step {self.clock.step}")
-        predictions = classify_shared(
-            self.world,
-            self.state.best_guess,
-            val,
-            batch_size,
-            self.state.device,
-            on_bad=self._new_bad.append,
-            is_spread=self.state.is_spread,
-        )
+        evaluation = validate(self.plan, self.state, self)
         self._share_bad_files()
-        return summarize(predictions, self.plan.class_names)
+        return evaluation
 
     def _save_weights(self, provenance: dict[str, Any]) -> None:
         facts = {"data": self.plan.data.source.name, "recipe": self.recipe.name, "seed": self.recipe.seed}

@@ -6,7 +6,9 @@ from mixlab.data.augment import AugmentConfig
 from mixlab.data.loader import Batch, TrainingPictures, training_batches
 from mixlab.data.reading import BadFile
 from mixlab.errors import TrainingError
+from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.training.clock import Clock
+from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError, explain_out_of_memory
 from mixlab.training.plan import Plan
 from mixlab.training.small_sets import explain_one_image
@@ -67,6 +69,20 @@ def batches(
         on_bad=course.on_bad,
         timeout_seconds=recipe.timeout_seconds,
     )
+
+
+def validate(plan: Plan, state: TrainState, course: Course) -> Evaluation:
+    """What `state` is worth on the validation split, by all ranks together."""
+    predictions = classify_shared(
+        state.world,
+        state.best_guess,
+        plan.data.validation,
+        plan.recipe.batch_size,
+        state.device,
+        on_bad=course.on_bad,
+        is_spread=state.is_spread,
+    )
+    return summarize(predictions, plan.class_names)
 
 
 def fit(state: TrainState, batches: Iterable[Batch], clock: Clock, course: Course) -> None:
