@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: train test test-slow lint types api format clean
+.PHONY: train test test-slow test-oldest test-newest test-edge lint types api format clean
 
 train: $(READY)
 	$(BIN)/mixlab train digits
@@ -14,6 +14,26 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -n 2 -m slow
+
+# The oldest torch that pyproject.toml allows, and the newest there is, each in an environment of its own below build/,
+# which is gigabytes: not part of .ci/run. They run a small part: training of digits and a pyramid, exports, accelerate.
+EDGE = tests/cpu/test_accelerate.py tests/cpu/test_passes.py tests/cpu/test_inference.py tests/models/test_mixer.py \
+	tests/models/test_pyramid.py tests/exports/test_export.py tests/training/test_fit.py tests/training/test_nonfinite.py
+
+test-oldest:
+	$(MAKE) test-edge FIRST='.[dev] torch==$(shell sed -n 's/.*"torch>=\([0-9.]*\),.*/\1/p' pyproject.toml).*'
+
+test-newest:
+	$(MAKE) test-edge FIRST='.[dev]' THEN='--upgrade torch torchvision'
+
+test-edge:
+	rm -rf build/edge && $(PYTHON) -m venv build/edge
+	build/edge/bin/python -m pip install --quiet --disable-pip-version-check -e $(FIRST)
+	$(if $(THEN),build/edge/bin/python -m pip install --quiet --disable-pip-version-check $(THEN))
+	build/edge/bin/python -c 'import torch; print("torch", torch.__version__)'
+	build/edge/bin/pytest -n 2 -p no:cacheprovider $(EDGE)
+	for model in mixer_pico mixer_pyramid_micro; do \
+		build/edge/bin/mixlab train digits --model.name $$model --steps 20 --run build/edge/run-$$model || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

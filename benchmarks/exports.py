@@ -19,10 +19,10 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import MixlabError
+from mixlab.exports.export import BATCHES, ENDINGS, compare_pixels, export, open_exported, sample_pictures
+from mixlab.exports.graph import PixelModel
 from mixlab.models.catalog import create_model, display_name, settings_of
 from mixlab.models.mixer import Mixer
-from mixlab.serving.export import BATCHES, ENDINGS, compare_pixels, export, open_exported, sample_pictures
-from mixlab.serving.graph import PixelModel
 
 SHIPPED = ("mixer_cifar:cifar10", "mixer_pyramid_cifar:cifar10")
 # Name -> height and width in pixels.

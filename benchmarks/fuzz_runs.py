@@ -37,10 +37,10 @@ import mixlab
 from mixlab.checkpoint.store import CONFIG_DIGEST_KEY, _config_digest
 from mixlab.commands.shipping import _card
 from mixlab.errors import MixlabError
+from mixlab.exports.export import export
 from mixlab.files import sha256
 from mixlab.report.screen import Screen
 from mixlab.report.tables import show_runs
-from mixlab.serving.export import export
 from mixlab.serving.predict import load
 from mixlab.serving.ui import describe_run, figures_of
 from mixlab.training import fit, outcome

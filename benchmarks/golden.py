@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Command, ...]] = {
     "moving average": flat("--ema-decay 0.9"),
     "SAM": flat("--optimizer.sam-rho 0.05 --optimizer.name adamw --lr 0.002"),
     "GSAM": flat(
-        "--optimizer.sam-rho 0.6 --optimizer.sam-rho-end 0.1 --optimizer.gsam-alpha 0.4 --optimizer.sam-from 0.3 "
+        "--optimizer.sam-rho 0.6 --optimizer.sam-rho-end 0.1 --optimizer.gsam-alpha 0.4 "
         "--optimizer.name adamw --lr 0.002"
     ),
     "autocast": flat("--precision bf16 --fast false"),
@@ -130,7 +130,6 @@ CASES: dict[str, tuple[Command, ...]] = {
     "mixup and CutMix": flat("--augment.mixup-alpha 0.3 --augment.cutmix-alpha 1.0"),
     "classes weighed": flat("--loss.class-weights balanced"),
     "sigmoid loss": flat("--loss.name sigmoid --label-smoothing 0"),
-    "coarse patches": pyramid("--coarse-share 0.5 --epochs 3"),
     "nothing held out": flat("--val-fraction 0"),
     "early stop": flat("--early-stop 1 --epochs 8 --lr 0.3"),
     "permuted pixels": flat("--data.permutation global"),
@@ -143,7 +142,7 @@ CASES: dict[str, tuple[Command, ...]] = {
     "FSDP": flat("--parallel fsdp --optimizer.name adamw --lr 0.002", ranks=2),
     "streamed by two workers": flat("--in-memory false --data.num-workers 2 --augment.crop resized"),
     "resumed": stopped(FLAT, 5),
-    "resumed pyramid": stopped(f"{PYRAMID} --coarse-share 0.5 --ema-decay 0.9", 6),
+    "resumed pyramid": stopped(f"{PYRAMID} --ema-decay 0.9", 6),
     "resumed FSDP": stopped(f"{FLAT} --parallel fsdp --optimizer.name adamw --lr 0.002", 5, ranks=2),
     "learning rates tried": (
         Command(FLAT, run="weights"),

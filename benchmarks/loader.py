@@ -15,7 +15,7 @@ import torch
 
 from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
-from mixlab.data.loader import TrainingPictures, training_batches
+from mixlab.data.loader import TrainingDataset, training_batches
 from mixlab.data.order import steps_per_epoch
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.reading import load_images
@@ -40,15 +40,15 @@ def main() -> None:
             AugmentConfig(crop="pad", flip=True, erase_prob=0.25, policy="trivialaugment"),
         ),
     ):
-        pictures = TrainingPictures(images=images, augment=augment, batch_size=options.batch_size, seed=0)
+        dataset = TrainingDataset(images=images, augment=augment, batch_size=options.batch_size, seed=0)
         uint8, float32 = [], []
         for _ in range(options.repeats):  # A B A B
             began = time.perf_counter()
             for step in range(steps):
-                pictures[step]
+                dataset[step]
             uint8.append(steps * options.batch_size / (time.perf_counter() - began))
             began = time.perf_counter()
-            for _ in training_batches(pictures, first_step=0, num_steps=steps, num_workers=0, on_bad=print):
+            for _ in training_batches(dataset, first_step=0, num_steps=steps, num_workers=0, on_bad=print):
                 pass
             float32.append(steps * options.batch_size / (time.perf_counter() - began))
         for kind, speeds in (("uint8", uint8), ("float32", float32)):

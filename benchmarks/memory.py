@@ -55,13 +55,14 @@ def measure(job: dict[str, Any], steps: int) -> dict[str, Any]:
     import timm  # noqa: F401  (part of the process that the model's memory is added to, as in `info`)
     import torch
 
+    from mixlab.cpu.cost import measure_cost
+    from mixlab.cpu.inference import fast
     from mixlab.data.loader import Batch
     from mixlab.device import current_memory_bytes, peak_memory_bytes, return_memory, set_threads
     from mixlab.models.catalog import create_model
-    from mixlab.models.cost import measure_cost
-    from mixlab.models.fast import fast
     from mixlab.models.recompute import checkpoint_blocks
     from mixlab.training.clock import Clock
+    from mixlab.training.objectives.labels import Labels
     from mixlab.training.recipe import Recipe
     from mixlab.training.step import TrainState, train_step
 
@@ -77,7 +78,9 @@ def measure(job: dict[str, Any], steps: int) -> dict[str, Any]:
         if recipe.checkpoint_blocks:
             checkpoint_blocks(model)
             return_memory()
-        state = TrainState(model.train(), recipe, label.numpy(), NUM_CLASSES, torch.device("cpu"))
+        state = TrainState(
+            model.train(), recipe, Labels(recipe.loss, label.numpy(), NUM_CLASSES), torch.device("cpu")
+        )
         for step in range(steps):
             began = time.perf_counter()
             train_step(

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from mixlab.bench.backends import timm_twin
+from mixlab.bench.bench import bench
 from mixlab.device import describe_machine, num_cores, set_threads
-from mixlab.serving.backends import timm_twin
-from mixlab.serving.bench import bench
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
@@ -173,7 +173,7 @@ def side_torchvision_loader(root: str, batch_size: str) -> float:
 def side_mixlab_loader(root: str, batch_size: str) -> float:
     """The same by mixlab's loader, as it feeds a training that does not fit in memory."""
     from mixlab.data.augment import AugmentConfig
-    from mixlab.data.loader import TrainingPictures, training_batches
+    from mixlab.data.loader import TrainingDataset, training_batches
     from mixlab.data.preprocess import Preprocess
     from mixlab.data.reading import load_images
     from mixlab.data.sources import open_source
@@ -181,11 +181,11 @@ def side_mixlab_loader(root: str, batch_size: str) -> float:
     set_threads(None)
     split = open_source(root).splits["all"]
     images = load_images(split, Preprocess(image_size=(224, 224)), in_memory=False)
-    pictures = TrainingPictures(
+    dataset = TrainingDataset(
         images=images, augment=AugmentConfig(crop="resized", flip=True), batch_size=int(batch_size), seed=0
     )
     steps = len(split) // int(batch_size)
-    batches = training_batches(pictures, first_step=0, num_steps=steps, num_workers=num_cores(), on_bad=print)
+    batches = training_batches(dataset, first_step=0, num_steps=steps, num_workers=num_cores(), on_bad=print)
     return _batches_per_second(batch.image for batch in batches)
 
 

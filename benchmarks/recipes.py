@@ -132,8 +132,6 @@ GROUPS = {
                 "augment.policy_layers": 1,
                 "augment.policy_magnitude": 5,
             },
-            "coarse patches first": {"coarse_share": 0.4},
-            "SAM in the last fifth": {"optimizer.sam_rho": 0.05, "optimizer.sam_from": 0.8},
             "distilled": {"distill.teacher": "teacher-small_images-0"},
         },
         {"recipe": "small_images", "model.name": "mixer_pyramid_micro", "threads": 1} | BEFORE,

@@ -78,20 +78,6 @@ def split_overrides(tokens: Sequence[str], options: Iterable[str]) -> tuple[list
     return rest, values
 
 
-def join_numbers(tokens: Sequence[str], option: str) -> list[str]:
-    """Several numbers after `option` as one value: `--shots 1 5 W` -> `--shots 1,5 W`.
-
-    Left to cyclopts, an option of many values would also take the arguments that follow it.
-    """
-    joined: list[str] = []
-    for token in tokens:
-        if token.isdigit() and len(joined) > 1 and joined[-2] == option:
-            joined[-1] += f",{token}"
-        else:
-            joined.append(token)
-    return joined
-
-
 def _keys_help() -> str:
     from mixlab.training.keys import recipe_keys, type_name
 
@@ -121,8 +107,6 @@ def run_command(tokens: list[str]) -> int:
         command, bound, _ = app.parse_args(tokens, **options)
         status = command(*bound.args, **bound.kwargs, overrides=overrides)
     else:
-        if name == "fewshot":
-            tokens = join_numbers(tokens, "--shots")
         status = app(tokens, **options, result_action="return_value")
     return status if isinstance(status, int) else 0
 

@@ -1,6 +1,6 @@
 """What goes wrong, said so that a person can act: what, where, and what to do.
 
-Level 0: every room raises these, and only `cli.py` turns them into text and an exit status.
+Level 0: every layer raises these, and only `cli.py` turns them into text and an exit status.
 """
 
 import os

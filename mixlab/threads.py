@@ -80,11 +80,22 @@ def _as_here(has_gradients: bool, function: Callable[[Any], Any], piece: Any) ->
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's generator begins with `seed` and is this thread's alone: all threads of a process share it."""
+def seeded(seed: int, *, restores: bool = False) -> Iterator[None]:
+    """Inside, torch's generator begins with `seed` and is this thread's alone: all threads of a process share it.
+
+    restores: only the CPU's is seeded, and whoever draws next gets what would have come without this.
+    """
     with _drawing:
-        torch.manual_seed(seed)
-        yield
+        if not restores:
+            torch.manual_seed(seed)
+            yield
+            return
+        before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(before)
 
 
 def pool_of_cores(num_threads: int) -> ThreadPoolExecutor:

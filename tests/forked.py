@@ -7,12 +7,14 @@ exit status. What only a new process shows (variables that libraries read when t
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -97,7 +99,17 @@ def _become(request: dict) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_file_bytes"],) * 2)
     mixlab.STARTED = time.monotonic()
     sys.argv = ["mixlab", *request["arguments"]]
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        # As Python ends, but for taking every module apart: in a fork that copies hundreds of megabytes of memory.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    raise AssertionError("main() exits")
 
 
 def _serve() -> None:
@@ -112,6 +124,8 @@ def _serve() -> None:
     import mixlab.serving.predict
     import mixlab.training.evaluate  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all that was imported
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -27,8 +27,8 @@ NOT_TYPED = {
     "benchmarks": "hours; tests/recipes/test_transfer.py", "hf:": "tests/data/test_hub.py",
     "mixlab serve": "tests/serving/test_server.py", "mixlab ui": "tests/serving/test_ui.py",
     "mixlab study shuffle": "hours; --smoke in tests/studies", "mixlab study compare": "the same",
-    "--int8": "tests/serving/test_export_command.py", "--to torch-export": "tests/serving/test_export.py",
-    "--to openvino": "tests/serving/test_export.py", "--labels real": "tests/data/test_imagenet.py",
+    "--int8": "tests/exports/test_export_command.py", "--to torch-export": "tests/exports/test_export.py",
+    "--to openvino": "tests/exports/test_export.py", "--labels real": "tests/data/test_imagenet.py",
     "curl ": "the same with a running server: tests/serving/test_bodies.py",
     "--format timm": "a size that timm has is large; tests/checkpoint/test_convert.py",
 }  # fmt: skip
@@ -89,7 +89,7 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+@pytest.mark.parametrize("name", ["README.md", pytest.param("README.ko.md", marks=pytest.mark.slow)])
 def test_the_python_of_the_readme_runs(name, place, tmp_path):
     page = next(page for page in PAGES if page.name == name)
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
@@ -116,7 +116,17 @@ def test_pages_have_commands_and_reasons_are_of_use():
     assert not unused
 
 
-@pytest.mark.parametrize("command", [command for command in all_commands() if not reason(command)])
+LONG = ("export", "package", "--lr-grid")  # in a command: it takes seconds
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow) if any(word in command for word in LONG) else command
+        for command in all_commands()
+        if not reason(command)
+    ],
+)
 def test_command_of_the_docs(command, place, tmp_path):
     words = shlex.split(command)
     assert words[0] == "mixlab", f"neither a command of mixlab nor one with a reason: {command}"
@@ -154,3 +164,10 @@ def test_the_notebook_runs(tmp_path):
         book, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     assert read_run_log(next(tmp_path.glob("runs/*/metrics.jsonl")))
+
+
+def test_every_promise_names_a_test_that_is_there():
+    page = (ROOT / "docs" / "design" / "promises.md").read_text()
+    rows = re.findall(r"^\| .* \| `(tests/\S+)` \| `(test_\w+)` \|$", page, flags=re.MULTILINE)
+    assert len(rows) >= 40
+    assert [row for row in rows if f"def {row[1]}(" not in (ROOT / row[0]).read_text()] == []

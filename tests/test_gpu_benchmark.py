@@ -42,6 +42,7 @@ def rehearsed(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_the_rehearsal_does_every_part_and_writes_nothing_elsewhere(rehearsed):
     folder, said = rehearsed
     assert {path.name for path in (folder / "out").iterdir()} == {"gpu.jsonl", "log.txt"}
@@ -59,6 +60,7 @@ def test_the_rehearsal_does_every_part_and_writes_nothing_elsewhere(rehearsed):
     assert {"card", "torch", "cuda", "cpu", "cores", "commit"} <= last["facts"].keys()
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_rehearsal_have_speeds_shares_and_ratios(rehearsed):
     lines = read_lines(rehearsed[0] / "out" / "gpu.jsonl")
 
@@ -85,6 +87,7 @@ def test_the_rows_of_the_rehearsal_have_speeds_shares_and_ratios(rehearsed):
     assert {"threads", "images_per_second"} <= rows("cores")[0].keys()
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_the_file(rehearsed, tmp_path):
     drawn = draw(rehearsed[0] / "out" / "gpu.jsonl", tmp_path / "figures")
     assert [path.stem for path in drawn] == ["inference", "compiled", "training", "cores"]

@@ -123,3 +123,21 @@ def table(path: Path, rows: list[tuple[str, str, str]]) -> str:
         writer.writerow(["path", "label", "split"])
         writer.writerows(rows)
     return str(path)
+
+
+def test_real_processes_end_in_silence(tmp_path):
+    """Other tests run commands in forks that end at once; here Python takes itself apart, programs and all."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    commands = (
+        ["train", "digits", "--model.name", "mixer_pyramid_micro", "--epochs", "20", "--run", "run"],
+        ["evaluate", "run"],
+        ["export", "run", "--to", "onnx"],
+    )
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "mixlab", *command],
+            cwd=tmp_path, env=environment | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+        for word in ("Exception ignored", "Traceback", "terminate called", "Error"):
+            assert word not in done.stderr, (command, done.stderr)

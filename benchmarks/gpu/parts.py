@@ -210,7 +210,7 @@ def cifar(job: Job) -> None:
 
 def cores(job: Job) -> None:
     """A training of CIFAR's size and inference on 1 to 16 threads of this machine's own processor."""
-    from mixlab.serving.bench import bench
+    from mixlab.bench.bench import bench
 
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = [count for count in THREADS if count <= available]

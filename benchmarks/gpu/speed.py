@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlab.bench.backends import NUM_CLASSES, build_model, timm_twin
+from mixlab.cpu.cost import count_macs
 from mixlab.data.loader import Batch
 from mixlab.device import pick_device, synchronize
 from mixlab.errors import is_out_of_memory
-from mixlab.models.cost import count_macs
-from mixlab.serving.backends import NUM_CLASSES, build_model, timm_twin
 from mixlab.training.clock import Clock
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.recipe import Recipe
 from mixlab.training.step import TrainState, train_step
 
@@ -338,7 +339,7 @@ def own_step_side(name: str, image_size: int, size: Size) -> Side:
     model = _model(name, image_size, size.device)
     flops = 6.0 * count_macs(model, (image_size, image_size))
     recipe = Recipe(precision="bf16", steps=1_000_000, fast=False)
-    state = TrainState(model.train(), recipe, np.zeros(1, dtype=np.int64), NUM_CLASSES, size.device)
+    state = TrainState(model.train(), recipe, Labels(recipe.loss, None, NUM_CLASSES), size.device)
     steps = iter(range(1_000_000))
 
     def make(count: int) -> Callable[[], Any]:

@@ -20,6 +20,7 @@ from mixlab.checkpoint.checkpoints import Checkpoint, save_checkpoint
 from mixlab.data.loader import Batch
 from mixlab.models.catalog import create_model
 from mixlab.training.clock import Clock
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.recipe import Recipe
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.step import TrainState, train_step
@@ -64,7 +65,7 @@ def main() -> None:
     label = torch.from_numpy(rng.integers(0, 10, options.batch_size))
     batch = Batch(image, label, np.arange(options.batch_size))
     recipe = Recipe(steps=options.steps, batch_size=options.batch_size, ema_decay=0.99)
-    state = TrainState(model, recipe, label.numpy(), 10, torch.device("cpu"))
+    state = TrainState(model, recipe, Labels(recipe.loss, label.numpy(), 10), torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measure(state, batch, 3, folder, True)  # warm

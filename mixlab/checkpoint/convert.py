@@ -19,8 +19,8 @@ from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.errors import UsageError, WeightsError
 from mixlab.escape import without_places
 from mixlab.files import written_whole
-from mixlab.models.catalog import MODELS, settings_of
-from mixlab.models.mixer import Mixer, MixerConfig
+from mixlab.models.catalog import MIXER, MODELS, config_of, family_of, make_mixer, settings_of
+from mixlab.models.mixer import MixerConfig
 
 FORMATS = ("mixlab", "official", "timm", "mixlab-timm", "mmpretrain", "lucidrains")
 NUM_PROBES = 16  # random pictures on which two models are compared
@@ -67,20 +67,20 @@ def convert(
     model = weights.model
     result: dict[str, Any] = {"format": format, "destination": str(destination), "change": None}
     record: dict[str, Any] = {"converted_from": without_places(weights.provenance)}
+    config = config_of(model)
     if format != OURS.name:
-        _check_plain(weights, format)
-        assert isinstance(model, Mixer)
-        result["change"] = record["change"] = _numerics_change(model, format, accept_gelu_change)
-        record |= {"gelu": model.config.gelu, "layer_norm_eps": model.config.layer_norm_eps}
-    elif half and isinstance(model, Mixer):
-        compared = _compare(_logits(before, model.config), _logits(model, model.config))
+        config = _plain_config(weights, format)
+        result["change"] = record["change"] = _numerics_change(model, config, format, accept_gelu_change)
+        record |= {"gelu": config.gelu, "layer_norm_eps": config.layer_norm_eps}
+    elif half and config is not None:
+        compared = _compare(_logits(before, config), _logits(model, config))
         result["change"] = {"numerics": "float32 -> float16 weights"} | compared
     with written_whole(destination) as temporary:
         # Read back before it gets its name: what went wrong is never seen under it.
         if format == OURS.name:
             save_weights(temporary, weights, half=half)
         elif format in ("timm", "mixlab-timm"):
-            _write_timm_folder(temporary, weights, format, record)
+            _write_timm_folder(temporary, weights, _plain_config(weights, format), format, record)
         else:
             _write_file(temporary, model, format, record)
         result |= _check(temporary, model, format)
@@ -103,8 +103,10 @@ def _rounded(weights: Weights, format: str) -> Weights:
     return replace(weights, model=model)
 
 
-def _check_plain(weights: Weights, format: str) -> None:
-    if type(weights.model) is not Mixer:
+def _plain_config(weights: Weights, format: str) -> MixerConfig:
+    """The dimensions of a model that other projects' formats can hold; UsageError for any other."""
+    config = config_of(weights.model)
+    if config is None or family_of(weights.model, exactly=True) is not MIXER:
         raise UsageError(
             f"only a plain Mixer can be written as {format}; this is {weights.model_settings['name']}, "
             f"a {type(weights.model).__name__}",
@@ -117,13 +119,16 @@ def _check_plain(weights: Weights, format: str) -> None:
             where="--format",
             hint="--format mixlab keeps the permutation",
         )
+    return config
 
 
-def _numerics_change(model: Mixer, format: str, accepted: bool) -> dict[str, Any] | None:
+def _numerics_change(
+    model: nn.Module, config: MixerConfig, format: str, accepted: bool
+) -> dict[str, Any] | None:
     """What the target's code would compute differently; None if nothing. UsageError unless accepted."""
     if format == "mixlab-timm":
         return None
-    target, config = LAYOUTS[format], model.config
+    target = LAYOUTS[format]
     other = replace(config, gelu=target.gelu, layer_norm_eps=target.layer_norm_eps)
     if other == config:
         return None
@@ -134,11 +139,11 @@ def _numerics_change(model: Mixer, format: str, accepted: bool) -> dict[str, Any
         raise UsageError(
             f"{target.title} would run these weights with other numerics: {text}",
             where="--format",
-            hint="--accept-gelu-change writes them all the same and measures the difference; "
+            hint="--accept-gelu-change writes them and measures the difference; "
             "--format mixlab-timm keeps them exact wherever mixlab is installed",
         )
     with torch.device("meta"):
-        theirs = Mixer(other)
+        theirs = make_mixer(other)
     theirs.load_state_dict(model.state_dict(), assign=True)
     return {"numerics": text} | _compare(_logits(model, config), _logits(theirs.eval(), config))
 
@@ -167,7 +172,8 @@ def _logits(model: nn.Module, config: MixerConfig) -> Tensor:
 
 def _check(path: Path, model: nn.Module, format: str) -> dict[str, Any]:
     """Read `path` back: the same tensors, and for timm the same logits from timm's own model."""
-    if not isinstance(model, Mixer):  # a timm model in our folder: its tensors are compared
+    config = config_of(model)
+    if config is None:  # a timm model in our folder: its tensors are compared
         again = open_weights(path).model
         same = all(
             torch.equal(a, b)
@@ -176,7 +182,6 @@ def _check(path: Path, model: nn.Module, format: str) -> dict[str, Any]:
         if not same:
             raise WeightsError("what was read back differs from what was written", where=str(path))
         return {"read_back": "identical"}
-    config = model.config
     numerics = {"gelu": config.gelu, "layer_norm_eps": config.layer_norm_eps}
     again = open_weights(path, image_size=config.image_size, **numerics).model  # type: ignore[arg-type]
     for (name, before), after in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
@@ -193,8 +198,9 @@ def _check(path: Path, model: nn.Module, format: str) -> dict[str, Any]:
 
 def _write_file(path: Path, model: nn.Module, format: str, record: dict[str, Any]) -> None:
     layout = LAYOUTS[format]
-    assert isinstance(model, Mixer)
-    keys = layout.keys(model.config.num_blocks)
+    config = config_of(model)
+    assert config is not None
+    keys = layout.keys(config.num_blocks)
     tensors = {
         keys[name]: layout.to_theirs(name, tensor.detach().cpu().float()).contiguous()
         for name, tensor in model.state_dict().items()
@@ -208,11 +214,11 @@ def _write_file(path: Path, model: nn.Module, format: str, record: dict[str, Any
         torch.save(tensors, path)
 
 
-def _write_timm_folder(path: Path, weights: Weights, format: str, record: dict[str, Any]) -> None:
+def _write_timm_folder(
+    path: Path, weights: Weights, config: MixerConfig, format: str, record: dict[str, Any]
+) -> None:
     """config.json and model.safetensors, as timm's `local-dir:` and transformers' timm wrapper take them."""
     model, preprocess = weights.model, weights.preprocess
-    assert isinstance(model, Mixer)
-    config = model.config
     if format == "timm":
         layout = LAYOUTS["timm"]
         architecture, arguments = _timm_model(config)

@@ -14,6 +14,7 @@ from mixlab.checkpoint.readers import TensorFile
 from mixlab.data.preprocess import MAX_SIDE
 from mixlab.errors import MixlabError, WeightsError
 from mixlab.models.catalog import ModelConfig, create_model
+from mixlab.models.family import with_new_names
 from mixlab.models.mixer import MAX_DIMENSION
 from mixlab.records import take, take_list
 
@@ -51,7 +52,7 @@ def build_described(
 def check_size(settings: dict[str, Any], num_bytes: int, where: str) -> None:
     """WeightsError if the model that `settings` describe is far larger than `num_bytes` of its weights on the disk.
 
-    Coarse patches make a model larger by the square of their factor; a factor of 64 is let pass.
+    A factor of 64 is let pass: older runs began with larger patches, which make a model larger.
     """
     most = 64 * num_bytes + SPARE_NUMBERS
     model = _build(settings, most, where)
@@ -85,6 +86,7 @@ def _build(settings: dict[str, Any], limit: int, where: str) -> nn.Module:
 
 def check_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
     """Keyword arguments of `create_model` out of a file, each of its type and within limits; WeightsError if not."""
+    settings = with_new_names(settings)
     found: dict[str, Any] = {"name": take(settings, "name", str, where)}
     if len(found["name"]) > MAX_NAME:
         raise WeightsError(f"the model's name has {len(found['name'])} characters", where=where)

@@ -15,7 +15,7 @@ from mixlab.data.decode import GREY16_MAX
 from mixlab.data.imagenet import usual_class_names
 from mixlab.data.preprocess import Fit, Preprocess
 from mixlab.errors import UsageError, WeightsError
-from mixlab.models.catalog import settings_of
+from mixlab.models.catalog import config_of, make_mixer, settings_of
 from mixlab.models.layers import Gelu
 from mixlab.models.mixer import Mixer, MixerConfig
 from mixlab.records import read_json
@@ -172,11 +172,12 @@ def with_numerics(weights: Weights, gelu: Gelu | None, layer_norm_eps: float | N
     changed = {key: value for key, value in given.items() if value is not None}
     if not changed:
         return weights
-    if not isinstance(weights.model, Mixer):
+    own = config_of(weights.model)
+    if own is None:
         raise UsageError("GELU and epsilon can be set for a Mixer only", where="gelu")
-    config = replace(weights.model.config, **changed)
+    config = replace(own, **changed)
     with torch.device("meta"):
-        model = type(weights.model)(config)
+        model = make_mixer(config)
     model.load_state_dict(weights.model.state_dict(), assign=True)
     assumed = {k: v for k, v in weights.provenance.get("assumed", {}).items() if k not in changed}
     return replace(

@@ -14,10 +14,9 @@ from mixlab.checkpoint.foreign import TIMM_WEIGHTS_NAME, open_file, open_timm_fo
 from mixlab.checkpoint.published import PUBLISHED, Published, find_published
 from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights, run_path
 from mixlab.errors import UsageError, WeightsError, check_type, path_text
+from mixlab.models.catalog import config_of, family_of, settings_of
 from mixlab.models.catalog import create_model as build_model
-from mixlab.models.catalog import settings_of
 from mixlab.models.layers import Gelu
-from mixlab.models.mixer import Mixer
 from mixlab.models.resolution import resample
 
 
@@ -90,7 +89,8 @@ def create_model(
     """A model by name: images (B, channels, H, W) to logits (B, K); fresh, or with published weights.
 
     pretrained: a tag of `mixlab models --pretrained`, such as `imagenet1k`. num_classes: other than the weights'
-    gives a new head of zeros; None is 1000, or what the weights have. image_size: side or (height, width).
+    gives a new head (of zeros; timm draws its own); None is 1000, or what the weights have. image_size: side or
+    (height, width).
     settings: in_channels and fields of `ModelConfig`, for fresh models only. UsageError for unknown names.
     """
     check_type(name, (str,), "name", "the name of a model, such as mixer_b16")
@@ -108,9 +108,10 @@ def create_model(
         if tag not in ("", pretrained):
             raise UsageError(f"the name says {tag}, pretrained says {pretrained}", where="pretrained")
         published = f"{stem}.{pretrained}"
-    model = open_weights(find_published(published).name, image_size=image_size).model
-    if num_classes is not None and isinstance(model, Mixer) and num_classes != model.config.num_classes:
-        model.reset_head(num_classes)
+    weights = open_weights(find_published(published).name, image_size=image_size)
+    model = weights.model
+    if num_classes is not None and num_classes != weights.model_settings["num_classes"]:
+        family_of(model).reset_head(model, num_classes)
     return model
 
 
@@ -168,7 +169,7 @@ def _with_size(weights: Weights, image_size: tuple[int, int] | None) -> Weights:
     own = weights.preprocess.image_size
     if image_size is None or image_size == own:
         return weights
-    if not isinstance(weights.model, Mixer):
+    if config_of(weights.model) is None:
         raise UsageError(
             f"these weights are of {weights.model_settings['name']} for images of {own[0]}x{own[1]}",
             where="image_size",

@@ -8,7 +8,7 @@ import torch
 from mixlab.checkpoint.store import Weights
 from mixlab.data.permutation import PixelPermutation
 from mixlab.errors import UsageError
-from mixlab.models.mixer import Mixer
+from mixlab.models.catalog import family_of
 from mixlab.models.permutation import absorb, prove
 
 NUM_PROOF_IMAGES = 8
@@ -25,12 +25,8 @@ def permute_weights(weights: Weights, *, seed: int) -> tuple[Weights, dict[str, 
         raise UsageError("these weights take permuted pictures already", where="WEIGHTS")
     model: Any = weights.model
     size = weights.preprocess.image_size
-    if isinstance(model, Mixer):
-        patch_size = model.config.patch_size
-    elif hasattr(model, "patch_embed"):
-        patch_size = model.patch_embed.patch_size[0]
-    else:
-        patch_size = 1  # `absorb` says what it cannot do
+    stem = family_of(model).stem(model)
+    patch_size = 1 if stem is None else stem.kernel_size[0]  # without one `absorb` says what it cannot do
     permutation = PixelPermutation(kind="patches_and_pixels", patch_size=patch_size, seed=seed)
     changed = absorb(model, permutation.patch_order(size), permutation.pixel_order())
     generator = torch.Generator().manual_seed(seed)

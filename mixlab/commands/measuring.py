@@ -97,7 +97,7 @@ def fewshot(
         As for `train`; pictures are taken from its train split and measured on its test split. By default
         the run's own data.
     shots
-        How many pictures of each class: several numbers, or with commas.
+        How many pictures of each class: numbers with commas, such as 1,5,10.
     seeds
         How many times the pictures are drawn.
     l2
@@ -171,12 +171,12 @@ def bench(
     figure
         Draw the speeds, or the curves of --scale, into this PNG file.
     """
+    from mixlab.bench.bench import bench as run_bench
     from mixlab.device import check_threads, describe_machine, num_cores
     from mixlab.models.catalog import MODELS
     from mixlab.report.figures import save_figure
     from mixlab.report.speed_figures import speeds
     from mixlab.report.tables import show_bench
-    from mixlab.serving.bench import bench as run_bench
 
     size = 0 if batch_size == "auto" else int(batch_size) if batch_size.isdecimal() else -1
     if size < 0 or batch_size == "0":
@@ -212,12 +212,12 @@ def bench(
 
 
 def _scale(threads: int, train: bool, figure: Path | None) -> int:
+    from mixlab.bench.scale import growth
+    from mixlab.bench.scale import scale as run_scale
     from mixlab.device import describe_machine
     from mixlab.report.figures import save_figure
     from mixlab.report.speed_figures import growth_curves
     from mixlab.report.tables import show_growth
-    from mixlab.serving.scale import growth
-    from mixlab.serving.scale import scale as run_scale
 
     screen = Context.screen()
     rows = run_scale(threads=threads, train=train, say=screen.say)

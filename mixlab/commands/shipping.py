@@ -71,9 +71,9 @@ def export(
         For what is measured.
     """
     from mixlab.device import num_cores, set_threads
+    from mixlab.exports.export import ENDINGS
+    from mixlab.exports.export import export as export_weights
     from mixlab.report.tables import show_export
-    from mixlab.serving.export import ENDINGS
-    from mixlab.serving.export import export as export_weights
 
     if batch != "dynamic" and not batch.isdigit():
         raise UsageError(f"{batch!r} is no number of pictures", where="--batch", hint="a number, or dynamic")
@@ -101,9 +101,9 @@ def _export_int8(
     """The exact model beside it first, then the 8-bit one, and both on the test split."""
     import tempfile
 
-    from mixlab.serving.export import export as export_weights
-    from mixlab.serving.export import keep_record
-    from mixlab.serving.int8 import accuracy_of, compare_speed, quantise
+    from mixlab.exports.export import export as export_weights
+    from mixlab.exports.export import keep_record
+    from mixlab.exports.int8 import accuracy_of, compare_speed, quantise
 
     if destination.exists():
         raise UsageError("it exists already", where=str(destination), hint="choose another --out")
@@ -141,7 +141,7 @@ def _pictures(
 
     from mixlab.data.decode import decode
     from mixlab.data.reading import read_picture
-    from mixlab.serving.export import sample_pictures
+    from mixlab.exports.export import sample_pictures
     from mixlab.serving.predict import find_images
 
     grey_max = weights.preprocess.grey_max
@@ -190,7 +190,7 @@ def _labelled(
 def _card(run: str, weights: "Weights", licence: str, data_name: str | None) -> str:
     """The card of a run, or the one that stands beside weights, or what can be said of weights alone."""
     from mixlab.checkpoint.open import weights_folder
-    from mixlab.serving.card import card_beside, write_card
+    from mixlab.exports.card import card_beside, write_card
 
     place, folder = existing_run(run), weights_folder(run)
     kept = (
@@ -242,7 +242,7 @@ def package(
     licence
         As for `card`.
     """
-    from mixlab.serving.package import write_package
+    from mixlab.exports.package import write_package
 
     weights = open_named(run)
     destination = out or Path(plain_name(run) + ".zip")
@@ -282,8 +282,8 @@ def push(
     data_name
         What to call the data set.
     """
-    from mixlab.serving.push import push as push_weights
-    from mixlab.serving.push import write_repository
+    from mixlab.exports.push import push as push_weights
+    from mixlab.exports.push import write_repository
 
     if (repository is None) == (folder is None):
         raise UsageError("give a repository, or --folder", where="REPO")

@@ -164,16 +164,17 @@ def doctor() -> None:
     import os
     from importlib.util import find_spec
 
+    from mixlab.cpu.products import IS_FUSED
+    from mixlab.cpu.workers import try_program
     from mixlab.device import describe_machine, keep_memory, multiplies_bf16, pick_device, set_threads
-    from mixlab.models.fast_training import has_fast_passes
-    from mixlab.models.workers import try_program
     from mixlab.report.tables import show_facts
 
     facts = describe_machine()
     facts["device"] = str(pick_device())
     facts["threads"] = set_threads(None)
     facts["memory_kept_for_tensors"] = keep_memory()
-    facts["fast_passes_of_mixers"] = has_fast_passes()
+    facts["fast_passes_of_mixers"] = True
+    facts["fused_products"] = IS_FUSED  # else MKL multiplies, or torch, in two passes
     facts["programs_for_cores"] = try_program()
     facts["bf16_products"] = multiplies_bf16()
     facts["openmp_wait"] = os.environ.get("OMP_WAIT_POLICY") or os.environ.get(

@@ -37,8 +37,8 @@ def info(
         As in that recipe.
     """
     from mixlab.checkpoint.published import PUBLISHED
+    from mixlab.cpu.describe import describe_settings
     from mixlab.device import current_memory_bytes, set_threads
-    from mixlab.models.describe import describe_settings
     from mixlab.report.tables import show_facts
 
     set_threads(None)
@@ -87,7 +87,7 @@ def models(*, timm: str | None = None, pretrained: Annotated[bool, Parameter(neg
         show_published(published, Context.screen())
         emit({"pretrained": published})
         return
-    from mixlab.models.describe import list_models
+    from mixlab.cpu.describe import list_models
 
     rows = list_models(timm)
     show_models(rows, Context.screen())

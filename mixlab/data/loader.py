@@ -5,7 +5,7 @@ Sample order and every draw depend on (seed, epoch, index) alone, so the number 
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,14 +21,17 @@ from mixlab.data.workers import items_of_workers
 from mixlab.errors import DataError, ImageError
 from mixlab.threads import num_sharing, one_core_each, shared
 
+UNLABELLED = torch.empty(0, dtype=torch.int64)  # nothing that another process would have to hand over
+
 
 @dataclass(frozen=True)
 class Batch:
-    """image float32 (B, channels, H, W), normalised; label int64 (B,); index int64 (B,), numbers in the split.
+    """image (B, channels, H, W), float32 and normalised where a model sees it; label, index int64 (B,).
 
-    shard_sizes: how many of the images belong to each shard of a training step that this process takes, if the step
-    is shared out. step_size: images of the whole step, those of other processes and unreadable ones included.
-    view: number of the epoch whose draws a training step's images have.
+    index: numbers in the split. shard_sizes: how many of the images belong to each shard of a training step that
+    this process takes, if the step is shared out. step_size: images of the whole step, those of other processes and
+    unreadable ones included. view: number of the epoch whose draws a training step's images have. bad: files that
+    can no longer be read.
     """
 
     image: Tensor
@@ -37,6 +40,7 @@ class Batch:
     shard_sizes: tuple[int, ...] = ()
     step_size: int = 0
     view: int = 0
+    bad: tuple[BadFile, ...] = ()
 
 
 def evaluation_batches(
@@ -76,21 +80,11 @@ def _readable(
     return torch.cat(pixels) if pixels else torch.empty(0), np.array(good, dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """One step's pictures, uint8 (B, channels, H, W), their indices, files that went bad; the rest as in Batch."""
-
-    pixels: Tensor
-    index: np.ndarray
-    bad: list[BadFile]
-    shard_sizes: tuple[int, ...] = ()
-    step_size: int = 0
-    view: int = 0
-
-
 @dataclass(frozen=True, kw_only=True)
-class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
-    """The picture batches of training, one item a step. An item depends only on its step: any worker may make it.
+class TrainingDataset(torch.utils.data.Dataset[Batch]):
+    """The batches of training, one a step, images uint8, without labels: `training_batches` adds them.
+
+    A batch depends only on its step: any worker may make it.
 
     num_shards: equal parts of each step's images, of which `shards` are wanted here. views: epochs whose draws the
     images have in turn, for who must know all of them; 0 draws anew in every epoch.
@@ -105,7 +99,7 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
     shards: range = range(1)
     views: int = 0
 
-    def __getitem__(self, step: int) -> "Pictures":
+    def __getitem__(self, step: int) -> Batch:
         split = self.images.split
         window = split.encoded.window if split.encoded is not None else 0
         epoch, whole = batch_indices(
@@ -117,9 +111,9 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
         view = epoch % self.views if self.views else epoch
         pixels, good = self.drawn(view, index, bad)
         if self.num_shards == 1:
-            return Pictures(pixels, good, bad, view=view)
+            return Batch(pixels, UNLABELLED, good, view=view, bad=tuple(bad))
         sizes = tuple(int(np.isin(parts[shard], good).sum()) for shard in self.shards)
-        return Pictures(pixels, good, bad, sizes, len(whole), view)
+        return Batch(pixels, UNLABELLED, good, sizes, len(whole), view, tuple(bad))
 
     def drawn(self, view: int, index: np.ndarray, bad: list[BadFile]) -> tuple[Tensor, np.ndarray]:
         """uint8 (n, channels, H, W): the pictures at `index` with the draws of epoch `view`, and the numbers of them.
@@ -187,7 +181,7 @@ class TrainingPictures(torch.utils.data.Dataset["Pictures"]):
 
 
 def training_batches(
-    pictures: TrainingPictures,
+    dataset: TrainingDataset,
     *,
     first_step: int,
     num_steps: int,
@@ -199,21 +193,19 @@ def training_batches(
 
     timeout_seconds: DataError if a worker needs longer for one batch.
     """
-    if pictures.images.pixels is not None or num_workers == 0:
-        items: Any = (pictures[step] for step in range(first_step, num_steps))
+    if dataset.images.pixels is not None or num_workers == 0:
+        items: Any = (dataset[step] for step in range(first_step, num_steps))
     else:
-        items = items_of_workers(pictures, first_step, num_steps, num_workers, timeout_seconds)
-    labels = torch.from_numpy(pictures.images.split.labels)
-    normalize = pictures.images.preprocess.normalize
+        items = items_of_workers(dataset, first_step, num_steps, num_workers, timeout_seconds)
+    labels = torch.from_numpy(dataset.images.split.labels)
+    normalize = dataset.images.preprocess.normalize
     while True:
         with one_core_each():
-            item = next(items, None)
-            if item is None:
+            batch = next(items, None)
+            if batch is None:
                 return
-            label = labels[torch.from_numpy(item.index)]
-            batch = Batch(
-                normalize(item.pixels), label, item.index, item.shard_sizes, item.step_size, item.view
-            )
-        for file in item.bad:
+            label = labels[torch.from_numpy(batch.index)]
+            batch = replace(batch, image=normalize(batch.image), label=label)
+        for file in batch.bad:
             on_bad(file)
         yield batch

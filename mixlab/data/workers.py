@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -13,7 +12,8 @@ import torch
 
 from mixlab.errors import DataError, UsageError
 
-MAX_WORKER_DEATHS = 5  # in one sitting
+MAX_WORKER_DEATHS = 5  # times that workers died, in one training of this process
+LOCK_SECONDS = 1.0
 IMPORTED_AGAIN = 77  # exit status of a worker that would train itself
 
 
@@ -36,8 +36,24 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class _DoneEvent:
+    """torch's word to its workers that all is done, which waits for no lock: a killed worker may hold it for good."""
+
+    def __init__(self, event: Any) -> None:
+        self._event, self._is_set = event, False
+
+    def is_set(self) -> bool:
+        return self._is_set  # the parent alone sets it
+
+    def set(self) -> None:
+        self._is_set = True
+        setter = threading.Thread(target=self._event.set, daemon=True)
+        setter.start()
+        setter.join(LOCK_SECONDS)
+
+
 def items_of_workers(
-    pictures: torch.utils.data.Dataset[Any],
+    dataset: torch.utils.data.Dataset[Any],
     first_step: int,
     num_steps: int,
     num_workers: int,
@@ -47,22 +63,7 @@ def items_of_workers(
     step, deaths = first_step, 0
     hung = threading.Event()
     while step < num_steps:
-        loader = torch.utils.data.DataLoader(
-            pictures,
-            batch_size=None,
-            sampler=range(step, num_steps),
-            num_workers=num_workers,
-            prefetch_factor=4,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
-        others = multiprocessing.active_children()
-        items = iter(loader)
-        workers = [child for child in multiprocessing.active_children() if child not in others]
-        if threading.current_thread() is threading.main_thread():
-            # torch's handler would raise wherever the main thread happens to be, in the middle of an update too.
-            # Without it a death is noticed where an item is waited for.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        items, workers = _begin(dataset, range(step, num_steps), num_workers)
         try:
             while step < num_steps:
                 # torch's own `timeout` would also be how long a dead worker goes unnoticed.
@@ -94,11 +95,40 @@ def items_of_workers(
                     f"the processes that read the pictures died {deaths} times: {' '.join(str(error).split())[:200]}",
                     hint="is memory running out? --num-workers 0 reads them in the training process",
                 ) from error
+        finally:
+            if not all(worker.is_alive() for worker in workers):  # a dead one may hold a lock of the others
+                _kill(workers)
+
+
+def _begin(dataset: torch.utils.data.Dataset[Any], steps: range, num_workers: int) -> tuple[Any, list[Any]]:
+    """torch's iterator over the items of these steps, and its workers."""
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        prefetch_factor=4,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
+    others = multiprocessing.active_children()
+    items: Any = iter(loader)
+    items._workers_done_event = _DoneEvent(items._workers_done_event)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler would raise wherever the main thread happens to be, in the middle of an update too.
+        # Without it a death is noticed where an item is waited for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return items, workers
 
 
 def _give_up(workers: list[Any], hung: threading.Event) -> None:
     """Kill workers that give nothing: the one who waits for them then hears of their end."""
     hung.set()
+    _kill(workers)
+
+
+def _kill(workers: list[Any]) -> None:
     for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
+        with contextlib.suppress(ValueError):  # it is over, and forgotten
+            worker.kill()

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mixlab.cpu.inference import fast
 from mixlab.data.loader import Batch
 from mixlab.errors import DataError
 from mixlab.evaluation.metrics import Predictions
-from mixlab.models.fast import fast
 
 
 def _alone(parts: list[Any]) -> list[list[Any]]:

@@ -4,6 +4,8 @@ Shapes: B batch, S patches (tokens), C channels of a token, D hidden width of an
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,17 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Gelu = Literal["tanh", "erf"]
-
 # Standard deviation of a unit normal truncated at two standard deviations. Dividing by it gives the
 # truncated samples the variance that was asked for, as flax's lecun_normal does.
 TRUNCATED_STD = 0.87962566103423978
 
 
-def gelu(x: Tensor, form: Gelu = "tanh") -> Tensor:
-    """GELU: `tanh` is the approximation that the authors' `nn.gelu` computes, `erf` the exact one of timm."""
-    if form == "erf":
-        return F.gelu(x)
+@dataclass(frozen=True)
+class Activation:
+    """What stands between the two layers of an MLP: `function` of x, by torch.
+
+    The rest is for mixlab's own passes on a CPU (cpu/); where there is neither of the first two, torch computes.
+    backward: the gradient of x from that of the value, which may be written over, and x.
+    gate: that by which x is multiplied, slope: the derivative from x and its gate; for a function that has a gate.
+    fused: oneDNN's name of the function and of its algorithm, if it computes it in the same pass as a product.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor] | None = None
+    gate: Callable[[Tensor], Tensor] | None = None
+    slope: Callable[[Tensor, Tensor], Tensor] | None = None
+    fused: tuple[str, str] | None = None
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the passes can compute it."""
+        return self.backward is not None or (self.gate is not None and self.slope is not None)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The approximation of GELU that the authors' `nn.gelu` computes."""
     if x.requires_grad and x.device.type == "cpu":
         return _TrainingGelu.apply(x)
     return F.gelu(x, approximate="tanh")
@@ -61,6 +81,16 @@ class _TrainingGelu(torch.autograd.Function):
         return gelu_slope(*ctx.saved_tensors).mul_(gradient)
 
 
+# By the name that a configuration's key `gelu` gives. Another one: an entry here, and its name in `Gelu`.
+ACTIVATIONS = {
+    "tanh": Activation(gelu_tanh, gate=gelu_gate, slope=gelu_slope, fused=("gelu", "tanh")),
+    "erf": Activation(
+        F.gelu, backward=torch.ops.aten.gelu_backward, fused=("gelu", "none")
+    ),  # exact, as timm's
+}
+Gelu = Literal["tanh", "erf"]
+
+
 def init_lecun_normal(weight: Tensor) -> None:
     """Fill `weight` (fan-out, fan-in...) from a truncated normal of variance 1 / fan-in."""
     std = math.sqrt(1.0 / weight[0].numel()) / TRUNCATED_STD
@@ -77,7 +107,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x), self.gelu_form))
+        return self.fc2(ACTIVATIONS[self.gelu_form].function(self.fc1(x)))
 
     def extra_repr(self) -> str:
         return f"gelu={self.gelu_form}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixlab.errors import UsageError
-from mixlab.models.layers import Gelu, Mlp, StochasticDepth, init_lecun_normal
+from mixlab.models.layers import ACTIVATIONS, Gelu, Mlp, StochasticDepth, init_lecun_normal
 
 MAX_DIMENSION, MAX_BLOCKS = 10**7, 10_000  # more would only keep the machine busy
 
@@ -58,8 +58,9 @@ class MixerConfig:
                 raise UsageError(
                     f"{name} must be in [0, 1), got {getattr(self, name)}", where=f"model.{name}"
                 )
-        if self.gelu not in ("tanh", "erf"):
-            raise UsageError(f"gelu must be tanh or erf, got {self.gelu!r}", where="model.gelu")
+        if self.gelu not in ACTIVATIONS:
+            known = " or ".join(ACTIVATIONS)
+            raise UsageError(f"gelu must be {known}, got {self.gelu!r}", where="model.gelu")
         for side in self.image_size:
             if side < self.patch_size:
                 raise UsageError(
@@ -89,6 +90,19 @@ class MixerConfig:
         """Width of what the head sees."""
         return self.hidden_dim
 
+    def check_size(self, image_BCHW: Tensor) -> None:
+        """UsageError for images of another size."""
+        height, width = image_BCHW.shape[2:]
+        if (height, width) != self.image_size:
+            raise UsageError(
+                f"this Mixer takes images of {_times(self.image_size)} pixels, got {height}x{width}",
+                hint="its token mixing is tied to that grid; preprocess the images with the model's own Preprocess",
+            )
+
+    def of_block(self, index: int) -> "MixerConfig":
+        """The dimensions of a block, whose grid and widths may be its own in other families."""
+        return self
+
 
 def _times(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
@@ -105,9 +119,11 @@ class MixerBlock(nn.Module):
         self.channel_mixing = Mlp(config.hidden_dim, config.channel_mlp_dim, config.gelu)
         self.drop = StochasticDepth(drop_prob)  # called twice: independent draws for the two branches
 
-    def forward(self, x_BSC: Tensor) -> Tensor:
-        y_BCS = self.token_norm(x_BSC).transpose(1, 2)
-        x_BSC = x_BSC + self.drop(self.token_mixing(y_BCS).transpose(1, 2))
+    def forward(self, x_BSC: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        y_BSC = self.token_norm(x_BSC)
+        if mask_BS is not None:
+            y_BSC = y_BSC.masked_fill(~mask_BS[..., None], 0.0)  # what is no token says nothing to the others
+        x_BSC = x_BSC + self.drop(self.token_mixing(y_BSC.transpose(1, 2)).transpose(1, 2))
         return x_BSC + self.drop(self.channel_mixing(self.channel_norm(x_BSC)))
 
 
@@ -136,23 +152,29 @@ class Mixer(nn.Module):
 
     def check_size(self, image_BCHW: Tensor) -> None:
         """UsageError for images of another size than the model's."""
-        height, width = image_BCHW.shape[2:]
-        if (height, width) != self.config.image_size:
-            raise UsageError(
-                f"this Mixer takes images of {_times(self.config.image_size)} pixels, got {height}x{width}",
-                hint="its token mixing is tied to that grid; preprocess the images with the model's own Preprocess",
-            )
+        self.config.check_size(image_BCHW)
 
     def embed(self, image_BCHW: Tensor) -> Tensor:
         """Patches as tokens (B, S, C), in raster order."""
         self.check_size(image_BCHW)
         return self.stem(image_BCHW).flatten(2).transpose(1, 2)
 
-    def run_block(self, index: int, x_BSC: Tensor) -> Tensor:
+    def run_block(self, index: int, x_BSC: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         """Block `index` on tokens; computed again in the backward pass where `checkpoint_blocks` is set."""
+        given = (x_BSC,) if mask_BS is None else (x_BSC, mask_BS)
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(self.blocks[index], x_BSC, use_reentrant=False)
-        return self.blocks[index](x_BSC)
+            return checkpoint(self.blocks[index], *given, use_reentrant=False)
+        return self.blocks[index](*given)
+
+    def trunk(self, x_BSC: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """All blocks and the last norm, on tokens (B, S, C) of whatever kind.
+
+        mask_BS: bool (B, S), False where a token only fills the table up: the others do not see it. None for no such
+        token. UsageError where blocks merge tokens (pyramids), which take no mask.
+        """
+        for index in range(len(self.blocks)):
+            x_BSC = self.run_block(index, x_BSC, mask_BS)
+        return self.pre_head_norm(x_BSC)
 
     def intermediates(self, image_BCHW: Tensor) -> list[Tensor]:
         """The stem's output and every block's: num_blocks + 1 tensors (B, S, C)."""
@@ -163,14 +185,18 @@ class Mixer(nn.Module):
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Tokens (B, S, C) after the last norm."""
-        x_BSC = self.embed(image_BCHW)
-        for index in range(len(self.blocks)):
-            x_BSC = self.run_block(index, x_BSC)
-        return self.pre_head_norm(x_BSC)
+        return self.trunk(self.embed(image_BCHW))
+
+    def pool(self, x_BSC: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """The mean over tokens, (B, C); with a mask over those that it leaves, at least one of each example."""
+        if mask_BS is None:
+            return x_BSC.mean(dim=1)
+        counted_BSC = x_BSC.masked_fill(~mask_BS[..., None], 0.0)
+        return counted_BSC.sum(dim=1) / mask_BS.sum(dim=1, keepdim=True)
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """The head's input (B, C), called pre_logits by the authors: the mean over tokens after the last norm."""
-        return self.encode(image_BCHW).mean(dim=1)
+        return self.pool(self.encode(image_BCHW))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.head(self.features(image_BCHW))

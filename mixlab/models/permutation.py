@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.errors import UsageError
-from mixlab.models.mixer import Mixer
-from mixlab.models.pyramid import PyramidMixer
-from mixlab.models.pyramid_permutation import absorb_patch_order, reorder_tokens
+from mixlab.models.catalog import family_of
 
 
 def absorb(model: nn.Module, patch_order: np.ndarray, pixel_order: np.ndarray) -> nn.Module:
@@ -28,44 +26,16 @@ def absorb(model: nn.Module, patch_order: np.ndarray, pixel_order: np.ndarray) -
     its patches that it has (`pyramid_permutation`); and any other kind of permutation has no such orders (one that
     differs from patch to patch would need a stem for each patch).
     """
-    if type(model) not in (Mixer, PyramidMixer) and not _is_plain_vit(model):
+    change = family_of(model, exactly=True).absorb
+    if change is None:
         raise UsageError(
             f"{type(model).__name__} cannot absorb a permutation",
             where="model",
             hint="a Mixer can, and a timm ViT with learned position embeddings",
         )
-    changed: Any = copy.deepcopy(model)
-    is_mixer = isinstance(changed, Mixer)
-    stem = changed.stem if is_mixer else changed.patch_embed.proj
-    num_patches = changed.config.num_patches if is_mixer else changed.patch_embed.num_patches
-    num_pixels = stem.weight[0, 0].numel()
-    for what, order, length in (
-        ("patch_order", patch_order, num_patches),
-        ("pixel_order", pixel_order, num_pixels),
-    ):
-        if not np.array_equal(np.sort(order), np.arange(length)):
-            raise UsageError(f"{what} is no permutation of {length} positions", where="model")
-    patches, pixels = torch.from_numpy(patch_order), torch.from_numpy(pixel_order)
-    with torch.no_grad():
-        stem.weight.copy_(stem.weight.flatten(2)[:, :, pixels].view_as(stem.weight))
-        if isinstance(changed, PyramidMixer):
-            absorb_patch_order(changed, patch_order)
-        elif is_mixer:
-            for block in changed.blocks:
-                reorder_tokens(block.token_mixing, patches)
-        else:
-            first = changed.pos_embed.shape[1] - num_patches  # class and register tokens may stand before
-            changed.pos_embed[:, first:] = changed.pos_embed[:, first:][:, patches]
+    changed = copy.deepcopy(model)
+    change(changed, patch_order, pixel_order)
     return changed
-
-
-def _is_plain_vit(model: nn.Module) -> bool:
-    from timm.models.vision_transformer import VisionTransformer
-
-    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
-        return False
-    projection = model.patch_embed.proj
-    return isinstance(projection, nn.Conv2d) and projection.kernel_size == projection.stride
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """A hierarchical Mixer: stages of fewer and wider tokens, axial token mixing, shifted channel mixing.
 
 Nothing but products of matrices and shifts: no convolution beyond the patch stem, no attention. Three switches lead
-from the flat Mixer to it: one stage, `token_mix="full"` and `local="none"` is exactly `mixer.Mixer`. The parts are
+from the flat Mixer to it: one stage, `stage_mixing="full"` and `local="none"` is exactly `mixer.Mixer`. The parts are
 known: axial linear maps (ViP, Hou et al. 2021; sMLP, Tang et al. 2021), shifts of groups of channels (S2-MLP, Yu et
 al. 2021), 2 x 2 merging by a linear map (Swin, Liu et al. 2021); putting the shift between the two layers of channel
 mixing, where it costs no product of its own, is ours.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlab.errors import UsageError
-from mixlab.models.layers import Mlp, gelu
+from mixlab.models.layers import ACTIVATIONS, Mlp
 from mixlab.models.mixer import Mixer, MixerBlock, MixerConfig
 
 
@@ -28,13 +28,13 @@ class PyramidConfig(MixerConfig):
 
     stage_blocks: how many blocks each stage has. Every stage after the first begins by merging 2 x 2 tokens into
         one, and has twice the hidden_dim and channel_mlp_dim of the one before.
-    token_mix: `full`, the Mixer's MLP over all tokens (of `token_mlp_dim`), or `axial`, a linear map of every column
-        of tokens plus one of every row.
+    stage_mixing: `full`, the Mixer's MLP over all tokens (of `token_mlp_dim`), or `axial`, a linear map of every
+        column of tokens plus one of every row.
     local: `shift` moves four fifths of channel mixing's hidden units by one token, a fifth each way, zeros coming in.
     """
 
     stage_blocks: tuple[int, ...]
-    token_mix: Literal["full", "axial"] = "axial"
+    stage_mixing: Literal["full", "axial"] = "axial"
     local: Literal["none", "shift"] = "shift"
 
     def __post_init__(self) -> None:
@@ -63,6 +63,9 @@ class PyramidConfig(MixerConfig):
         return next(
             stage for stage in range(len(self.stage_blocks)) if block < sum(self.stage_blocks[: stage + 1])
         )
+
+    def of_block(self, index: int) -> "PyramidConfig":
+        return self.of_stage(self.stage(index))
 
     def of_stage(self, stage: int) -> "PyramidConfig":
         """The same with the image size and widths that make the grid and the blocks of a stage."""
@@ -123,7 +126,7 @@ class ShiftMlp(Mlp):
         self.grid = config.grid
 
     def forward(self, x_BSC: Tensor) -> Tensor:
-        hidden = gelu(self.fc1(x_BSC), self.gelu_form)
+        hidden = ACTIVATIONS[self.gelu_form].function(self.fc1(x_BSC))
         return self.fc2(shift(hidden.unflatten(1, self.grid)).flatten(1, 2))
 
 
@@ -149,12 +152,14 @@ class PyramidBlock(MixerBlock):
     def __init__(self, config: PyramidConfig, drop_prob: float, merging: Merging | None) -> None:
         super().__init__(config, drop_prob)
         self.merging = merging
-        if config.token_mix == "axial":
+        if config.stage_mixing == "axial":
             self.token_mixing = AxialMixing(config.grid)
         if config.local == "shift":
             self.channel_mixing = ShiftMlp(config)
 
-    def forward(self, x_BSC: Tensor) -> Tensor:
+    def forward(self, x_BSC: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        if mask_BS is not None:
+            raise UsageError("the blocks of a pyramid know a grid of tokens and take no mask", where="model")
         return super().forward(x_BSC if self.merging is None else self.merging(x_BSC))
 
 
@@ -171,7 +176,7 @@ class PyramidMixer(Mixer):
         merging = None
         if index > 0 and self.config.stage(index - 1) < stage:
             merging = Merging(self.config.of_stage(stage - 1))
-        return PyramidBlock(self.config.of_stage(stage), drop_prob, merging)
+        return PyramidBlock(self.config.of_block(index), drop_prob, merging)
 
     @torch.no_grad()
     def init_weights(self) -> None:

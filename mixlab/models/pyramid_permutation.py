@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mixlab.errors import UsageError
+from mixlab.models.orders import check_order, reorder_pixels, reorder_tokens
 from mixlab.models.pyramid import AxialMixing, PyramidBlock, PyramidMixer, ShiftMlp, shift_groups
 
 # Of the groups of `shift_groups` that move: where what arrives comes from, in rows and columns.
@@ -34,8 +35,10 @@ class _Axes:
 
 
 @torch.no_grad()
-def absorb_patch_order(model: PyramidMixer, patch_order: np.ndarray) -> None:
-    """Change `model` so that it gives on permuted patches what it gave on the originals; UsageError if it cannot."""
+def absorb_pyramid(model: PyramidMixer, patch_order: np.ndarray, pixel_order: np.ndarray) -> None:
+    """`Family.absorb` of a pyramid; UsageError if it cannot, and `model` is then no longer of use."""
+    check_order("patch_order", patch_order, model.config.num_patches)
+    reorder_pixels(model.stem, pixel_order)
     order = torch.from_numpy(patch_order)
     for block in model.blocks:
         assert isinstance(block, PyramidBlock)
@@ -61,14 +64,6 @@ def absorb_patch_order(model: PyramidMixer, patch_order: np.ndarray) -> None:
             fc1.weight.copy_(fc1.weight[units])
             fc1.bias.copy_(fc1.bias[units])
             fc2.weight.copy_(fc2.weight[:, units])
-
-
-def reorder_tokens(mixing: torch.nn.Module, order: Tensor) -> None:
-    """The token MLP for tokens in another order."""
-    fc1, fc2 = mixing.fc1, mixing.fc2
-    fc1.weight.copy_(fc1.weight[:, order])  # type: ignore[operator, union-attr, index]
-    fc2.weight.copy_(fc2.weight[order])  # type: ignore[operator, union-attr, index]
-    fc2.bias.copy_(fc2.bias[order])  # type: ignore[operator, union-attr, index]
 
 
 def _merged_order(order: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

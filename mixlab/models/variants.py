@@ -1,7 +1,7 @@
 """Token-mixing variants of the paper's Appendix A, and the blocks of its Appendix C: a Mixer with another token MLP.
 
 Axes: B batch, S tokens, C channels, D hidden width of the token MLP, G groups, N independent MLPs.
-Every token-mixing module maps (B, C, S) to (B, C, S) (`pyramid`: to fewer tokens). Hidden widths are those of the
+Every token-mixing module maps (B, C, S) to (B, C, S) (`shrinking`: to fewer tokens). Hidden widths are those of the
 configuration, absolute, also where a group is wider: the paper does not state its own.
 """
 
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlab.errors import UsageError
-from mixlab.models.layers import Gelu, Mlp, gelu, init_lecun_normal
+from mixlab.models.layers import ACTIVATIONS, Gelu, Mlp, init_lecun_normal
 from mixlab.models.mixer import Mixer, MixerBlock, MixerConfig
+
+KINDS = ("untied", "grouped", "projected", "shrinking", "blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +27,33 @@ class VariantConfig(MixerConfig):
         `untied`: every channel has a token MLP of its own (Appendix A).
         `grouped`: token_groups neighbouring channels are mixed together: tokens and group make one axis of S G (A).
         `projected`: the same after a learned linear map of the channels, token_groups projections C -> C / G (A).
-        `pyramid`: token_groups stages; each but the first starts with a token MLP from S to S / 4 tokens (A). The
+        `shrinking`: token_groups stages; each but the first starts with a token MLP from S to S / 4 tokens (A, where
+            it is called a pyramid). The
             paper does not say what its skip connection is: here the mean over 2 x 2 neighbouring tokens.
         `blocks`: token_groups x token_groups sub-images, each with a token MLP of its own of `token_mlp_dim`
             hidden units (Appendix C, stored as blocks).
     """
 
-    token_mixing: Literal["untied", "grouped", "projected", "pyramid", "blocks"]
+    token_mixing: Literal["untied", "grouped", "projected", "shrinking", "blocks"]
     token_groups: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.token_mixing not in KINDS:
+            raise UsageError(
+                f"there is no token mixing {self.token_mixing!r}",
+                where="model.token_mixing",
+                hint="it is called shrinking now"
+                if self.token_mixing == "pyramid"
+                else f"one of {', '.join(KINDS)}",
+            )
         if self.token_groups < 1:
             raise UsageError(f"must be at least 1, got {self.token_groups}", where="model.token_groups")
         divisors = {
             "grouped": (self.token_groups, self.hidden_dim),
             "projected": (self.token_groups, self.hidden_dim),
             "blocks": (self.token_groups, *self.grid),
-            "pyramid": (2 ** (self.token_groups - 1), *self.grid),
+            "shrinking": (2 ** (self.token_groups - 1), *self.grid),
         }
         divisor, *sizes = divisors.get(self.token_mixing, (1, 1))
         if any(size % divisor for size in sizes):
@@ -52,13 +63,26 @@ class VariantConfig(MixerConfig):
                 f"{divisor}, it is {' x '.join(str(size) for size in sizes)}",
                 where="model.token_groups",
             )
-        if self.token_mixing == "pyramid" and self.token_groups > self.num_blocks:
+        if self.token_mixing == "shrinking" and self.token_groups > self.num_blocks:
             raise UsageError(
                 f"{self.token_groups} stages for {self.num_blocks} blocks", where="model.token_groups"
             )
 
+    def of_block(self, index: int) -> MixerConfig:
+        """What a block sees: one that starts a later stage still sees the grid before it."""
+        if self.token_mixing != "shrinking":
+            return self
+        scale = 2 ** (self.stage(index) - self.starts_stage(index))
+        height, width = self.image_size
+        shared = {key: getattr(self, key) for key in MixerConfig.__dataclass_fields__}
+        return MixerConfig(**(shared | {"image_size": (height // scale, width // scale)}))
+
+    def starts_stage(self, block: int) -> bool:
+        """Whether a block is the first of a stage other than the first."""
+        return block > 0 and self.stage(block - 1) < self.stage(block)
+
     def stage(self, block: int) -> int:
-        """Which stage of a pyramid a block is in: as many blocks in each as divide evenly, the rest in the last."""
+        """Which stage a block is in: as many blocks in each as divide evenly, the rest in the last."""
         return min(block // (self.num_blocks // self.token_groups), self.token_groups - 1)
 
 
@@ -74,7 +98,8 @@ class BatchedMlp(nn.Module):
         self.fc2_bias = nn.Parameter(torch.empty(number, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = gelu(torch.einsum("...ns,nds->...nd", x, self.fc1_weight) + self.fc1_bias, self.gelu_form)
+        hidden = torch.einsum("...ns,nds->...nd", x, self.fc1_weight) + self.fc1_bias
+        hidden = ACTIVATIONS[self.gelu_form].function(hidden)
         return torch.einsum("...nd,nsd->...ns", hidden, self.fc2_weight) + self.fc2_bias
 
 
@@ -121,7 +146,7 @@ def block_order(grid: tuple[int, int], factor: int) -> Tensor:
 
 
 class ShrinkingBlock(MixerBlock):
-    """The first block of a pyramid's later stage: tokens (B, S, C) of a grid to a quarter of them."""
+    """The first block of a later stage: tokens (B, S, C) of a grid to a quarter of them."""
 
     def __init__(self, config: MixerConfig, drop_prob: float) -> None:
         super().__init__(config, drop_prob)
@@ -130,7 +155,9 @@ class ShrinkingBlock(MixerBlock):
         mlp.fc2 = nn.Linear(config.token_mlp_dim, config.num_patches // 4)
         self.token_mixing = mlp
 
-    def forward(self, x_BSC: Tensor) -> Tensor:
+    def forward(self, x_BSC: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        if mask_BS is not None:
+            raise UsageError("a block that merges tokens takes no mask", where="model")
         skip = F.avg_pool2d(x_BSC.transpose(1, 2).unflatten(2, self.grid), 2).flatten(2).transpose(1, 2)
         mixed = self.token_mixing(self.token_norm(x_BSC).transpose(1, 2)).transpose(1, 2)
         x_BSC = skip + self.drop(mixed)
@@ -147,16 +174,9 @@ class VariantMixer(Mixer):
 
     def make_block(self, index: int, drop_prob: float) -> nn.Module:
         config = self.config
-        if config.token_mixing == "pyramid":
-            stage = config.stage(index)
-            starts = index > 0 and config.stage(index - 1) < stage
-            scale = 2 ** (stage - starts)  # a block that starts a stage still sees the grid before it
-            height, width = config.image_size
-            seen = MixerConfig(
-                **{key: getattr(config, key) for key in MixerConfig.__dataclass_fields__}
-                | {"image_size": (height // scale, width // scale)}
-            )
-            return (ShrinkingBlock if starts else MixerBlock)(seen, drop_prob)
+        if config.token_mixing == "shrinking":
+            kind = ShrinkingBlock if config.starts_stage(index) else MixerBlock
+            return kind(config.of_block(index), drop_prob)
         block = MixerBlock(config, drop_prob)
         if config.token_mixing == "blocks":
             block.token_mixing = BlocksMlp(config)

@@ -10,6 +10,7 @@ from mixlab.device import memory_bytes, peak_memory_bytes
 from mixlab.errors import TrainingError, UsageError, is_out_of_memory
 from mixlab.planning.draft import UNKNOWN_STEPS, Draft
 from mixlab.training.build import new_model
+from mixlab.training.choose import needs_all_ranks
 from mixlab.training.clock import Clock
 from mixlab.training.distributed import World
 from mixlab.training.failures import OutOfMemoryError
@@ -33,8 +34,10 @@ def decide_batch_size(draft: Draft) -> Draft:
     if recipe.batch_size:
         return draft
     world, device, preprocess = session.world, session.device, draft.data.preprocess
-    if recipe.parallel == "fsdp" and world.size > 1:
-        raise UsageError("the batch size cannot be tried with fsdp", where="batch_size", hint="give a number")
+    if needs_all_ranks(recipe, world):
+        raise UsageError(
+            f"the batch size cannot be tried with {recipe.parallel}", where="batch_size", hint="give a number"
+        )
     plan = draft.plan(UNKNOWN_STEPS)
     model = new_model(plan, plan.model_settings, session.silent())
     limit = max(count // world.size // recipe.accumulate, 1)
@@ -47,12 +50,12 @@ def decide_batch_size(draft: Draft) -> Draft:
         world.now(f"trying a batch of {size * world.size}")
         need = _try(draft, _for_trial(recipe, size), model)
         # All ranks go on or stop together; a negative maximum is a minimum.
-        if -world.largest([-(need is not None)])[0] != 1 or need is None:
+        if -world.all_reduce_max([-(need is not None)])[0] != 1 or need is None:
             break
         # Linear in the size, from the last two; after the first one there is only the second to try.
         following = need + (2 * (need - before) if fits else 0)
         before, fits = need, size
-        if world.largest([following > MEMORY_SHARE * _memory(device, world)])[0]:
+        if world.all_reduce_max([following > MEMORY_SHARE * _memory(device, world)])[0]:
             break
         size *= 2
     if not fits:
@@ -62,7 +65,7 @@ def decide_batch_size(draft: Draft) -> Draft:
             hint="take a smaller model or image size",
         )
     batch_size = fits * world.size * recipe.accumulate
-    unit = max(recipe.virtual_shards, 1) * recipe.accumulate
+    unit = recipe.num_parts(1) * recipe.accumulate
     batch_size = max(batch_size // unit, 1) * unit  # so that it can be shared out
     session.screen.say(
         f"batch size {batch_size}: the largest tried that fits in memory; the learning rate is as it was"
@@ -72,12 +75,10 @@ def decide_batch_size(draft: Draft) -> Draft:
 
 def _for_trial(recipe: Recipe, size: int) -> Recipe:
     return replace(
-        recipe,
+        recipe.for_one_process(),
         augment=settled(recipe.augment, LONG),
         batch_size=size * recipe.accumulate,
         compile=False,
-        virtual_shards=0,
-        parallel="ddp",
     )
 
 
@@ -94,10 +95,10 @@ class _FewSteps(Course):
 def _try(draft: Draft, recipe: Recipe, model: torch.nn.Module) -> int | None:
     """Peak memory in bytes of a few steps on a copy, by this process alone; None if memory ran out."""
     plan, device = draft.plan(UNKNOWN_STEPS, recipe), draft.session.device
-    labels, clock = plan.data.train.split.labels, Clock(UNKNOWN_STEPS)
+    clock = Clock(UNKNOWN_STEPS)
     course = _FewSteps(clock)
     try:
-        state = TrainState(copy.deepcopy(model), recipe, labels, len(plan.class_names), device)
+        state = TrainState(copy.deepcopy(model), recipe, plan.objective, device)
         fit(state, batches(plan, state, clock, course, num_workers=0), clock, course)
         return _used(device)
     except (MemoryError, OutOfMemoryError):

@@ -11,8 +11,8 @@ from mixlab.evaluation.classify import classify
 from mixlab.models.catalog import display_name
 from mixlab.planning.draft import UNKNOWN_STEPS, Draft
 from mixlab.training.build import build
+from mixlab.training.choose import needs_all_ranks
 from mixlab.training.clock import Clock
-from mixlab.training.curriculum import refine
 from mixlab.training.fit import Course, batches, fit
 from mixlab.training.plan import Plan
 from mixlab.training.recipe import Recipe
@@ -41,9 +41,11 @@ def decide_steps(draft: Draft) -> Draft:
     budget_seconds, end, world = draft.request.budget_seconds, draft.end, draft.session.world
     if budget_seconds is None or end is None:
         return draft
-    if draft.recipe.parallel == "fsdp" and world.size > 1:
+    if needs_all_ranks(draft.recipe, world):
         raise UsageError(
-            "a budget cannot be measured with fsdp", where="--budget", hint="give --steps or --epochs"
+            f"a budget cannot be measured with {draft.recipe.parallel}",
+            where="--budget",
+            hint="give --steps or --epochs",
         )
     speed = _Speed(draft, max(MEASURE_SHARE * budget_seconds, 0.5), end)
     num_val = len(draft.data.val) if draft.data.val is not None else 0
@@ -56,8 +58,8 @@ def decide_steps(draft: Draft) -> Draft:
     # One validation at the end, and one after each trial.
     left_to_train = left - (1 + num_trials) * val_seconds
     step_seconds = speed.step_seconds * (1 + num_trials * trial_share)
-    steps = int(left_to_train / (step_seconds + num_val * speed.mean_image_seconds / draft.steps_per_epoch))
-    steps = world.from_main(lambda: steps)
+    steps = int(left_to_train / (step_seconds + num_val * speed.image_seconds / draft.steps_per_epoch))
+    steps = world.run_on_main(lambda: steps)
     if steps < 1:
         raise UsageError(
             f"a budget of {budget_seconds:.0f} s leaves no time to train: reading, evaluation and report need "
@@ -74,33 +76,19 @@ def decide_steps(draft: Draft) -> Draft:
 
 
 class _Speed:
-    """What a step and an image of an evaluation take, in seconds, measured on a model that is thrown away.
-
-    step_seconds: the mean over the training. image_seconds: at its end; mean_image_seconds: the mean over it.
-    """
+    """What a step and an image of an evaluation take, in seconds, measured on a model that is thrown away."""
 
     def __init__(self, draft: Draft, measure_seconds: float, end: float) -> None:
         recipe = draft.recipe
         plan = draft.plan(UNKNOWN_STEPS, for_measuring(recipe))
         trial = build(plan, draft.session.silent())
-        phases = (recipe.coarse_share, 1 - recipe.coarse_share) if recipe.coarse_share else (1.0,)
-        begins, self.step_seconds, self.image_seconds, self.mean_image_seconds = 0.0, 0.0, 0.0, 0.0
-        for number, share in enumerate(phases):
-            if number:
-                refine(trial)
-            # A step with one pass takes half.
-            plain = min(max(recipe.optimizer.sam_from - begins, 0.0), share)
-            seconds = measure_steps(plan, trial, measure_seconds / len(phases), end)
-            self.step_seconds += (share - plain / 2) * seconds
-            self.image_seconds = _evaluation_speed(plan, trial) / trial.world.size
-            self.mean_image_seconds += share * self.image_seconds
-            begins += share
+        self.step_seconds = measure_steps(plan, trial, measure_seconds, end)
+        self.image_seconds = _evaluation_speed(plan, trial) / trial.world.size
 
 
 def for_measuring(recipe: Recipe) -> Recipe:
-    """The recipe of a trial: of SAM's steps the most expensive, and no picture read before them."""
-    optimizer = replace(recipe.optimizer, sam_from=0.0)
-    return replace(recipe, compile=False, optimizer=optimizer, whiten_stem=False)
+    """The recipe of a trial: nothing compiled, and no picture read before its steps."""
+    return replace(recipe, compile=False, whiten_stem=False)
 
 
 class _Stopwatch(Course):
@@ -122,7 +110,7 @@ class _Stopwatch(Course):
         times.append(time.monotonic() - self._waited)
         enough = len(times) > 5 and times[-1] - times[0] > self._measure_seconds
         is_late = times[-1] + self._waited > self._end
-        return bool(self._trial.world.largest([enough or is_late])[0])
+        return bool(self._trial.world.all_reduce_max([enough or is_late])[0])
 
     @property
     def step_seconds(self) -> float:

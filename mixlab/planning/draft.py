@@ -7,12 +7,11 @@ from typing import Any, Protocol
 from mixlab.checkpoint.store import Weights
 from mixlab.data.augment import settled
 from mixlab.data.order import steps_per_epoch
-from mixlab.training.distill import Teaching
+from mixlab.training.objectives import Objective, Preparation
 from mixlab.training.plan import Plan
 from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
 from mixlab.training.session import Session
-from mixlab.training.teacher import Teacher
 
 UNKNOWN_STEPS = 1_000_000  # of a trial whose end is not that of its steps
 
@@ -56,8 +55,9 @@ class Request:
 class Draft:
     """What is known of a training that is being planned. Each decision takes a draft and returns the next.
 
-    recipe: as far as it is decided. may_choose_size: whether the person left the size of the model open.
-    num_steps, deadline, teaching, tried: as in `Plan`; None is not decided yet, or absent.
+    recipe: as far as it is decided. objective: as in `Plan`; the labels' until `preparation` has made its own.
+    may_choose_size: whether the person left the size of the model open.
+    num_steps, deadline, tried: as in `Plan`; None is not decided yet, or absent.
     """
 
     request: Request
@@ -65,9 +65,9 @@ class Draft:
     recipe: Recipe
     data: Prepared
     initial: Weights | None
-    teacher: Teacher | None
+    preparation: Preparation
+    objective: Objective
     may_choose_size: bool
-    teaching: Teaching | None = None
     num_steps: int | None = None
     deadline: float | None = None
     tried: dict[str, Any] | None = None
@@ -99,7 +99,7 @@ class Draft:
             num_steps=num_steps,
             deadline=self.deadline,
             initial=self.initial,
-            teaching=self.teaching,
+            objective=self.objective,
             tried=self.tried,
         )
 

@@ -10,8 +10,9 @@ from mixlab.planning.batch_size import decide_batch_size
 from mixlab.planning.budget import decide_steps
 from mixlab.planning.draft import Draft, Request
 from mixlab.planning.model_size import decide_model_size, is_size_open
-from mixlab.training.curriculum import check_curriculum
+from mixlab.training.choose import objective_module
 from mixlab.training.distributed import World, same_everywhere
+from mixlab.training.from_labels import labels_of
 from mixlab.training.initial import fit_initial, open_initial, with_absolute_weights
 from mixlab.training.plan import Plan
 from mixlab.training.prepared import Prepared, read_new
@@ -26,7 +27,6 @@ from mixlab.training.setup import (
 )
 from mixlab.training.small_sets import describe_absent, why_not_tested
 from mixlab.training.splits import split_source
-from mixlab.training.teacher import ask_teacher, open_teacher
 from mixlab.training.tracking import check_tracker
 
 
@@ -53,11 +53,11 @@ def _begin(request: Request, session: Session) -> Draft:
     if initial is not None:
         recipe, initial = fit_initial(recipe, initial)
     may_choose = request.budget_seconds is not None and is_size_open(recipe)
-    recipe = world.from_main(lambda: _resolved(recipe, splits["train"], source, session))
+    recipe = world.run_on_main(lambda: _resolved(recipe, splits["train"], source, session))
     # Before reading the pictures, which may take long.
     check_model(recipe, len(source.class_names), len(splits["train"]), world.size)
-    check_curriculum(recipe)
-    teacher = open_teacher(recipe, source.class_names, world.local_size * len(splits["train"]))
+    num_images = world.local_size * len(splits["train"])
+    preparation = objective_module(recipe).begin(recipe, source.class_names, num_images)
     set_threads(recipe.threads)
     recipe, data = read_everywhere(world, partial(read_new, recipe, source, screen))
     return Draft(
@@ -66,7 +66,8 @@ def _begin(request: Request, session: Session) -> Draft:
         recipe=recipe,
         data=data,
         initial=initial,
-        teacher=teacher,
+        preparation=preparation,
+        objective=labels_of(recipe.loss, data),
         may_choose_size=may_choose,
     )
 
@@ -99,16 +100,14 @@ def decide_length(draft: Draft) -> Draft:
     if draft.request.budget_seconds is None:
         epochs = recipe.epochs or 10
         return draft.with_steps(recipe.steps or max(round(epochs * draft.steps_per_epoch), 1))
-    # A teacher's views are drawn before the length is known: as those of a short training.
-    return draft if draft.teacher is None else draft.with_augment(0)
+    # Views that are looked at before the length is known are drawn as those of a short training.
+    return draft.with_augment(0) if draft.preparation.looks_at_views else draft
 
 
-def decide_answers(draft: Draft) -> Draft:
-    """The draft with its teacher's answers, where it has a teacher."""
-    if draft.teacher is None:
-        return draft
-    teaching = ask_teacher(draft.teacher, draft.recipe, draft.data, draft.session, draft.end)
-    return replace(draft, teaching=teaching)
+def decide_objective(draft: Draft) -> Draft:
+    """The draft with what it minimises."""
+    objective = draft.preparation.prepare(draft.recipe, draft.data, draft.session, draft.end)
+    return replace(draft, objective=objective)
 
 
 def decide_by_trials(draft: Draft) -> Draft:
@@ -121,7 +120,7 @@ def decide_by_trials(draft: Draft) -> Draft:
 DECISIONS: tuple[Callable[[Draft], Draft], ...] = (
     decide_batch_size,
     decide_length,
-    decide_answers,
+    decide_objective,
     decide_model_size,
     decide_steps,
     decide_by_trials,

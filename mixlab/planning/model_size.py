@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from mixlab.errors import UsageError
-from mixlab.models.catalog import DIMENSIONS, FAMILIES, name_with_patch
+from mixlab.models.catalog import DIMENSIONS, OPEN_SIZES, name_with_patch
 from mixlab.planning.budget import for_measuring, measure_steps
 from mixlab.planning.draft import UNKNOWN_STEPS, Draft
 from mixlab.training.build import build
@@ -15,12 +15,12 @@ from mixlab.training.recipe import Recipe
 
 MEASURE_SHARE, MEASURE_SECONDS = 0.004, 5.0  # of the budget, and at most, for each size measured
 USABLE_SHARE = 0.95  # of what is left of the budget: the rest goes into evaluation and report
-HOPELESS = 1.1  # times the least error so far: larger models than one that bad are not measured
+MUCH_WORSE = 1.1  # times the least error so far: larger models than one that bad are not measured
 IMAGES = 45_000  # that an epoch of the runs below had
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class SizeCurve:
     """A size, patches `coarse` times as large as usual, and what whole runs of it gave.
 
     runs: (epochs, share of wrong answers on validation), the shortest first.
@@ -46,13 +46,15 @@ class Rung:
 
 # From the smallest to the largest. Runs of `small_images` on CIFAR-10, validation accuracy (LOG.md, 2026-11-28 and
 # 29): one seed each, of Micro/2's second and third three, and its second and fourth were 3 and 7 epochs of 40,000
-# images; Mini's longest is of the recipe before, with cosine decay and the stem as drawn. Which rung is best matters
-# here, not how hard the person's own pictures are.
-RUNGS = (
-    Rung(model="mixer_pyramid_micro", coarse=2, runs=((1, 0.397), (3, 0.301), (10, 0.196))),
-    Rung(model="mixer_pyramid_micro", coarse=1, runs=((1, 0.349), (2.7, 0.236), (4.7, 0.197), (6.2, 0.182))),
-    Rung(model="mixer_pyramid_mini", coarse=1, runs=((3, 0.214), (7.3, 0.149), (29.4, 0.115))),
-    Rung(model="mixer_pyramid_nano", coarse=1, runs=((3, 0.190), (5, 0.154), (19, 0.111))),
+# images; Mini's longest is of the recipe before, with cosine decay and a stem that was not whitened. Which curve is
+# best matters here, not how hard the person's own pictures are.
+SIZE_CURVES = (
+    SizeCurve(model="mixer_pyramid_micro", coarse=2, runs=((1, 0.397), (3, 0.301), (10, 0.196))),
+    SizeCurve(
+        model="mixer_pyramid_micro", coarse=1, runs=((1, 0.349), (2.7, 0.236), (4.7, 0.197), (6.2, 0.182))
+    ),
+    SizeCurve(model="mixer_pyramid_mini", coarse=1, runs=((3, 0.214), (7.3, 0.149), (29.4, 0.115))),
+    SizeCurve(model="mixer_pyramid_nano", coarse=1, runs=((3, 0.190), (5, 0.154), (19, 0.111))),
 )
 
 
@@ -60,11 +62,11 @@ def is_size_open(recipe: Recipe) -> bool:
     """Whether a recipe, before it is resolved, leaves the size of its model to a budget."""
     model = recipe.model
     given = (model.patch_size, model.stage_blocks, *(getattr(model, name) for name in DIMENSIONS))
-    return model.name in FAMILIES and all(value is None for value in given) and recipe.coarse_share == 0
+    return model.name in OPEN_SIZES and all(value is None for value in given)
 
 
 def decide_model_size(draft: Draft) -> Draft:
-    """The draft with the rung whose error should be the least at the end of its budget, if it may choose.
+    """The draft with the curve whose error should be the least at the end of its budget, if it may choose.
 
     Sizes are measured from the smallest on, until one would do clearly worse than the best so far.
     """
@@ -73,8 +75,8 @@ def decide_model_size(draft: Draft) -> Draft:
         return draft
     began = time.monotonic()
     best: tuple[float, Draft] | None = None
-    for rung in RUNGS:
-        candidate = replace(draft, recipe=_on_rung(draft, rung))
+    for curve in SIZE_CURVES:
+        candidate = replace(draft, recipe=_on_curve(draft, curve))
         plan = candidate.plan(UNKNOWN_STEPS, for_measuring(candidate.recipe))
         try:
             trial = build(plan, draft.session.silent())
@@ -84,16 +86,16 @@ def decide_model_size(draft: Draft) -> Draft:
         # At least one, where the budget is over already: `decide_steps` says so.
         steps = max(USABLE_SHARE * (end - time.monotonic()) / seconds, 1.0)
         # What rank 0 found, on all ranks.
-        error = draft.session.world.from_main(partial(rung.error, steps * plan.recipe.batch_size))
-        if best is not None and error > HOPELESS * best[0]:
+        error = draft.session.world.run_on_main(partial(curve.error, steps * plan.recipe.batch_size))
+        if best is not None and error > MUCH_WORSE * best[0]:
             break
         if best is None or error < best[0]:
             best = (error, candidate)
     return draft if best is None else best[1]
 
 
-def _on_rung(draft: Draft, rung: Rung) -> Recipe:
-    name = name_with_patch(rung.model, draft.data.preprocess.image_size)
-    patch_size = rung.coarse * int(name.removeprefix(rung.model))
-    model = replace(draft.recipe.model, name=f"{rung.model}{patch_size}")
+def _on_curve(draft: Draft, curve: SizeCurve) -> Recipe:
+    name = name_with_patch(curve.model, draft.data.preprocess.image_size)
+    patch_size = curve.coarse * int(name.removeprefix(curve.model))
+    model = replace(draft.recipe.model, name=f"{curve.model}{patch_size}")
     return replace(draft.recipe, model=model)

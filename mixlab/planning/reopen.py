@@ -13,16 +13,15 @@ from mixlab.device import set_threads
 from mixlab.errors import DataError, UsageError, WeightsError
 from mixlab.planning.make_plan import read_everywhere
 from mixlab.records import take, take_list
+from mixlab.training.choose import objective_module
 from mixlab.training.choose_split import open_own_data, recipe_of
-from mixlab.training.distill import Teaching
 from mixlab.training.initial import fit_initial, open_initial
 from mixlab.training.plan import Plan
-from mixlab.training.prepared import Prepared, prepare
+from mixlab.training.prepared import prepare
 from mixlab.training.recipe import Recipe
 from mixlab.training.run_folder import add_bad_files
 from mixlab.training.session import Session
 from mixlab.training.setup import for_this_machine, model_settings
-from mixlab.training.teacher import ask_teacher, keep_answers, open_teacher, read_answers
 
 
 def reopen(run: Path, moved_to: str | None, session: Session) -> Plan:
@@ -45,14 +44,14 @@ def reopen(run: Path, moved_to: str | None, session: Session) -> Plan:
     recipe = for_this_machine(recipe, len(splits["train"]), world.local_size)
     read = partial(prepare, recipe, source, splits, session.screen, recorded.digests)
     recipe, data = read_everywhere(world, lambda: (recipe, read()))
-    world.from_main(lambda: add_bad_files(run, data.bad_files))
+    world.run_on_main(lambda: add_bad_files(run, data.bad_files))
     initial = None
     if not checkpoint_paths(run / CHECKPOINTS_NAME):
         initial = open_initial(recipe)
         if initial is not None:
             _, initial = fit_initial(recipe, initial)
-    teaching = _reopen_teaching(run, recipe, data, session)
-    return Plan(recipe=recipe, data=data, num_steps=num_steps, initial=initial, teaching=teaching)
+    objective = objective_module(recipe).reopen(run, recipe, data, session)
+    return Plan(recipe=recipe, data=data, num_steps=num_steps, initial=initial, objective=objective)
 
 
 def _check_resolved(recipe: Recipe, run: Path) -> int:
@@ -93,17 +92,3 @@ def _check_described(run: Path, recipe: Recipe) -> None:
     if num_bytes is not None and not list((run / CHECKPOINTS_NAME).glob("step_*/.metadata")):
         num_classes = len(take_list(config, "class_names", str, where))
         check_size(model_settings(recipe, num_classes), num_bytes, str(run / "recipe.toml"))
-
-
-def _reopen_teaching(run: Path, recipe: Recipe, data: Prepared, session: Session) -> Teaching | None:
-    """The teacher's answers as they were kept in the run; only where they are not whole it is asked again."""
-    world = session.world
-    kept = read_answers(run, recipe, data) if recipe.distill.is_on else None
-    if not recipe.distill.is_on or not world.largest([kept is None])[0]:
-        return kept
-    teacher = open_teacher(recipe, data.source.class_names, world.local_size * len(data.train))
-    if teacher is None:
-        return None
-    teaching = ask_teacher(teacher, recipe, data, session)
-    world.from_main(lambda: keep_answers(run, teaching))
-    return teaching

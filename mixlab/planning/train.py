@@ -37,7 +37,7 @@ def train(request: Request, session: Session) -> dict[str, Any]:
         _check(request, session)
         plan = make_plan(request, session)
         state = build(plan, session)
-        run = world.from_main(lambda: create_run(request.run or default_run_path(plan.recipe), plan))
+        run = world.run_on_main(lambda: create_run(request.run or default_run_path(plan.recipe), plan))
         with _alone_in(run, session):
             return _train(plan, state, run, session)
 
@@ -60,10 +60,10 @@ def resume(
 
 def _resume(run: Path, data: str | None, session: Session, start_over: StartOver) -> dict[str, Any]:
     world = session.world
-    world.from_main(lambda: check_links(run))
+    world.run_on_main(lambda: check_links(run))
     with _alone_in(run, session):
-        if world.from_main(lambda: check_resumable(run, start_over)):
-            place = world.from_main(lambda: set_aside(run))
+        if world.run_on_main(lambda: check_resumable(run, start_over)):
+            place = world.run_on_main(lambda: set_aside(run))
             session.screen.say(f"starting from the beginning; what was there is kept in {place}")
         when, hint = "before it went on; the run is as it was", f"go on with --resume {run}"
         with stopped_at_once(run, when, hint, every=world.size > 1):
@@ -94,22 +94,21 @@ def _train(
 
 
 def open_clock(plan: Plan, run: Path, session: Session) -> Clock:
-    """The clock of a run. What came first of one with coarse patches cannot be made longer or shorter afterwards."""
+    """The clock of a run."""
     return Clock(
         plan.num_steps,
         deadline=plan.deadline,
-        is_fixed=plan.recipe.coarse_share > 0,
         run=run,
-        changes=session.world.from_main(lambda: read_changes(run)),
+        changes=session.world.run_on_main(lambda: read_changes(run)),
     )
 
 
 def _is_started_again(run: Path, session: Session) -> bool:
     """Whether a job's manager, which cannot be asked, has started this command again after `run` was lost."""
     world = session.world
-    if not world.from_main(run.exists):
+    if not world.run_on_main(run.exists):
         return False
-    if is_under_torchrun() and world.from_main(partial(is_of_this_command, run)):
+    if is_under_torchrun() and world.run_on_main(partial(is_of_this_command, run)):
         return True
     raise UsageError("this run exists already", where=str(run), hint="choose another --run, or --resume it")
 
@@ -123,7 +122,7 @@ def _check(request: Request, session: Session) -> None:
             where="--run",
             hint="name the run: --run NAME",
         )
-    session.world.from_main(lambda: check_place(default_run_path(recipe) if run is None else run))
+    session.world.run_on_main(lambda: check_place(default_run_path(recipe) if run is None else run))
     if request.budget_seconds is not None and (recipe.steps is not None or recipe.epochs is not None):
         raise UsageError(
             "a budget sets the steps itself", where="--budget", hint="leave steps and epochs out"

@@ -17,13 +17,13 @@ from PIL import Image
 from torch import nn
 
 from mixlab.checkpoint.open import open_weights
+from mixlab.cpu.inference import fast
 from mixlab.data.listing import Skips, describe_skipped, pictures_below
 from mixlab.data.preprocess import Preprocess
 from mixlab.device import num_cores, pick_device
 from mixlab.errors import ImageError, UsageError, check_type
 from mixlab.escape import for_csv
 from mixlab.files import write_atomically
-from mixlab.models.fast import fast
 from mixlab.models.layers import Gelu
 from mixlab.serving.inputs import Given, read_inputs
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from starlette.requests import ClientDisconnect, Request
 
+from mixlab.cpu.cost import measure_cost
+from mixlab.cpu.inference import fast
 from mixlab.data.decode import MAX_BYTES
 from mixlab.errors import ImageError
-from mixlab.models.cost import measure_cost
-from mixlab.models.fast import fast
 from mixlab.serving.batching import Batcher
 from mixlab.serving.bodies import MAX_PICTURES, Contents
 from mixlab.serving.decoder import DecoderError, Decoders, Job

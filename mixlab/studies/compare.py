@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from mixlab.checkpoint.store import load_weights
+from mixlab.cpu.inference import fast
 from mixlab.device import describe_machine, machine_name, set_threads
-from mixlab.models.fast import fast
 from mixlab.report.frontier import frontier
 from mixlab.report.study_figures import accuracies
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study

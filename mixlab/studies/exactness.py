@@ -10,7 +10,7 @@ import torch
 
 from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import load_weights
-from mixlab.data.loader import TrainingPictures, training_batches
+from mixlab.data.loader import TrainingDataset, training_batches
 from mixlab.data.permutation import PixelPermutation
 from mixlab.data.random import torch_seed
 from mixlab.device import set_threads
@@ -23,6 +23,7 @@ from mixlab.studies.harness import Options
 from mixlab.studies.presets import patch_side
 from mixlab.studies.trainings import Cell
 from mixlab.training.clock import Clock
+from mixlab.training.from_labels import labels_of
 from mixlab.training.prepared import prepare
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import model_settings, open_data
@@ -77,17 +78,16 @@ def couple(recipe: Recipe, steps: int) -> dict[str, Any]:
         "absorbed": absorb(first, permutation.patch_order(size), permutation.pixel_order()),
         "control": copy.deepcopy(first),
     }
-    labels, num_classes = prepared.train.split.labels, len(source.class_names)
+    objective = labels_of(recipe.loss, prepared)
     states = {
-        name: TrainState(model, recipe, labels, num_classes, torch.device("cpu"))
-        for name, model in models.items()
+        name: TrainState(model, recipe, objective, torch.device("cpu")) for name, model in models.items()
     }
     losses: dict[str, list[float]] = {name: [] for name in states}
-    pictures = TrainingPictures(
+    dataset = TrainingDataset(
         images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )
     batches = training_batches(
-        pictures, first_step=0, num_steps=steps, num_workers=0, on_bad=lambda file: None
+        dataset, first_step=0, num_steps=steps, num_workers=0, on_bad=lambda file: None
     )
     for step, batch in enumerate(batches):
         clock, image = Clock(steps, step=step), batch.image.double()

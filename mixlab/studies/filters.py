@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.errors import UsageError
-from mixlab.models.catalog import create_model, display_name
-from mixlab.models.mixer import Mixer
+from mixlab.models.catalog import MIXER, create_model, display_name, family_of
 from mixlab.report.study_figures import layer_numbers, over_steps, stem_filters, unit_pictures
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
 from mixlab.studies.rows import make_folder, write_rows
@@ -55,7 +54,7 @@ def run(options: Options) -> Answer:
 
 def token_units(model: Any, name: str) -> list[np.ndarray]:
     """Weights of the hidden units of every token-mixing MLP, float64 (D_S, S) each. UsageError for another model."""
-    if type(model) is not Mixer:
+    if family_of(model, exactly=True) is not MIXER:
         raise UsageError(
             f"{name} has no token-mixing MLPs over all patches whose units could be shown",
             where="WEIGHTS",
@@ -94,7 +93,7 @@ def _history(options: Options, weights: Weights) -> list[Any]:
         model: Any = create_model(**weights.model_settings)
         tensors, own = load_file(folder / "model.safetensors"), model.state_dict()
         if any(tensors[name].shape != own[name].shape for name in own):
-            continue  # of the coarse patches of a curriculum
+            continue  # of an older run that began with larger patches
         model.load_state_dict(tensors)
         step = int(folder.name.removeprefix("step_"))
         rows += _rows(token_units(model, ""), model.config.grid, "checkpoint", step)

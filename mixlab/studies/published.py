@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from mixlab.cpu.inference import fast
 from mixlab.device import describe_machine, machine_name, set_threads
 from mixlab.models.catalog import create_model
-from mixlab.models.fast import fast
 from mixlab.report.frontier import frontier
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
 from mixlab.studies.rows import Row, distinct, make_folder, read_rows, write_rows

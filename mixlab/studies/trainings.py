@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mixlab.cpu.describe import describe_settings
 from mixlab.data.sources import open_source
 from mixlab.device import machine_name
 from mixlab.errors import DataError, UsageError
-from mixlab.models.describe import describe_settings
 from mixlab.planning.draft import Request
 from mixlab.planning.train import resume, train
 from mixlab.recipes import compose
@@ -91,7 +91,7 @@ def fill(
     with locked(out, screen):
         rows, curves = read_rows(out / RESULTS), read_rows(out / CURVES)
         recipes = {cell.folder_name: override(base, cell.changes | {"seed": cell.seed}) for cell in cells}
-        digests = {name: _digest(recipe, minutes) for name, recipe in recipes.items()}
+        digests = {name: _digests(recipe, minutes) for name, recipe in recipes.items()}
         _check_same(rows, cells, digests, out)
         missing = [cell for cell in cells if _find(rows, cell) is None]
         if missing:
@@ -109,7 +109,7 @@ def fill(
             if leader is not None and minutes is not None:
                 recipe = replace(recipe, steps=int(leader["steps"]))
             result = _train(recipe, run, minutes, options)
-            result_row = cell.key | _row(run, result) | {"recipe": digests[cell.folder_name]}
+            result_row = cell.key | _row(run, result) | {"recipe": digests[cell.folder_name][0]}
             result_row |= {
                 key: _text(value) for key, value in (measure(run, cell) if measure else {}).items()
             }
@@ -183,10 +183,12 @@ def describe_trainings(rows: list[Row]) -> str:
     return f"{len(rows)}; steps of each model: {steps}"
 
 
-def _check_same(rows: list[Row], cells: Sequence[Cell], digests: dict[str, str], out: Path) -> None:
+def _check_same(
+    rows: list[Row], cells: Sequence[Cell], digests: dict[str, tuple[str, str]], out: Path
+) -> None:
     for cell in cells:
         row = _find(rows, cell)
-        if row is not None and row["recipe"] != digests[cell.folder_name]:
+        if row is not None and row["recipe"] not in digests[cell.folder_name]:
             raise UsageError(
                 f"it has a result of {cell.model}, {cell.setting}, seed {cell.seed} by another recipe, data set "
                 "or --minutes",
@@ -195,10 +197,24 @@ def _check_same(rows: list[Row], cells: Sequence[Cell], digests: dict[str, str],
             )
 
 
-def _digest(recipe: Recipe, minutes: float | None) -> str:
-    """What decides the result of a cell, however the data's folder is spelt and whatever the machine has of cores."""
+def _digests(recipe: Recipe, minutes: float | None) -> tuple[str, str]:
+    """What decides the result of a cell, however the data's folder is spelt and whatever the machine has of cores.
+
+    The second is that of the same recipe as it was written until keys of it were retired (`keys.RETIRED`).
+    """
     same = to_toml(with_absolute_paths(replace(recipe, threads=None)))
-    return hashlib.sha256(f"{same}minutes = {minutes}\n".encode()).hexdigest()[:12]
+    first, second = (
+        hashlib.sha256(f"{text}minutes = {minutes}\n".encode()).hexdigest()[:12]
+        for text in (same, as_older(same))
+    )
+    return first, second
+
+
+def as_older(toml: str) -> str:
+    """A recipe's TOML as it was written when it had the retired keys."""
+    toml = re.sub(r"(?m)^(skip_nonfinite = .*)$", r"\1\ncoarse_share = 0.0\ncoarse_factor = 2", toml)
+    toml = re.sub(r"(?m)^(gsam_alpha = .*)$", r"\1\nsam_from = 0.0", toml)
+    return toml.replace("\nstage_mixing =", "\ntoken_mix =")
 
 
 def _find(rows: list[Row], cell: Cell) -> Row | None:

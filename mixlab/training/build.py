@@ -1,17 +1,14 @@
 """The parts of a training before its first step: a model drawn or loaded, its optimizer."""
 
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from mixlab.data.random import torch_seed
 from mixlab.device import return_memory
-from mixlab.models.catalog import create_model
-from mixlab.models.mixer import Mixer
+from mixlab.models.catalog import config_of, create_model
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.threads import seeded
-from mixlab.training.curriculum import first_settings, refine_when_due
 from mixlab.training.initial import load_initial
 from mixlab.training.optimizer import freeze_layers
 from mixlab.training.plan import Plan
@@ -23,14 +20,10 @@ from mixlab.training.whitening import whiten_stem
 def build(plan: Plan, session: Session) -> TrainState:
     """Model and optimizer before the first step, the same for every rank and every time."""
     recipe, data = plan.recipe, plan.data
-    model = new_model(plan, first_settings(plan.model_settings, recipe), session)
-    if recipe.whiten_stem and plan.initial is None and isinstance(model, Mixer):
+    model = new_model(plan, plan.model_settings, session)
+    if recipe.whiten_stem and plan.initial is None and config_of(model) is not None:
         whiten_stem(model, data.train)
-    labels, num_classes = data.train.split.labels, len(plan.class_names)
-    state = TrainState(model, recipe, labels, num_classes, session.device, session.world, plan.teaching)
-    if recipe.coarse_share:
-        state.changes.append(partial(refine_when_due, session.screen))
-    return state
+    return TrainState(model, recipe, plan.objective, session.device, session.world)
 
 
 def new_model(plan: Plan, settings: dict[str, Any], session: Session) -> nn.Module:

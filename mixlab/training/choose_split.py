@@ -42,7 +42,7 @@ def choose_split(
     if data is None:
         return _own_split(run, split or "test", data_dir, moved_to)
     if has_record(run):
-        recipe = recipe_of(run)
+        recipe = recipe_of(run, to_train=False)
         here = with_absolute_paths(override(recipe, {"data.source": data})).data.source
         if here == recipe.data.source:
             return _own_split(run, split or "test", data_dir, None)
@@ -78,11 +78,15 @@ def has_record(run: Path) -> bool:
     return (run / "recipe.toml").is_file() and (run / "split.csv").is_file()
 
 
-def recipe_of(run: Path) -> Recipe:
-    """The recipe that a run wrote down. UsageError for a folder that is no run's."""
+def recipe_of(run: Path, *, to_train: bool = True) -> Recipe:
+    """The recipe that a run wrote down. UsageError for a folder that is no run's.
+
+    to_train: see `keys.override`.
+    """
     if not (run / "recipe.toml").is_file():
         raise UsageError("these weights have no data set of their own", where=str(run), hint="name one: DATA")
-    return override(Recipe(), from_toml(run / "recipe.toml"), where=str(run / "recipe.toml"))
+    where = str(run / "recipe.toml")
+    return override(Recipe(), from_toml(run / "recipe.toml"), where=where, to_train=to_train)
 
 
 def open_own_data(run: Path, recipe: Recipe, moved_to: str | None = None) -> tuple[Source, Recorded]:
@@ -109,7 +113,7 @@ def open_own_data(run: Path, recipe: Recipe, moved_to: str | None = None) -> tup
 
 
 def _own_split(run: Path, name: str, data_dir: str | None, moved_to: str | None) -> tuple[Source, Split]:
-    recipe = recipe_of(run)
+    recipe = recipe_of(run, to_train=False)
     if data_dir is not None:
         recipe = override(recipe, {"data.data_dir": data_dir})
     source, found = open_own_data(run, recipe, moved_to)

@@ -34,17 +34,16 @@ class Clock:
         *,
         step: int = 0,
         deadline: float | None = None,
-        is_fixed: bool = False,
         run: Path | None = None,
         changes: Mapping[int, int] | None = None,
     ) -> None:
         """A training of `num_steps` as it was planned.
 
-        deadline: on time.monotonic(), after which no step begins; None leaves the number of steps as it is, and so
-        does is_fixed. run: the folder where changes are written. changes: those of earlier parts (`read_changes`).
+        deadline: on time.monotonic(), after which no step begins; None leaves the number of steps as it is.
+        run: the folder where changes are written. changes: those of earlier parts (`read_changes`).
         """
         self.planned_steps, self.deadline = num_steps, deadline
-        self._is_fixed, self._run, self._changes = is_fixed, run, dict(changes or {})
+        self._run, self._changes = run, dict(changes or {})
         self.num_steps = num_steps
         self.go_to(step)
 
@@ -79,7 +78,7 @@ class Clock:
         """
         now, deadline, step, steps = time.monotonic(), self.deadline, self.step, self.num_steps
         began, first = self._looks[0]
-        if deadline is None or self._is_fixed or now >= deadline or step == first:
+        if deadline is None or now >= deadline or step == first:
             return 0
         if not self._is_due(now, deadline):
             return 0

@@ -3,21 +3,18 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from mixlab.checkpoint.checkpoints import (
     CHECKPOINTS_NAME,
     Checkpoint,
     checkpoint_paths,
     load_newest_checkpoint,
-    save_checkpoint,
     sweep,
 )
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
@@ -25,15 +22,13 @@ from mixlab.data.loader import Batch
 from mixlab.data.order import steps_per_epoch
 from mixlab.data.reading import BadFile, check_bad_share
 from mixlab.errors import DiskError, TrainingError, WeightsError
-from mixlab.escape import without_places
 from mixlab.evaluation.metrics import Evaluation
 from mixlab.records import take
 from mixlab.report.run_log import RunLog
 from mixlab.training.clock import Clock
-from mixlab.training.curriculum import is_coarse, num_coarse_steps, refine, settings_now
+from mixlab.training.dtensors import to_local
 from mixlab.training.failures import NonFiniteError
 from mixlab.training.fit import Course, validate
-from mixlab.training.fsdp import local, save_spread, together, whole
 from mixlab.training.history import check_end
 from mixlab.training.plan import Plan
 from mixlab.training.run_folder import add_bad_files, add_nonfinite_batch, read_bad_files
@@ -56,20 +51,17 @@ class TrainingCourse(Course):
         self.log = RunLog(run / "metrics.jsonl") if self.world.is_main else None
         self.saver = Saver(self._note_disk_error)
         self.save_seconds = 0.0  # that the last checkpoint took to write
-        self.save_group: Any = (
-            dist.new_group(backend="gloo", timeout=timedelta(seconds=self.recipe.timeout_seconds))
-            if state.is_spread
-            else None
-        )
+        self.exchange = state.exchange
+        self.exchange.begin_saving(self.recipe.timeout_seconds)
         self.tracker = open_tracker(session.tracker if self.world.is_main else None, run)
         self.seconds = 0.0  # spent in training and validation, over all parts of the run
         self.best: dict[str, Any] = {"top1": -1.0, "loss": float("inf"), "step": 0}
         self.epochs_without_gain = 0
-        self.notes = [] if state.teaching is None else [state.teaching.describe()]
-        self.bad_files = {file.path for file in self.world.from_main(lambda: read_bad_files(run))}
+        self.notes = list(plan.objective.notes)
+        self.bad_files = {file.path for file in self.world.run_on_main(lambda: read_bad_files(run))}
         self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
         self._new_bad: list[BadFile] = []  # of them those that this process has met and not told the others
-        self._has_weights = self.world.from_main((run / CONFIG_NAME).is_file)
+        self._has_weights = self.world.run_on_main((run / CONFIG_NAME).is_file)
         self.num_skipped = 0  # batches left out because their loss or gradient was not finite
         self._per_epoch = steps_per_epoch(len(plan.data.train), self.recipe.batch_size)
         self._signals: list[int] = []
@@ -87,12 +79,12 @@ class TrainingCourse(Course):
                 with self.screen.progress("training", clock.num_steps, clock.step) as self._bar:
                     yield
                 world.now("waiting for the last files")
-                if self.state.is_spread:
+                if self.exchange.needs_all_ranks:
                     self.saver.close()
                 else:
-                    world.from_main(self.saver.close)
+                    world.run_on_main(self.saver.close)
                 # Also where another rank got it.
-                number = world.largest([self._signals[0] if self._signals else 0])[0]
+                number = world.all_reduce_max([self._signals[0] if self._signals else 0])[0]
                 if number:
                     self._signals.append(number)
                     raise Interrupted(number, self.run, clock.step)
@@ -142,7 +134,7 @@ class TrainingCourse(Course):
             self._log_step(result)
         fitting = clock.look() if world.is_main else 0
         due = world.is_main and time.monotonic() - self._last_save >= self._save_interval()
-        is_late, is_due, is_busy, has_bad, stops, fitting = world.largest(
+        is_late, is_due, is_busy, has_bad, stops, fitting = world.all_reduce_max(
             [clock.is_late, due, self.saver.is_busy, len(self._new_bad) > 0, len(self._signals) > 0, fitting]
         )
         if fitting and world.is_main:
@@ -202,17 +194,16 @@ class TrainingCourse(Course):
 
     def _save_weights(self, provenance: dict[str, Any]) -> None:
         facts = {"data": self.plan.data.source.name, "recipe": self.recipe.name, "seed": self.recipe.seed}
-        if self.state.teaching is not None:
-            facts |= {"teacher": without_places(self.recipe.distill.teacher), "labels_only": False}
+        facts |= self.plan.objective.facts
         weights = Weights(
-            model=self.state.best_guess,
-            model_settings=settings_now(self.plan.model_settings, self.state.model, self.recipe),
+            model=self.state.eval_model,
+            model_settings=self.plan.model_settings,
             preprocess=self.plan.preprocess,
             class_names=self.plan.class_names,
             provenance=facts | {"step": self.clock.step, "ema": self.state.ema is not None} | provenance,
         )
         self._has_weights = True
-        values = whole(weights.model) if self.state.is_spread else weights.model.state_dict()
+        values = self.exchange.full_state_dict(weights.model)
         job: Callable[[], None] | None = None
         if self.world.is_main:
             tensors = snapshot(values)
@@ -222,10 +213,9 @@ class TrainingCourse(Course):
                 save_weights(self.run, weights, tensors)
 
             job = write
-        if self.save_group is not None:
-            self.saver.submit("weights", partial(together, job, self.save_group))
-        elif job is not None:
-            self.saver.submit("weights", job)
+        own = self.exchange.writing(job)
+        if own is not None:
+            self.saver.submit("weights", own)
 
     def save(self) -> None:
         """Write a checkpoint of this moment, between two steps, beside the steps that follow."""
@@ -238,7 +228,7 @@ class TrainingCourse(Course):
             "scaler": self.state.scaler.state_dict(),
             "num_skipped": self.num_skipped,
         }
-        if self.world.is_main or self.save_group is not None:
+        if self.world.is_main or self.exchange.needs_all_ranks:
             self._save_checkpoint(values)
         if not self._has_weights:
             # So that a run stopped in its first epoch can be looked at. After the checkpoint: weights without one
@@ -253,10 +243,7 @@ class TrainingCourse(Course):
         def write() -> None:
             self.check_folder()  # which a write would make again
             began = time.monotonic()
-            if self.save_group is None:
-                save_checkpoint(folder, checkpoint, keep=keep)
-            else:
-                save_spread(folder, checkpoint, keep=keep, group=self.save_group)
+            self.exchange.save(folder, checkpoint, keep=keep)
             self.save_seconds = time.monotonic() - began
 
         self.saver.submit("checkpoint", write)
@@ -270,9 +257,9 @@ class TrainingCourse(Course):
         """A checkpoint that is not finite would be worse than none: the one before could be pruned for it."""
         damaged = None
         for name, tensor in self.state.model.state_dict().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(local(tensor)).all()):
+            if tensor.is_floating_point() and not bool(torch.isfinite(to_local(tensor)).all()):
                 damaged = name
-        if self.world.largest([damaged is not None])[0]:
+        if self.world.all_reduce_max([damaged is not None])[0]:
             raise TrainingError(
                 f"{damaged or 'a weight'} was no longer finite after step {self.clock.step}; it was not saved",
                 where=str(self.run),
@@ -281,7 +268,7 @@ class TrainingCourse(Course):
 
     def load(self) -> None:
         """Go back to the newest valid checkpoint; a run that has none yet (`check_resumable`) starts again."""
-        if not self.world.from_main(self._tidy):
+        if not self.world.run_on_main(self._tidy):
             if self.log is not None:
                 self.log.truncate_after(0)
             self.screen.say("no checkpoint was written yet: starting from the beginning")
@@ -290,10 +277,10 @@ class TrainingCourse(Course):
         self.world.check_same(checkpoint.step, "newest checkpoint")
         for reason in rejected:
             self.screen.say(f"skipped a damaged checkpoint: {reason}")
-        self.world.from_main(lambda: check_end(self.run, checkpoint.step))
+        self.world.run_on_main(lambda: check_end(self.run, checkpoint.step))
         tensors = checkpoint.tensors
         if checkpoint.parts is not None:
-            from mixlab.checkpoint.sharded import read_shards  # slow to import: see fsdp.py
+            from mixlab.checkpoint.sharded import read_shards  # slow to import: see exchanges/fsdp.py
 
             tensors = read_shards(checkpoint.parts, self.state.place)
         self.state.load(tensors, checkpoint.state["scaler"])
@@ -308,7 +295,7 @@ class TrainingCourse(Course):
         self.screen.say(f"resumed after step {self.clock.step} of {self.clock.num_steps}")
 
     def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """WeightsError if a checkpoint that is whole does not fit this run; the model takes its patches."""
+        """WeightsError if a checkpoint that is whole does not fit this run."""
         state, where = checkpoint.state, "state.json"
         take(state, "seconds", float, where, low=0.0)
         for key in ("epochs_without_gain", "num_skipped"):
@@ -325,9 +312,6 @@ class TrainingCourse(Course):
             take(scaler, key, float, f"{where}, scaler")
         if checkpoint.step > self.clock.most_steps:
             raise WeightsError(f"it is of step {checkpoint.step}, beyond the end of this run", where=where)
-        num_coarse = num_coarse_steps(self.recipe, self.clock.planned_steps)
-        if is_coarse(self.state.model, self.recipe) and checkpoint.step > num_coarse:
-            refine(self.state)  # into the shapes of the checkpoint, which replaces the values
         if checkpoint.parts is not None:
             from mixlab.checkpoint.sharded import shapes_of
 

@@ -23,13 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from mixlab.cpu.workers import end_programs
 from mixlab.data.loader import Batch, evaluation_batches
 from mixlab.data.reading import BadFile, Images
 from mixlab.device import pick_device
 from mixlab.errors import MixlabError, TrainingError, UsageError
 from mixlab.evaluation.classify import classify
 from mixlab.evaluation.metrics import Predictions
-from mixlab.models.workers import end_programs
 
 T = TypeVar("T")
 BEAT_SECONDS = 1.0  # between two signs of life of a rank
@@ -46,7 +46,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    life: "Life | None" = None
+    life: "Heartbeat | None" = None
 
     @property
     def is_main(self) -> bool:
@@ -72,7 +72,7 @@ class World:
         if self.life is not None:
             self.life.doing = doing
 
-    def largest(self, values: Sequence[int]) -> list[int]:
+    def all_reduce_max(self, values: Sequence[int]) -> list[int]:
         """For each value the largest of all ranks."""
         if self.size == 1:
             return list(values)
@@ -94,7 +94,7 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, make: Callable[[], T]) -> T:
+    def run_on_main(self, make: Callable[[], T]) -> T:
         """What `make` returns, or the MixlabError that it raises, on rank 0; it is called nowhere else."""
         if self.size == 1:
             return make()
@@ -138,7 +138,7 @@ def check_own_cards(cards: Sequence[tuple[str, str]]) -> None:
 ALONE = World()
 
 
-class Life:
+class Heartbeat:
     """Signs of life: each rank says once a second, from a thread of its own, that it lives and what it is doing."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
@@ -194,12 +194,12 @@ def classify_shared(
     device: torch.device,
     *,
     on_bad: Callable[[BadFile], None],
-    is_spread: bool = False,
+    equally_often: bool = False,
 ) -> Predictions:
     """Predictions for every image, each counted once, on every rank.
 
-    Whole batches are shared out, so that the last bits of a logit do not depend on the number of ranks. is_spread:
-    the ranks must call the model equally often (FSDP).
+    Whole batches are shared out, so that the last bits of a logit do not depend on the number of ranks.
+    equally_often: the ranks must call the model as often as each other.
     """
 
     def batches() -> Iterator[Batch]:
@@ -208,7 +208,7 @@ def classify_shared(
             count += 1
             yield batch
         num_batches = -(-len(images) // batch_size)
-        while is_spread and count < -(-num_batches // world.size):
+        while equally_often and count < -(-num_batches // world.size):
             count += 1
             blank = torch.zeros(1, images.preprocess.channels, *images.preprocess.image_size)
             yield Batch(blank, torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64))
@@ -258,7 +258,7 @@ def joined(timeout_seconds: float) -> Iterator[World]:
             where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
             hint="did all processes start, and can their machines reach this address and each other?",
         ) from error
-    life = Life(store, rank, size)
+    life = Heartbeat(store, rank, size)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     try:
         yield World(rank, size, local_rank, local_size, life)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from mixlab.data.augment import AugmentConfig
-from mixlab.data.loader import Batch, TrainingPictures, training_batches
+from mixlab.data.loader import Batch, TrainingDataset, training_batches
 from mixlab.data.reading import BadFile
 from mixlab.errors import TrainingError
 from mixlab.evaluation.metrics import Evaluation, summarize
@@ -54,14 +54,14 @@ def batches(
     recipe = plan.recipe
     last = clock.last_known_step
     return training_batches(
-        TrainingPictures(
+        TrainingDataset(
             images=plan.data.train,
             augment=augment or recipe.augment,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            num_shards=state.num_shards,
+            num_shards=state.exchange.num_shards,
             shards=state.shards,
-            views=recipe.distill.num_views,
+            views=plan.objective.num_views,
         ),
         first_step=clock.step,
         num_steps=FOREVER if last is None else last,
@@ -75,12 +75,12 @@ def validate(plan: Plan, state: TrainState, course: Course) -> Evaluation:
     """What `state` is worth on the validation split, by all ranks together."""
     predictions = classify_shared(
         state.world,
-        state.best_guess,
+        state.eval_model,
         plan.data.validation,
         plan.recipe.batch_size,
         state.device,
         on_bad=course.on_bad,
-        is_spread=state.is_spread,
+        equally_often=state.exchange.needs_all_ranks,
     )
     return summarize(predictions, plan.class_names)
 
@@ -95,8 +95,6 @@ def fit(state: TrainState, batches: Iterable[Batch], clock: Clock, course: Cours
     for batch in batches:
         if course.is_over():
             return
-        for change in state.changes:
-            change(state, clock)
         state.world.now(f"{course.doing} step {clock.step + 1}")
         result = None
         try:

@@ -20,7 +20,7 @@ from mixlab.training.run_folder import read_bad_files
 from mixlab.training.tried import read_tried
 
 LOG_NAME = "metrics.jsonl"
-# What a training makes after its beginning; recipe.toml, split.csv and a teacher's answers are of before that.
+# What a training makes after its beginning; recipe.toml, split.csv and what an objective keeps are of before that.
 _MADE = (
     LOG_NAME, WEIGHTS_NAME, CONFIG_NAME, NEXT_CONFIG_NAME, CHECKPOINTS_NAME, CHANGES_NAME, "predictions.csv",
     "report.html", "figures", "nonfinite.csv",

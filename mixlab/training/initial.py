@@ -1,7 +1,7 @@
 """Weights that a training starts from: opened, fitted to the run's grid, patches, channels and classes."""
 
 import os
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
+from mixlab.cpu.describe import describe_settings
 from mixlab.errors import UsageError
-from mixlab.models.catalog import ModelConfig, settings_of
-from mixlab.models.describe import describe_settings
+from mixlab.models.catalog import ModelConfig, config_of, family_of, settings_of
 from mixlab.models.mixer import Mixer, MixerConfig
 from mixlab.models.resolution import extend, resample
 from mixlab.training.recipe import Recipe
@@ -28,13 +28,19 @@ def open_initial(recipe: Recipe) -> Weights | None:
 
 def with_absolute_weights(recipe: Recipe) -> Recipe:
     """The same recipe with paths of weights that hold from any folder; published names stay as they are."""
-    distill = replace(recipe.distill, teacher=_absolute(recipe.distill.teacher))
-    return replace(recipe, init_from=_absolute(recipe.init_from), distill=distill)
+    return _with_absolute(recipe)
 
 
-def _absolute(name: str | None) -> str | None:
-    path = None if name is None else existing_path(os.path.expanduser(name))
-    return name if path is None else os.path.abspath(path)
+def _with_absolute(config: Any) -> Any:
+    changes: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            changes[field.name] = _with_absolute(value)
+        elif field.metadata.get("is_weights") and value is not None:
+            path = existing_path(os.path.expanduser(value))
+            changes[field.name] = value if path is None else os.path.abspath(path)
+    return replace(config, **changes)
 
 
 def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
@@ -59,7 +65,7 @@ def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
         std=data.std or _for_channels(preprocess.std, channels),
     )
     recipe = replace(recipe, data=data)
-    if isinstance(weights.model, Mixer):
+    if config_of(weights.model) is not None:
         fitted = _fitted(weights.model, recipe)
         weights, settings = replace(weights, model=fitted), settings_of(fitted.config)
         model = ModelConfig(**{k: v for k, v in settings.items() if k in ModelConfig.__dataclass_fields__})
@@ -90,7 +96,7 @@ def load_initial(model: nn.Module, weights: Weights, recipe: Recipe, class_names
     """Copy fitted weights into `model`; the head only if the classes are the same. A sentence that says what."""
     keeps_head = class_names == weights.class_names
     given, own = weights.model.state_dict(), model.state_dict()
-    head = _head_names(model)
+    head = family_of(model).classifier(model)
     for name, tensor in given.items():
         if not keeps_head and name.startswith(head):
             continue
@@ -121,13 +127,7 @@ def _grid_costs(model: Any, recipe: Recipe, weights: Weights) -> str:
     return f"an image costs {dense / 1e9:.3g} GMACs as a dense matrix, {blocks / 1e9:.3g} as blocks"
 
 
-def _head_names(model: nn.Module) -> tuple[str, ...]:
-    """How the names of the classifier's tensors begin; some of timm's models have two classifiers."""
-    found = "head" if isinstance(model, Mixer) else model.default_cfg.get("classifier", "head")  # type: ignore
-    return tuple(f"{name}." for name in ([found] if isinstance(found, str) else found))
-
-
-def _fitted(model: Mixer, recipe: Recipe) -> Mixer:
+def _fitted(model: Any, recipe: Recipe) -> Mixer:
     """The same weights for the recipe's channels, patch side and image size."""
     data = recipe.data
     assert data.image_size is not None

@@ -11,12 +11,18 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mixlab.errors import UsageError, WeightsError
+from mixlab.models.family import with_new_names
 from mixlab.records import read_toml
 from mixlab.settings import Level
 from mixlab.training.recipe import Recipe
 
-# Keys of older recipes -> the only value that still means something: what mixlab does without them.
-RETIRED: dict[str, Any] = {}
+# Keys of older recipes: the only value that still means something (None: any, without another key it meant nothing),
+# and what to use instead of any other.
+RETIRED: dict[str, tuple[float | None, str]] = {
+    "coarse_share": (0.0, "--model.patch-size takes larger patches for the whole training"),
+    "coarse_factor": (None, ""),
+    "optimizer.sam_from": (0.0, "--optimizer.sam-rho holds for the whole training"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +131,24 @@ def from_toml(path: Path) -> dict[str, Any]:
     return flat
 
 
-def override(recipe: Recipe, values: dict[str, Any], *, where: str | None = None) -> Recipe:
+def override(
+    recipe: Recipe, values: dict[str, Any], *, where: str | None = None, to_train: bool = True
+) -> Recipe:
     """`recipe` with keys replaced; values may be text. UsageError names the nearest key or the type.
+
+    to_train: False where only the data of a run is asked for, whatever it was trained with.
 
     A key is dotted (`optimizer.lr`), or its last part where only one key ends so (`lr`).
     """
     groups: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
+        key, value = _named_as_today(key, value)
+        key = key if key in RETIRED else full_key(key, where=where)
         if key in RETIRED:
-            _check_retired(key, value, where)
+            if to_train:
+                _check_retired(key, value, where)
             continue
-        full = full_key(key, where=where)
+        full = key
         group, _, name = full.rpartition(".")
         groups.setdefault(group, {})[name] = _convert(value, recipe_keys()[full].hint, full, where)
     top = groups.pop("", {})
@@ -143,25 +156,46 @@ def override(recipe: Recipe, values: dict[str, Any], *, where: str | None = None
     return replace(recipe, **parts, **top)
 
 
+def _named_as_today(key: str, value: Any) -> tuple[str, Any]:
+    """A key and its value, where a setting of models had another name before."""
+    part, _, name = key.rpartition(".")
+    if part not in ("", "model"):
+        return key, value
+    ((name, value),) = with_new_names({name: value}).items()
+    return f"{part}.{name}" if part else name, value
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
 def _check_retired(key: str, value: Any, where: str | None) -> None:
     """UsageError if an older recipe asks for what is no longer there."""
-    if value != RETIRED[key]:
+    default, instead = RETIRED[key]
+    if default is not None and _number(value) != default:
         raise UsageError(
             f"{key} is no longer there, and this recipe sets it to {value!r}",
             where=where or key,
-            hint=f"leave it out, which is what {RETIRED[key]!r} meant; LOG.md says what became of it",
+            hint=f"leave it out: {instead}; LOG.md says why it went",
         )
 
 
 def full_key(key: str, *, also: Iterable[str] = (), where: str | None = None) -> str:
     """`lr` -> `optimizer.lr`; UsageError with the nearest of the keys, and of `also`, for an unknown one."""
     known = recipe_keys()
+    key, _ = _named_as_today(key, None)
     if key in known or key in RETIRED:
         return key
     short = [name.split(".")[-1] for name in known]
     inner = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     if "." not in key and len(inner) == 1:
         return inner[0]
+    gone = [name for name in RETIRED if name.split(".")[-1] == key]
+    if gone:
+        return gone[0]
     close = difflib.get_close_matches(key, [*also, *known, *short], n=1)
     nearest = next(iter([*inner, *close]), None)
     raise UsageError(

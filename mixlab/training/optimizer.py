@@ -1,6 +1,8 @@
 """From a model and a config to a torch optimizer; weight decay touches kernels only, as in the authors' code."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -8,10 +10,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixlab.errors import UsageError
-from mixlab.models.mixer import Mixer
+from mixlab.models.catalog import family_of
 from mixlab.settings import setting
+from mixlab.training.dtensors import is_dtensor
 from mixlab.training.muon import Muon
 from mixlab.training.sgd import Bf16MomentumSgd
+
+Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class OptimizerConfig:
     layer_decay: factor on the learning rate for every layer further from the head; 1 is the same for all.
     sam_rho: radius of sharpness-aware minimisation (training/sam.py), which takes twice the time; 0 is off.
         sam_rho_end: it falls to this with the learning rate, as GSAM's does; None stays. gsam_alpha: weight of
-        GSAM's second term. sam_from: share of the run that is plain before it begins.
+        GSAM's second term.
     """
 
     name: Literal["adamw", "sgd", "muon"] = setting(
@@ -52,7 +57,6 @@ class OptimizerConfig:
         None, "The radius falls to this with the learning rate; auto stays.", "expert"
     )
     gsam_alpha: float = setting(0.0, "Weight of GSAM's second term.", "expert")
-    sam_from: float = setting(0.0, "Share of the run before it begins.", "expert")
 
     def __post_init__(self) -> None:
         for key in ("lr", "muon_lr"):
@@ -75,12 +79,12 @@ class OptimizerConfig:
             raise UsageError(
                 f"layer_decay must be in (0, 1], got {self.layer_decay}", where="optimizer.layer_decay"
             )
-        for key in ("beta1", "beta2", "sam_from"):
+        for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise UsageError(
                     f"{key} must be in [0, 1), got {getattr(self, key)}", where=f"optimizer.{key}"
                 )
-        if not self.sam_rho and (self.gsam_alpha or self.sam_from or self.sam_rho_end is not None):
+        if not self.sam_rho and (self.gsam_alpha or self.sam_rho_end is not None):
             raise UsageError("sam_rho is 0, which is off", where="optimizer.sam_rho", hint="give the radius")
 
 
@@ -97,16 +101,7 @@ def layer_numbers(model: nn.Module) -> dict[str, int]:
     # Not exported, but what its own optimizers use; here, because importing timm takes more than a second.
     from timm.models._manipulate import group_with_matcher
 
-    if isinstance(model, Mixer):
-        matcher: Any = {
-            "stem": r"^stem",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^pre_head_norm", (99999,))],
-        }
-    elif hasattr(model, "group_matcher"):
-        matcher = model.group_matcher(coarse=False)  # type: ignore[operator]
-    else:
-        raise UsageError("this model does not say the order of its layers", where="optimizer.layer_decay")
-    return group_with_matcher(model.named_parameters(), matcher, reverse=True)
+    return group_with_matcher(model.named_parameters(), family_of(model).layers(model), reverse=True)
 
 
 def freeze_layers(model: nn.Module, count: int) -> None:
@@ -160,20 +155,43 @@ def build_optimizer(
         for (kind, layer), found in members.items()
         if found
     ]
-    if config.name == "sgd" and config.momentum_dtype == "bf16":
+    return OPTIMIZERS[config.name].make(groups, config)
+
+
+def state_keys(config: OptimizerConfig, group: dict[str, Any]) -> set[str]:
+    """What the optimizer keeps for every parameter of one of its groups, once that has had a gradient."""
+    return OPTIMIZERS[config.name].keeps(group)
+
+
+@dataclass(frozen=True)
+class OptimizerKind:
+    """make: an optimizer of parameter groups. keeps: see `state_keys`."""
+
+    make: Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]
+    keeps: Callable[[dict[str, Any]], set[str]]
+
+
+def _sgd(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.momentum_dtype == "bf16":
         return Bf16MomentumSgd(groups, lr=config.lr, momentum=config.momentum)
-    if config.name == "sgd":
-        # torch has no fused SGD for tensors that are spread over ranks (FSDP).
-        is_whole = not any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=is_whole)
-    make = Muon if config.name == "muon" else torch.optim.AdamW
-    return make(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    # torch has no fused SGD for tensors of which each rank has a part.
+    is_whole = not any(is_dtensor(parameter) for group in groups for parameter in group["params"])
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=is_whole)
 
 
-def state_keys(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> set[str]:
-    """What `optimizer` keeps for every parameter of one of its groups, once that has had a gradient."""
-    if group.get("orthogonal"):
-        return {"momentum", "step"}
-    if isinstance(optimizer, torch.optim.AdamW):
-        return {"step", "exp_avg", "exp_avg_sq"}
-    return {"momentum_buffer"} if group["momentum"] else set()
+def _adamw(groups: Groups, config: OptimizerConfig, make: Any = torch.optim.AdamW) -> torch.optim.Optimizer:
+    betas = (config.beta1, config.beta2)
+    optimizer: torch.optim.Optimizer = make(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    return optimizer
+
+
+ADAMW_KEEPS = {"step", "exp_avg", "exp_avg_sq"}
+# By the name that a configuration gives. Another one: a line here, and its name in `OptimizerConfig`.
+OPTIMIZERS = {
+    "adamw": OptimizerKind(_adamw, lambda group: ADAMW_KEEPS),
+    "sgd": OptimizerKind(_sgd, lambda group: {"momentum_buffer"} if group["momentum"] else set()),
+    "muon": OptimizerKind(
+        partial(_adamw, make=Muon),
+        lambda group: {"momentum", "step"} if group.get("orthogonal") else ADAMW_KEEPS,
+    ),
+}

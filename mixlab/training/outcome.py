@@ -12,15 +12,15 @@ import numpy as np
 import torch.nn.functional as F
 
 from mixlab.checkpoint.store import Weights, load_weights
+from mixlab.cpu.cost import Cost, measure_cost
 from mixlab.data.augment import mix
 from mixlab.data.listing import describe_skipped
-from mixlab.data.loader import TrainingPictures, training_batches
+from mixlab.data.loader import TrainingDataset, training_batches
 from mixlab.data.reading import BadFile, Images, load_images
 from mixlab.escape import for_csv, without_places
 from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
 from mixlab.files import write_atomically
 from mixlab.models.catalog import display_name
-from mixlab.models.cost import Cost, measure_cost
 from mixlab.records import read_json
 from mixlab.report import figures
 from mixlab.report.fonts import describe_undrawable, drawable_names
@@ -28,9 +28,8 @@ from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
 from mixlab.training.course import TrainingCourse
-from mixlab.training.curriculum import describe_curriculum, mean_flops
 from mixlab.training.distributed import classify_shared
-from mixlab.training.fsdp import shard_model
+from mixlab.training.exchanges import Exchange
 from mixlab.training.keys import to_toml
 from mixlab.training.plan import Plan
 from mixlab.training.run_folder import add_bad_files, read_bad_files
@@ -59,11 +58,11 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
     All ranks evaluate, rank 0 writes.
     """
     weights = load_weights(run)
-    tested = _test(run, plan, weights, session)
+    tested = _test(run, plan, weights, course.state.exchange, session)
     if not session.world.is_main:
         return {"run": str(run)}
-    # Whole again, where it was spread.
-    model = load_weights(run).model if _is_spread(plan, session) else weights.model.cpu()
+    # Whole again, where each process had a part of it.
+    model = load_weights(run).model if course.state.exchange.needs_all_ranks else weights.model.cpu()
     cost = measure_cost(model, plan.preprocess.image_size, in_channels=plan.preprocess.channels)
     untested = why_not_tested(plan.data.source, plan.data.splits) or "no test image could be read"
     result = _result(run, plan, course, cost, tested, untested)
@@ -71,8 +70,6 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
     RunLog(run / "metrics.jsonl").write("end", step=result["steps"], **logged)
     costs = _costs(plan, course, cost, result["images_per_second"], session)
     notes = [*course.notes, *_notes(plan, run, tested.evaluation, untested)]
-    if plan.recipe.coarse_share:
-        notes.append(describe_curriculum(plan.recipe, course.clock, model))
     shown = drawable_names(plan.class_names)
     key = [(place, name) for place, name in zip(shown, plan.class_names, strict=True) if place != name]
     if key:
@@ -95,20 +92,13 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
     return result
 
 
-def _is_spread(plan: Plan, session: Session) -> bool:
-    return session.world.size > 1 and plan.recipe.parallel == "fsdp"
-
-
-def _test(run: Path, plan: Plan, weights: Weights, session: Session) -> Tested:
+def _test(run: Path, plan: Plan, weights: Weights, exchange: Exchange, session: Session) -> Tested:
     """The kept weights on the test split, by all ranks; what could not be read is listed."""
     world, device, recipe = session.world, session.device, plan.recipe
     world.now("evaluating on the test images")
     if "test" not in plan.data.splits:
         return Tested()
-    is_spread = _is_spread(plan, session)
-    if is_spread:
-        shard_model(weights.model, device)
-    model = weights.model if is_spread else weights.model.to(device)
+    model = exchange.place(weights.model, device)
     test = plan.data.splits["test"]
     in_memory = fits_in_memory(world.local_size * len(test), plan.preprocess)
     images = plan.data.test or load_images(test, plan.preprocess, in_memory=in_memory)
@@ -116,7 +106,13 @@ def _test(run: Path, plan: Plan, weights: Weights, session: Session) -> Tested:
     predictions, evaluation = None, None
     if len(images):
         predictions = classify_shared(
-            world, model, images, recipe.batch_size, device, on_bad=bad.append, is_spread=is_spread
+            world,
+            model,
+            images,
+            recipe.batch_size,
+            device,
+            on_bad=bad.append,
+            equally_often=exchange.needs_all_ranks,
         )
         known = None if plan.data.copies.num_unknown else plan.data.copies.num_in_train["test"]
         evaluation = replace(summarize(predictions, weights.class_names), num_trained_on=known)
@@ -159,13 +155,12 @@ def _costs(
     recipe, clock = plan.recipe, course.clock
     usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     core_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
-    flops = mean_flops(plan.model_settings, recipe, clock) if recipe.coarse_share else cost.flops
     num_seen = clock.step * min(recipe.batch_size, len(plan.data.train))
     return [
         ("Time in training and validation", format_seconds(course.seconds)),
         ("Whole command so far", format_seconds(time.monotonic() - session.started)),
         ("Core-seconds of this part of the run", f"{core_seconds:,.0f}"),
-        ("Training compute (3 x forward)", f"{3 * flops * num_seen:.3g} FLOP"),
+        ("Training compute (3 x forward)", f"{3 * cost.flops * num_seen:.3g} FLOP"),
         ("One image, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
         ("Mean training speed", f"{per_second:,.0f} images/s" if per_second else "not measured"),
     ]
@@ -256,7 +251,7 @@ def _headline(
     num_parameters: int,
     seconds: float,
 ) -> list[tuple[str, str]]:
-    recipe, provenance = plan.recipe, weights.provenance
+    provenance = weights.provenance
     cards = []
     if evaluation is not None:
         counts = f"{evaluation.num_correct:,} of {evaluation.num_images:,}"
@@ -276,8 +271,7 @@ def _headline(
     cards.append(
         ("Data", f"{plan.data.source.name}: {num_train:,} training images, {num_classes} classes, {size} px")
     )
-    if "teacher" in provenance:
-        cards.append(("Labels only", f"no: {recipe.distill.weight:.0%} of the loss follows a teacher"))
+    cards += plan.objective.cards
     cards.append(("Training time", format_seconds(seconds)))
     return cards
 
@@ -324,10 +318,10 @@ def _draw(
 
 def _training_sample(plan: Plan, names: list[str]) -> tuple[list[np.ndarray], list[str]]:
     recipe = plan.recipe
-    pictures = TrainingPictures(
+    dataset = TrainingDataset(
         images=plan.data.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )
-    batches = training_batches(pictures, first_step=0, num_steps=1, num_workers=0, on_bad=lambda file: None)
+    batches = training_batches(dataset, first_step=0, num_steps=1, num_workers=0, on_bad=lambda file: None)
     batch = next(iter(batches))
     target = F.one_hot(batch.label, len(names)).float()
     image, target = mix(batch.image, target, recipe.augment, seed=recipe.seed, step=0, shard=0)

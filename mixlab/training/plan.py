@@ -5,7 +5,7 @@ from typing import Any
 
 from mixlab.checkpoint.store import Weights
 from mixlab.data.preprocess import Preprocess
-from mixlab.training.distill import Teaching
+from mixlab.training.objectives import Objective
 from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import model_settings
@@ -17,15 +17,15 @@ class Plan:
 
     recipe: with every key set that was left open. data: what was read. num_steps: as planned. deadline: on
     time.monotonic(), by which it must end, its number of steps following the machine's speed. initial: weights that
-    it starts from. teaching: a teacher's answers. tried: which learning rates were tried before, and what they gave.
+    it starts from. objective: what it minimises. tried: which learning rates were tried before, and what they gave.
     """
 
     recipe: Recipe
     data: Prepared
+    objective: Objective
     num_steps: int
     deadline: float | None = None
     initial: Weights | None = None
-    teaching: Teaching | None = None
     tried: dict[str, Any] | None = None
 
     @property

@@ -1,6 +1,6 @@
 """A recipe: everything that decides the result of a training, in one frozen object."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mixlab.data.augment import AugmentConfig
@@ -10,8 +10,8 @@ from mixlab.device import check_threads
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
 from mixlab.settings import setting
-from mixlab.training.distill import DistillConfig
 from mixlab.training.losses import LossConfig
+from mixlab.training.objectives.distillation import DistillConfig
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.schedule import ScheduleConfig
 
@@ -19,7 +19,7 @@ MAX_WORKERS = 256
 # Beyond these a number is a mistake, or made to keep the machine busy.
 LARGEST = {
     "steps": 2**40, "epochs": 1e9, "batch_size": 2**24, "accumulate": 2**24, "early_stop": 2**40, "keep": 10**6,
-    "skip_nonfinite": 2**40, "virtual_shards": 4096, "coarse_factor": 4096, "checkpoint_seconds": 1e9,
+    "skip_nonfinite": 2**40, "virtual_shards": 4096, "checkpoint_seconds": 1e9,
     "timeout_seconds": 1e8,
 }  # fmt: skip
 
@@ -152,8 +152,6 @@ class Recipe:
         model of timm as it is drawn.
     freeze: this many layers keep their initial weights: 1 the stem, 2 the first block too, and so on; -1 all but
         the head.
-    coarse_share: this share of the steps, the first ones, sees patches `coarse_factor` times as large, which takes
-        less time; then the weights are resampled to the model's own patches (training/curriculum.py).
     budget_seconds: a note of the --budget from which `steps` was set.
     fast: a Mixer on a CPU, in fp32 or in the CPU's own bf16, takes mixlab's own passes forward and back, a core for
         each few images: the same gradients within rounding, sooner (docs/results.md); false leaves all to torch.
@@ -208,15 +206,14 @@ class Recipe:
     skip_nonfinite: int = setting(
         0, "Leave out up to so many batches whose loss or gradient is not finite, instead of stopping."
     )
-    coarse_share: float = setting(
-        0.0, "This share of the steps, the first ones, sees larger patches, which takes less time."
-    )
-    coarse_factor: int = setting(2, "How many times as large those patches are.")
     budget_seconds: float | None = setting(
         None, "A note of the --budget from which the steps were set.", "expert"
     )
     init_from: str | None = setting(
-        None, "Start from the weights in this run, folder or file, or of this published name.", "common"
+        None,
+        "Start from the weights in this run, folder or file, or of this published name.",
+        "common",
+        is_weights=True,
     )
     init_grid: Literal["resample", "dense", "blocks"] = setting(
         "resample", "How weights are fitted to another image size (paper, Appendix C).", "expert"
@@ -274,23 +271,8 @@ class Recipe:
         for key in ("early_stop", "checkpoint_seconds", "skip_nonfinite", "virtual_shards"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} cannot be negative, got {getattr(self, key)}", where=key)
-        for key in ("ema_decay", "coarse_share"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                raise UsageError(f"{key} must be in [0, 1), got {getattr(self, key)}", where=key)
-        if self.coarse_factor < 2:
-            raise UsageError(
-                f"coarse_factor must be at least 2, got {self.coarse_factor}", where="coarse_factor"
-            )
-        if self.coarse_share and self.parallel == "fsdp":
-            raise UsageError(
-                "a model spread over processes cannot change its patches", where="parallel", hint="use ddp"
-            )
-        if self.coarse_share and self.init_from is not None:
-            raise UsageError(
-                "weights to start from would lose what larger patches cannot hold",
-                where="coarse_share",
-                hint="leave it out, or train a run with larger patches and start from its weights",
-            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UsageError(f"ema_decay must be in [0, 1), got {self.ema_decay}", where="ema_decay")
         if self.distill.is_on and self.loss.name != "softmax":
             raise UsageError(
                 f"a teacher's probabilities are of one class an image, the {self.loss.name} loss is not",
@@ -305,3 +287,16 @@ class Recipe:
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it promises the same bits on any number of processes."""
+        return self.virtual_shards > 0
+
+    def num_parts(self, num_processes: int) -> int:
+        """How many parts each batch is shared out in, to be computed each by itself."""
+        return self.virtual_shards or num_processes
+
+    def for_one_process(self) -> "Recipe":
+        """The same for a process that takes its steps alone."""
+        return replace(self, virtual_shards=0, parallel="ddp")

@@ -26,7 +26,6 @@ from mixlab.report.screen import Screen
 from mixlab.training.keys import to_toml
 from mixlab.training.plan import Plan
 from mixlab.training.recipe import Recipe
-from mixlab.training.teacher import keep_answers
 from mixlab.training.tried import write_tried
 
 BAD_FILES_NAME = "bad_files.csv"
@@ -118,8 +117,7 @@ def _describe_run(run: Path, plan: Plan) -> None:
     write_split_csv(data.splits, plan.class_names, run / "split.csv", data.digests)
     write_bad_files(run, data.bad_files)
     write_tried(run, plan.tried)
-    if plan.teaching is not None:
-        keep_answers(run, plan.teaching)
+    plan.objective.keep(run)
 
 
 def write_bad_files(run: Path, bad_files: list[BadFile]) -> None:

@@ -13,31 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.errors import UsageError
-from mixlab.training.clock import Clock
-from mixlab.training.distributed import World
+from mixlab.training.exchanges import Exchange
 from mixlab.training.recipe import Recipe
 
 EPS = 1e-12  # as in the authors' code
 
 
-def check_sam(recipe: Recipe, world: World) -> None:
-    """UsageError for several processes without shards: DDP and FSDP exchange gradients within each pass."""
-    if recipe.optimizer.sam_rho and world.size > 1 and not recipe.virtual_shards:
+def check_sam(recipe: Recipe, exchange: Exchange) -> None:
+    """UsageError where gradients are exchanged within each pass: no shard could climb by itself."""
+    if recipe.optimizer.sam_rho and exchange.is_within_passes:
         raise UsageError(
             "on several processes sharpness-aware minimisation goes shard by shard",
             where="optimizer.sam_rho",
-            hint=f"--virtual-shards {world.size}, or more: each climbs by itself, as the authors' devices do",
+            hint=f"--virtual-shards {exchange.num_shards} or more: each climbs by itself, as the authors' devices do",
         )
 
 
-def sam_radius(recipe: Recipe, clock: Clock, factor: float) -> float | None:
-    """rho at the clock's step, whose learning rate is `factor` times the base; None where the step is a plain one.
+def sam_radius(recipe: Recipe, factor: float) -> float | None:
+    """rho at a step whose learning rate is `factor` times the base; None where steps are plain ones.
 
     It goes from sam_rho at the highest rate to sam_rho_end at the lowest that decay leads to. Warm-up begins with a
     lower rate, and so a little below sam_rho_end, as in the authors' code.
     """
     config, schedule = recipe.optimizer, recipe.schedule
-    if not config.sam_rho or clock.step < config.sam_from * clock.num_steps:
+    if not config.sam_rho:
         return None
     end_factor = {"linear": schedule.end_factor, "cosine": 0.0, "constant": 1.0}[schedule.decay]
     if config.sam_rho_end is None or end_factor == 1.0:

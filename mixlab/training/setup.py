@@ -14,8 +14,8 @@ from mixlab.data.sources import open_source
 from mixlab.device import is_bf16_faster, memory_bytes, num_cores
 from mixlab.errors import ImageError, UsageError
 from mixlab.models.catalog import (
-    FAMILIES,
     MODELS,
+    OPEN_SIZES,
     PYRAMID,
     ModelConfig,
     create_model,
@@ -28,7 +28,7 @@ from mixlab.training.small_sets import check_parts
 
 MEMORY_SHARE = 0.25  # of the machine's memory, that pixels of one run may take
 PHOTO_SIDE = 64  # model size for pictures of many sizes: what two cores can train on in minutes
-SAMPLE_SIZE = 64  # pictures looked at to learn the usual size
+SAMPLE_SIZE = 64  # pictures looked at to learn the most common size
 
 
 def model_settings(recipe: Recipe, num_classes: int) -> dict[str, Any]:
@@ -64,10 +64,10 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1, num_images: in
     by default.
     """
     data, model = recipe.data, recipe.model
-    if model.name in FAMILIES:
-        model = replace(model, name=FAMILIES[model.name])
+    if model.name in OPEN_SIZES:
+        model = replace(model, name=OPEN_SIZES[model.name])
     sizes, channels = _look_at(train)
-    image_size = data.image_size or _usual_size(sizes, model.name)
+    image_size = data.image_size or _common_size(sizes, model.name)
     data = replace(data, image_size=image_size, channels=data.channels or channels)
     name = model.name or ("mixer_pico" if max(image_size) <= 16 else "mixer_micro")
     name = name_with_patch(name, image_size, model.patch_size)
@@ -83,7 +83,7 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1, num_images: in
     cores = max(num_cores() // num_processes, 1)
     if data.num_workers is None:
         data = replace(data, num_workers=cores)
-    threads = recipe.threads or (1 if recipe.virtual_shards else cores)
+    threads = recipe.threads or (1 if recipe.is_exact else cores)
     return replace(recipe, data=data, model=model, threads=threads)
 
 
@@ -95,8 +95,7 @@ def pick_precision(recipe: Recipe, device: torch.device, num_processes: int) -> 
     if recipe.precision != "auto":
         return recipe
     is_ours = not str(recipe.model.name).startswith("timm/") and recipe.fast and not recipe.compile
-    # Virtual shards promise the same bits on any number of processes.
-    is_alone = num_processes == 1 and not recipe.virtual_shards
+    is_alone = num_processes == 1 and not recipe.is_exact
     is_fast = is_ours and device.type == "cpu" and is_alone and is_bf16_faster()
     return replace(recipe, precision="bf16" if is_fast else "fp32")
 
@@ -146,7 +145,7 @@ def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:
     return sizes, 1 if grey and sizes else 3
 
 
-def _usual_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[int, int]:
+def _common_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[int, int]:
     if model_name in MODELS and MODELS[model_name][0] >= 64:
         return (MODELS[model_name][0], MODELS[model_name][0])
     if sizes and len(set(sizes)) == 1 and max(sizes[0]) <= PHOTO_SIDE:

@@ -43,7 +43,7 @@ def _describe_absent(source: Source, split: Split, split_name: str) -> str | Non
 
 def smallest_part(recipe: Recipe, num_images: int, num_processes: int) -> int:
     """How many images the model gets at once, at the least: a batch is shared by processes, and then in parts."""
-    share = min(recipe.batch_size, num_images) // (recipe.virtual_shards or num_processes)
+    share = min(recipe.batch_size, num_images) // recipe.num_parts(num_processes)
     return share // max(min(recipe.accumulate, share), 1)
 
 

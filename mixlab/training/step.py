@@ -8,22 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
 from mixlab.data.random import torch_seed
-from mixlab.errors import DataError, UsageError, WeightsError
+from mixlab.errors import DataError, WeightsError
 from mixlab.threads import num_sharing, shared
-from mixlab.training.choose import engine_of, exchange_of, objective_of
+from mixlab.training.choose import engine_of, exchange_of
 from mixlab.training.clock import Clock
-from mixlab.training.distill import Teaching
 from mixlab.training.distributed import ALONE, World
+from mixlab.training.dtensors import distributed_like, full_tensor
 from mixlab.training.engines import Engine
-from mixlab.training.exchanges import Exchange
 from mixlab.training.failures import NonFiniteError
-from mixlab.training.fsdp import check_shardable, placed_like, plain, shard_model
+from mixlab.training.objectives import Objective
 from mixlab.training.optimizer import build_optimizer, state_keys
 from mixlab.training.recipe import Recipe
 from mixlab.training.sam import check_sam, sam_radius, sharp_backward
@@ -55,64 +53,38 @@ class StepResult:
 
 
 class TrainState:
-    """Everything that a step changes, and what it needs to know.
-
-    changes: called with it and the clock before each step, for who changes the model in mid-training.
-    """
+    """Everything that a step changes, and what it needs to know."""
 
     def __init__(
         self,
         model: nn.Module,
         recipe: Recipe,
-        labels: Any,
-        num_classes: int,
+        objective: Objective,
         device: torch.device,
         world: World = ALONE,
-        teaching: Teaching | None = None,
     ) -> None:
-        self.recipe, self.device, self.world, self.teaching = recipe, device, world, teaching
-        self.changes: list[Callable[[TrainState, Clock], None]] = []
-        self.objective = objective_of(recipe, labels, num_classes, teaching)
+        self.recipe, self.objective, self.device, self.world = recipe, objective, device, world
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.take(model)
-
-    def take(self, model: nn.Module) -> None:
-        """Train `model`, with an optimizer and a moving average that begin with it."""
-        recipe, device, world = self.recipe, self.device, self.world
-        if hasattr(self, "engine"):
-            self.engine.close()  # which computed another model
-        is_spread = world.size > 1 and recipe.parallel == "fsdp"
-        self.model = model if is_spread else model.to(device)
+        self.exchange = exchange_of(recipe, world)
+        self.exchange.check(model, recipe)
+        check_sam(recipe, self.exchange)
         self.ema: AveragedModel | None = None
         if recipe.ema_decay:
-            self.ema = AveragedModel(self.model, multi_avg_fn=warmed_ema(recipe.ema_decay))
-        if is_spread:
-            check_shardable(self.model, recipe)
-            for spread in (self.model, self.ema.module) if self.ema else (self.model,):
-                shard_model(spread, device)
+            self.ema = AveragedModel(model, multi_avg_fn=warmed_ema(recipe.ema_decay))
+            self.exchange.place(self.ema.module, device)
+        self.model = self.exchange.place(model, device)
         wide_dtype = torch.bfloat16 if recipe.precision == "bf16" else None
         self.optimizer = build_optimizer(self.model, recipe.optimizer, wide_dtype)
-        check_shards(self.model, recipe, world)
-        self.exchange: Exchange = exchange_of(self.model, recipe, device, world)
-        self.engine: Engine = engine_of(self.exchange, recipe, device, self.objective, self.scaler)
-
-    @property
-    def is_spread(self) -> bool:
-        """Whether each process holds a part of every weight."""
-        return self.exchange.is_spread
-
-    @property
-    def num_shards(self) -> int:
-        """Of each batch."""
-        return self.exchange.num_shards
+        self.exchange.attach(self.model, device)
+        self.engine: Engine = engine_of(self.exchange, recipe, device, objective, self.scaler)
 
     @property
     def shards(self) -> range:
         """The shards of every batch that this process computes."""
-        return self.world.share(self.num_shards)
+        return self.world.share(self.exchange.num_shards)
 
     @property
-    def best_guess(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model to evaluate: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
@@ -147,7 +119,7 @@ class TrainState:
 
     def place(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
         """Memory for the tensor `name` of a checkpoint, on this rank its part. WeightsError if it fits nowhere."""
-        return placed_like(torch.zeros(size, dtype=dtype), self._fitting(name, size))
+        return distributed_like(torch.zeros(size, dtype=dtype), self._fitting(name, size))
 
     def _fitting(self, name: str, size: torch.Size) -> Tensor:
         like = self.like(name)
@@ -172,7 +144,7 @@ class TrainState:
                 kept.setdefault(int(name.split(".")[1]), set()).add(name.split(".", 2)[2])
         number = 0
         for group in self.optimizer.param_groups:
-            keys = state_keys(self.optimizer, group)
+            keys = state_keys(self.recipe.optimizer, group)
             for _ in group["params"]:
                 # One without a gradient so far has nothing; but not all of them, after a step.
                 if number in kept or (has_stepped and keys and not kept):
@@ -186,7 +158,9 @@ class TrainState:
     def load(self, tensors: dict[str, dict[str, Tensor]], scaler: dict[str, Any]) -> None:
         """The inverse of `tensors`."""
         tensors = {
-            file: {name: placed_like(tensor, self.like(f"{file}.{name}")) for name, tensor in group.items()}
+            file: {
+                name: distributed_like(tensor, self.like(f"{file}.{name}")) for name, tensor in group.items()
+            }
             for file, group in tensors.items()
         }
         self.model.load_state_dict(tensors["model"])
@@ -202,22 +176,6 @@ class TrainState:
         self.scaler.load_state_dict(scaler)
 
 
-def check_shards(model: nn.Module, recipe: Recipe, world: World) -> None:
-    """UsageError if the batch cannot be shared out, or the model cannot be trained in exact shards."""
-    if world.size > (recipe.virtual_shards or recipe.batch_size):
-        what = f"{recipe.virtual_shards} virtual shards" if recipe.virtual_shards else "images in a batch"
-        raise UsageError(
-            f"{world.size} processes for {what}: some would have nothing to do", where="virtual_shards"
-        )
-    if recipe.virtual_shards and any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UsageError(
-            "the running statistics of batch normalisation depend on how a batch is shared out",
-            where="virtual_shards",
-            hint="use a model without batch normalisation, or leave --virtual-shards out",
-        )
-    check_sam(recipe, world)
-
-
 def train_step(state: TrainState, batch: Batch, clock: Clock) -> StepResult:
     """Forward, backward and update on one batch; NonFiniteError before the update if it would do harm.
 
@@ -228,7 +186,7 @@ def train_step(state: TrainState, batch: Batch, clock: Clock) -> StepResult:
         factor = lr_factor(clock.step, clock.num_steps, state.recipe.schedule)
         for group in state.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        rows = _gradient(state, batch, clock, factor)
+        rows = _gradient(state, batch, clock.step, factor)
         loss, num_correct, num_images = (sum(column) for column in state.world.sum_(rows).T.tolist())
         if not num_images:
             raise DataError(
@@ -243,7 +201,7 @@ def train_step(state: TrainState, batch: Batch, clock: Clock) -> StepResult:
     return StepResult(loss=loss, num_correct=int(num_correct), num_images=int(num_images), lr=lr)
 
 
-def _gradient(state: TrainState, batch: Batch, clock: Clock, factor: float) -> Tensor:
+def _gradient(state: TrainState, batch: Batch, step: int, factor: float) -> Tensor:
     """Leave the gradient of this process's shards; (shards, 3): their losses, correct answers and images.
 
     A row for each shard of the batch: a sum over ranks with zeros elsewhere is exact, in any order.
@@ -251,13 +209,13 @@ def _gradient(state: TrainState, batch: Batch, clock: Clock, factor: float) -> T
     recipe, exchange = state.recipe, state.exchange
     state.optimizer.zero_grad(set_to_none=True)
     exchange.begin()
-    rows = torch.zeros(state.num_shards, 3, dtype=torch.float64)
+    rows = torch.zeros(exchange.num_shards, 3, dtype=torch.float64)
     sizes = batch.shard_sizes or (len(batch.image),)
     target = state.objective.targets(batch, state.device)
     parts = zip(batch.image.split(sizes), target.split(sizes), strict=True)
-    radius, share_of = sam_radius(recipe, clock, factor), batch.step_size or len(batch.image)
+    radius, share_of = sam_radius(recipe, factor), batch.step_size or len(batch.image)
     for shard, (images, targets) in zip(state.shards, parts, strict=True):
-        backward = partial(_backward, state, images, targets, clock.step, shard, share_of=share_of)
+        backward = partial(_backward, state, images, targets, step, shard, share_of=share_of)
         rows[shard] = sharp_backward(state.model, backward, radius, recipe.optimizer.gsam_alpha)
         exchange.end_shard()
     return rows
@@ -305,7 +263,7 @@ def _update(state: TrainState, step: int) -> None:
     """Clip and apply the gradients; NonFiniteError before anything changes if they are not finite."""
     state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    norm = plain(nn.utils.get_total_norm(gradients))
+    norm = full_tensor(nn.utils.get_total_norm(gradients))
     if not state.scaler.is_enabled() and not math.isfinite(float(norm)):  # a scaler skips these by itself
         raise NonFiniteError("gradient", f"the gradient's norm became {float(norm)} at step {step}")
     if state.recipe.optimizer.grad_clip_norm:

@@ -1,4 +1,4 @@
-"""A teacher asked, once, about every view of every training picture; its answers kept beside the run."""
+"""A teacher asked, once, about every view of every training picture: how distillation is prepared."""
 
 import time
 from dataclasses import dataclass
@@ -10,20 +10,19 @@ import torch
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.readers import open_tensors
 from mixlab.checkpoint.store import Weights
+from mixlab.cpu.inference import fast
 from mixlab.data.imagenet import numbers_by_name
-from mixlab.data.loader import TrainingPictures
+from mixlab.data.loader import TrainingDataset
 from mixlab.device import memory_bytes
 from mixlab.errors import UsageError, WeightsError
-from mixlab.files import written_whole
-from mixlab.models.fast import fast
 from mixlab.report.screen import format_seconds
-from mixlab.training.distill import Teaching
+from mixlab.training.from_labels import labels_of
+from mixlab.training.objectives.distillation import ANSWERS_NAME, Distillation
 from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
 from mixlab.training.session import Session
 from mixlab.training.setup import MEMORY_SHARE
 
-ANSWERS_NAME = "teacher.npz"
 BATCH_SIZE = (
     256  # images asked about at a time, shared out whole: the last bits then depend on no number of ranks
 )
@@ -31,25 +30,51 @@ BATCH_SIZE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Weights that suit a recipe. columns int64 (K,): where their logits have the data's classes."""
+    """The preparation of distillation: weights that suit a recipe.
+
+    columns int64 (K,): where their logits have the data's classes.
+    """
 
     weights: Weights
     columns: torch.Tensor
 
+    looks_at_views = True
 
-def open_teacher(recipe: Recipe, class_names: tuple[str, ...], num_images: int) -> Teacher | None:
-    """The teacher of a resolved recipe, if it has one. UsageError if it cannot answer for these images.
+    def prepare(
+        self, recipe: Recipe, data: Prepared, session: Session, end: float | None = None
+    ) -> Distillation:
+        """The teacher's answers for every view of every training picture; each rank asks for its share of them.
+
+        end: of a budget, on the monotonic clock. UsageError after the first view if all would take longer.
+        """
+        began = time.monotonic()
+        logits = _ask(self, recipe, data, session, end)
+        return Distillation(labels_of(recipe.loss, data), recipe.distill, logits, time.monotonic() - began)
+
+
+def reopen(run: Path, recipe: Recipe, data: Prepared, session: Session) -> Distillation:
+    """The answers as they were kept in the run; only where they are not whole the teacher is asked again."""
+    world = session.world
+    kept = _read_answers(run, recipe, data)
+    if not world.all_reduce_max([kept is None])[0] and kept is not None:
+        return kept
+    teacher = begin(recipe, data.source.class_names, world.local_size * len(data.train))
+    asked = teacher.prepare(recipe, data, session)
+    world.run_on_main(lambda: asked.keep(run))
+    return asked
+
+
+def begin(recipe: Recipe, class_names: tuple[str, ...], num_images: int) -> Teacher:
+    """The teacher that a resolved recipe names. UsageError if it cannot answer for these images.
 
     num_images: of which answers are kept on this machine.
     """
-    if not recipe.distill.is_on:
-        return None
     name, data = str(recipe.distill.teacher), recipe.data
     if not data.in_memory:
         raise UsageError(
             "a teacher answers for images that are kept in memory, and these are not",
             where="data.in_memory",
-            hint="--in-memory true, with smaller images (--image-size) if they do not fit; a stream cannot be taught",
+            hint="--in-memory true, with smaller images (--image-size) if they do not fit; streams have no teacher",
         )
     num_bytes = 4 * recipe.distill.views * num_images * len(class_names)
     if num_bytes > MEMORY_SHARE * memory_bytes():
@@ -85,7 +110,8 @@ def open_teacher(recipe: Recipe, class_names: tuple[str, ...], num_images: int) 
             where=name,
             hint=f"it knows {_some(weights.class_names)}",
         )
-    return Teacher(weights=weights, columns=torch.tensor([number[word] for word in class_names]))
+    columns = torch.tensor([number[word] for word in class_names])
+    return Teacher(weights=weights, columns=columns)
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
@@ -93,20 +119,13 @@ def _some(names: list[str] | tuple[str, ...]) -> str:
 
 
 @torch.no_grad()
-def ask_teacher(
-    teacher: Teacher,
-    recipe: Recipe,
-    data: Prepared,
-    session: Session,
-    end: float | None = None,
-) -> Teaching:
-    """The teacher's answers for every view of every training picture; each rank asks for its share of them.
-
-    end: of a budget, on the monotonic clock. UsageError after the first view if all of them would take longer.
-    """
+def _ask(
+    teacher: Teacher, recipe: Recipe, data: Prepared, session: Session, end: float | None
+) -> torch.Tensor:
+    """float32 (views, N, K): the logits of the data's classes."""
     world, screen, device = session.world, session.screen, session.device
     num_images, began = len(data.train), time.monotonic()
-    pictures = TrainingPictures(
+    dataset = TrainingDataset(
         images=data.train, augment=recipe.augment, batch_size=BATCH_SIZE, seed=recipe.seed
     )
     normalize = teacher.weights.preprocess.normalize
@@ -122,13 +141,13 @@ def ask_teacher(
             world.now(f"asking the teacher about view {view} of {views}")
             for start in range(world.rank * BATCH_SIZE, num_images, world.size * BATCH_SIZE):
                 index = np.arange(start, min(start + BATCH_SIZE, num_images))
-                pixels, _ = pictures.drawn(view, index, [])
+                pixels, _ = dataset.drawn(view, index, [])
                 answers = quick(normalize(pixels).to(device)).float().cpu()
                 logits[view, index[0] : index[-1] + 1] = answers[:, teacher.columns]
                 bar.update(view * num_images + start + len(index))
             world.sum_(logits[view])  # the others' rows are zeros here: exact
             needed = (time.monotonic() - began) / (view + 1) * views
-            if world.largest([end is not None and began + needed > end])[0]:
+            if world.all_reduce_max([end is not None and began + needed > end])[0]:
                 raise UsageError(
                     f"the teacher needs {format_seconds(needed)} for its answers, more than the budget has left",
                     where="distill.views",
@@ -136,16 +155,10 @@ def ask_teacher(
                 )
     if not bool(torch.isfinite(logits).all()):
         raise WeightsError("some of the teacher's answers are not finite", where=str(recipe.distill.teacher))
-    return Teaching(config=recipe.distill, logits=logits, seconds=time.monotonic() - began)
+    return logits
 
 
-def keep_answers(run: Path, teaching: Teaching) -> None:
-    """Write the answers into the run, so that a resumed one need not ask again. DiskError if that fails."""
-    with written_whole(run / ANSWERS_NAME) as temporary, temporary.open("wb") as file:
-        np.savez(file, logits=teaching.logits.numpy(), seconds=np.array([teaching.seconds]))
-
-
-def read_answers(run: Path, recipe: Recipe, data: Prepared) -> Teaching | None:
+def _read_answers(run: Path, recipe: Recipe, data: Prepared) -> Distillation | None:
     """The answers kept in the run; None if there are none, they are damaged, or they are of other pictures."""
     try:
         with open_tensors(run / ANSWERS_NAME) as file:
@@ -155,4 +168,4 @@ def read_answers(run: Path, recipe: Recipe, data: Prepared) -> Teaching | None:
     wanted = (recipe.distill.views, len(data.train), len(data.source.class_names))
     if logits.shape != wanted:
         return None
-    return Teaching(config=recipe.distill, logits=logits, seconds=float(seconds[0]))
+    return Distillation(labels_of(recipe.loss, data), recipe.distill, logits, float(seconds[0]))

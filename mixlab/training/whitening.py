@@ -1,12 +1,13 @@
 """A stem that begins with whitened patches.
 
-The pixels of a patch are nearly alike: most of what a stem as drawn gives is their mean, and the rest is lost beside
-it. The stem's first kernel is therefore multiplied by the whitening of the training pictures' patches: what it gives
-has as much variance as before, but evenly in all directions. Jordan 2024 (arXiv 2404.00498) has the like before a
-convolutional network, after Page 2019.
+The pixels of a patch are nearly alike: most of what a stem gives at initialisation is their mean, and the rest is
+lost beside it. The stem's first kernel is therefore multiplied by the whitening of the training pictures' patches:
+what it gives has as much variance as before, but evenly in all directions. Jordan 2024 (arXiv 2404.00498) has the
+like before a convolutional network, after Page 2019.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +16,14 @@ from torch import Tensor
 
 from mixlab.data.reading import Images
 from mixlab.errors import DataError, ImageError
-from mixlab.models.mixer import Mixer
 
 NUM_PICTURES = 2048
 FLOOR = 1e-3  # added to every variance, of normalised pixels: rounding to 8 bits has some 1e-5
 
 
 @torch.no_grad()
-def whiten_stem(model: Mixer, train: Images) -> None:
-    """Change the stem of `model`, as drawn, for patches of the pictures in `train`.
+def whiten_stem(model: Any, train: Images) -> None:
+    """Change the stem of a Mixer of any kind, as it was initialised, for patches of the pictures in `train`.
 
     DataError if none of the pictures looked at can be read.
     """

@@ -443,7 +443,7 @@ def test_what_is_unverified_is_said_first_by_predict_and_in_provenance_and_card(
     from mixlab.checkpoint.store import Weights
     from mixlab.commands import using
     from mixlab.data.preprocess import Preprocess
-    from mixlab.serving.card import write_card
+    from mixlab.exports.card import write_card
 
     settings = {
         "name": "mixer_custom16", "image_size": (32, 32), "num_classes": 10, "num_blocks": 1, "hidden_dim": 8,

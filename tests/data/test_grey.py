@@ -98,7 +98,7 @@ def test_the_range_can_be_set_by_hand(microscope, tmp_path):
 
 def test_the_packages_own_reader_scales_alike(microscope):
     pytest.importorskip("onnxruntime")
-    from mixlab.serving.standalone import read_picture
+    from mixlab.exports.standalone import read_picture
 
     preprocess = Preprocess(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,), grey_max=4095)
     for path in sorted((microscope / "high").iterdir()):

@@ -1,5 +1,10 @@
 """Batches: every picture once, the same for any number of workers, and bad files left out but named."""
 
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mixlab.data import workers as loading
 from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
-from mixlab.data.loader import TrainingPictures, evaluation_batches, training_batches
+from mixlab.data.loader import TrainingDataset, evaluation_batches, training_batches
 from mixlab.data.order import batch_indices, steps_per_epoch
 from mixlab.data.preprocess import Preprocess
 from mixlab.data.reading import check_bad_share, load_images
@@ -81,9 +87,9 @@ def test_evaluation_leaves_out_a_file_that_went_bad_since_and_names_it(files):
 
 
 def collect(images, augment, workers, first=0, steps=12, on_bad=lambda file: None):
-    pictures = TrainingPictures(images=images, augment=augment, batch_size=5, seed=3)
+    dataset = TrainingDataset(images=images, augment=augment, batch_size=5, seed=3)
     return list(
-        training_batches(pictures, first_step=first, num_steps=steps, num_workers=workers, on_bad=on_bad)
+        training_batches(dataset, first_step=first, num_steps=steps, num_workers=workers, on_bad=on_bad)
     )
 
 
@@ -137,3 +143,56 @@ def test_pixels_already_at_model_size_are_taken_as_they_are():
     split = Split(names=tuple(f"index {i}" for i in range(6)), labels=np.arange(6), pixels=pixels)
     preprocess = replace(PREPROCESS, channels=1, mean=(0.5,), std=(0.5,))
     assert np.array_equal(load_images(split, preprocess).pixels.numpy(), pixels.transpose(0, 3, 1, 2))
+
+
+def test_a_lock_that_a_dead_worker_holds_stops_nobody():
+    """A worker that is killed while it looks at torch's event keeps that event's lock for good."""
+    event = multiprocessing.Event()
+    event._cond.acquire()
+    done, began = loading._DoneEvent(event), time.monotonic()
+    assert not done.is_set()
+    done.set()
+    assert done.is_set()
+    assert time.monotonic() - began < 10
+    event._cond.release()
+
+
+KILLED_WITH_THE_LOCK = """
+import os, signal, sys
+import torch
+from torch.utils.data import DataLoader, Dataset
+from mixlab.data.workers import items_of_workers
+
+class Numbers(Dataset):
+    def __getitem__(self, step):
+        return torch.full((3,), step)
+
+real, taken = DataLoader.__iter__, []
+
+def killed_while_it_looks(self):
+    items = real(self)
+    if not taken:  # a worker that is killed while it looks at torch's event keeps the event's lock
+        taken.append(items._workers_done_event._cond.acquire())
+        os.kill(items._workers[0].pid, signal.SIGKILL)
+    return items
+
+if __name__ == "__main__":
+    DataLoader.__iter__ = killed_while_it_looks
+    items = items_of_workers(Numbers(), 0, 12, 2, 300.0)
+    seen = [int(next(items)[0]) for _ in range(int(sys.argv[1]))]
+    items.close()
+    print(seen, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [12, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_training_goes_on_and_ends_though_a_killed_worker_held_a_lock(number, tmp_path):
+    """number: of items taken; the others are left, as where a training ends early."""
+    (tmp_path / "script.py").write_text(KILLED_WITH_THE_LOCK)
+    done = subprocess.run(
+        [sys.executable, "script.py", str(number)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(list(range(number))), done.stderr
+    assert done.returncode == 0

@@ -10,13 +10,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from mixlab.bench.backends import build_model
 from mixlab.data.loader import Batch
 from mixlab.device import autocast
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
-from mixlab.serving.backends import build_model
 from mixlab.training.clock import Clock
-from mixlab.training.fsdp import shard_model, whole
+from mixlab.training.distributed import World
+from mixlab.training.exchanges.fsdp import Fsdp, shard_model
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.optimizer import OptimizerConfig, build_optimizer
 from mixlab.training.recipe import Recipe
 from mixlab.training.step import TrainState, train_step
@@ -70,11 +72,11 @@ def five_steps(device: torch.device, name: str, optimizer: str, **changes):
         steps=5,
         ema_decay=0.9,
     )
-    state = TrainState(model, replace(recipe, **changes), None, 1000, device)
+    state = TrainState(model, replace(recipe, **changes), Labels(recipe.loss, None, 1000), device)
     batch = Batch(images, torch.arange(16) % 7, np.arange(16))
     losses = [train_step(state, batch, Clock(state.recipe.steps, step=step)).loss for step in range(5)]
     state.engine.close()
-    return losses, {name: tensor.cpu() for name, tensor in state.best_guess.state_dict().items()}
+    return losses, {name: tensor.cpu() for name, tensor in state.eval_model.state_dict().items()}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
@@ -135,7 +137,7 @@ def test_a_model_spread_over_one_device_computes_the_same(device, tmp_path):
             optimizer = build_optimizer(one, OptimizerConfig(name="sgd", lr=0.1))
             F.cross_entropy(one(images.to(device)), labels).backward()
             optimizer.step()
-        found = whole(model)
+        found = Fsdp(World(0, 1)).full_state_dict(model)
         for name, tensor in alone.state_dict().items():
             assert found[name].device.type == "cpu"
             assert (found[name] - tensor.cpu()).abs().max() <= 1e-6, name

@@ -215,8 +215,8 @@ def test_predictions_and_accuracy_of_the_run_are_the_cpus(run, device):
 def test_the_run_is_exported(run, to, ending, needs, device, tmp_path):
     pytest.importorskip(needs)
     if (to, device.type) == ("onnx", "cpu"):
-        pytest.skip("tests/serving/test_export.py does")
-    from mixlab.serving.export import export
+        pytest.skip("tests/exports/test_export.py does")
+    from mixlab.exports.export import export
 
     out = tmp_path / f"model.{ending}"
     result = export(open_weights(run), out, to=to, pictures=pictures(4))

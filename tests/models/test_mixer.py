@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+from mixlab.cpu.cost import measure_cost
 from mixlab.errors import UsageError
 from mixlab.models.catalog import MODELS, create_model, display_name, mixer_config
-from mixlab.models.cost import measure_cost
-from mixlab.models.layers import StochasticDepth, gelu
+from mixlab.models.layers import StochasticDepth, gelu_tanh
 from mixlab.models.mixer import Mixer, MixerConfig
 
 # name: parameters without head, with a head of 1000 classes, multiply-accumulates with it.
@@ -131,15 +132,15 @@ def test_initialisation_is_the_authors():
 
 def test_gelu_in_training_is_torchs_tanh_gelu_in_value_and_gradient():
     x = torch.linspace(-30, 30, 4001, dtype=torch.float64, requires_grad=True)
-    ours, theirs = gelu(x), torch.nn.functional.gelu(x, approximate="tanh")
+    ours, theirs = gelu_tanh(x), torch.nn.functional.gelu(x, approximate="tanh")
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-14)
     weight = torch.linspace(-1, 2, 4001, dtype=torch.float64)
     (our_gradient,) = torch.autograd.grad((ours * weight).sum(), x)
     (their_gradient,) = torch.autograd.grad((theirs * weight).sum(), x)
     assert torch.allclose(our_gradient, their_gradient, rtol=0, atol=1e-13)
     single = x.detach().float().requires_grad_()
-    assert torch.allclose(gelu(single), torch.nn.functional.gelu(single, approximate="tanh"), atol=5e-6)
-    assert (gelu(x) - torch.nn.functional.gelu(x)).abs().max() > 1e-4  # the erf form is another function
+    assert torch.allclose(gelu_tanh(single), torch.nn.functional.gelu(single, approximate="tanh"), atol=5e-6)
+    assert (gelu_tanh(x) - torch.nn.functional.gelu(x)).abs().max() > 1e-4  # the erf form is another function
 
 
 def test_norms_have_the_authors_epsilon(tiny):
@@ -208,3 +209,24 @@ def mixer_config_of(name):
     from mixlab.models.catalog import ModelConfig
 
     return mixer_config(ModelConfig(name=name), num_classes=10)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_tokens_that_a_mask_leaves_out_change_nothing_and_a_mask_of_all_is_none(checkpoint):
+    torch.manual_seed(0)
+    model = create_model("mixer_pico2", num_classes=4, image_size=(8, 8))
+    nn.init.normal_(model.head.weight)
+    model.checkpoint_blocks = checkpoint
+    x_BSC = torch.randn(3, 16, 64)
+    mask_BS = torch.arange(16) < torch.tensor([[16], [9], [1]])
+    other_BSC = torch.where(mask_BS[..., None], x_BSC, torch.randn(3, 16, 64))
+
+    def logits(x_BSC, mask_BS=None):
+        return model.head(model.pool(model.trunk(x_BSC, mask_BS), mask_BS))
+
+    masked = logits(x_BSC, mask_BS)
+    assert torch.equal(masked, logits(other_BSC, mask_BS))
+    assert not torch.allclose(logits(x_BSC)[1:], masked[1:], atol=1e-3)
+    assert torch.allclose(logits(x_BSC), logits(x_BSC, torch.ones(3, 16, dtype=torch.bool)), atol=1e-6)
+    masked.sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.blocks.parameters())

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from mixlab.cpu.cost import measure_cost
+from mixlab.cpu.passes import is_plain
 from mixlab.data.permutation import PixelPermutation
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, display_name, settings_of
-from mixlab.models.cost import measure_cost
-from mixlab.models.fast_training import is_plain
 from mixlab.models.permutation import absorb
 from mixlab.models.pyramid import PyramidMixer, shift
 from mixlab.models.resolution import resample
@@ -37,7 +37,7 @@ def image(height: int, width: int) -> torch.Tensor:
 def test_with_everything_switched_off_it_is_the_mixer():
     flat = create_model("mixer_micro4", num_classes=5, branch_init_scale=1.0)
     corner = create_model(
-        "mixer_pyramid_custom4", num_classes=5, stage_blocks=(4,), token_mix="full", local="none",
+        "mixer_pyramid_custom4", num_classes=5, stage_blocks=(4,), stage_mixing="full", local="none",
         hidden_dim=96, token_mlp_dim=64, channel_mlp_dim=192,
     )  # fmt: skip
     torch.nn.init.normal_(flat.head.weight)
@@ -80,12 +80,12 @@ def test_parameters_and_products_of_the_named_sizes_are_those_of_the_formulas(na
 
 
 @pytest.mark.parametrize("local", ["none", "shift"])
-@pytest.mark.parametrize("token_mix", ["full", "axial"])
+@pytest.mark.parametrize("stage_mixing", ["full", "axial"])
 @pytest.mark.parametrize("stages", [(2,), (1, 1)])
-def test_every_combination_of_switches_learns_one_batch(stages, token_mix, local):
+def test_every_combination_of_switches_learns_one_batch(stages, stage_mixing, local):
     torch.manual_seed(0)
     model = create_model(
-        "mixer_pyramid_micro2", num_classes=4, image_size=(8, 8), stage_blocks=stages, token_mix=token_mix,
+        "mixer_pyramid_micro2", num_classes=4, image_size=(8, 8), stage_blocks=stages, stage_mixing=stage_mixing,
         local=local, hidden_dim=16,
     )  # fmt: skip
     assert is_plain(model)
@@ -112,7 +112,7 @@ def test_settings_are_found_again_from_the_model():
     [
         ({"stages": (1, 0)}, "do not make"),
         ({"image_size": (12, 16), "stages": (1, 1, 1)}, "multiples of 4, it is 6x8"),
-        ({"token_mixing": "untied"}, "token_mix instead"),
+        ({"token_mixing": "untied"}, "only a variant of token mixing has token_mixing"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_a_reason(settings, words):
@@ -149,7 +149,7 @@ def test_axial_maps_are_read_and_written_along_their_axis_at_another_size():
 
 
 def test_the_same_size_keeps_every_bit():
-    model = pyramid(token_mix="full")
+    model = pyramid(stage_mixing="full")
     for name, tensor in resample(model, SIZE).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
 
@@ -198,7 +198,7 @@ ORDERS = {
     "rows and columns": ROWS,
     "rows and columns, pairs kept": PAIRED,
 } | {name: order.reshape(-1) for name, order in SQUARE.items()}
-FULL, AXIAL, SHIFT = {"token_mix": "full", "local": "none"}, {"local": "none"}, {}
+FULL, AXIAL, SHIFT = {"stage_mixing": "full", "local": "none"}, {"local": "none"}, {}
 HAS = [
     (FULL, (2,), {"any", "blocks of 2", "rows and columns", "rows and columns, pairs kept", *SQUARE}),
     (FULL, (1, 1), {"blocks of 2", "rows and columns, pairs kept", *SQUARE}),
@@ -206,7 +206,7 @@ HAS = [
     (AXIAL, (1, 1), {"rows and columns, pairs kept", *SQUARE}),
     (SHIFT, (2,), set(SQUARE)),
     (SHIFT, (1, 1), set(SQUARE)),
-    (SHIFT | {"token_mix": "full"}, (1, 1), set(SQUARE)),
+    (SHIFT | {"stage_mixing": "full"}, (1, 1), set(SQUARE)),
 ]
 
 

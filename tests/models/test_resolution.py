@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mixlab.cpu.cost import measure_cost
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
-from mixlab.models.cost import measure_cost
+from mixlab.models.grids import resize_matrix
 from mixlab.models.mixer import Mixer
-from mixlab.models.resolution import _resize, densify, extend, resample
+from mixlab.models.resolution import densify, extend, resample
 
 
 def random_mixer(image_size=(8, 12), **settings) -> Mixer:
@@ -91,8 +92,8 @@ def test_the_same_grid_and_patch_give_the_same_bits():
 
 @pytest.mark.parametrize("sizes", [(7, 7), (5, 9), (9, 5), (14, 28), (28, 14), (1, 4), (4, 1), (18, 14)])
 def test_what_is_constant_stays_constant(sizes):
-    rows = _resize(*sizes).sum(dim=1)
-    assert _resize(*sizes).shape == sizes
+    rows = resize_matrix(*sizes).sum(dim=1)
+    assert resize_matrix(*sizes).shape == sizes
     assert (rows - 1).abs().max() < 1e-12
 
 
@@ -100,10 +101,10 @@ def test_what_is_constant_stays_constant(sizes):
 def test_shrinking_by_a_whole_factor_is_average_pooling_and_growing_is_torchs_bicubic(size_out, size_in):
     signal = torch.randn(1, 1, size_in, dtype=torch.float64)
     pooled = F.avg_pool1d(signal, size_in // size_out)
-    assert (_resize(size_out, size_in) @ signal[0, 0] - pooled[0, 0]).abs().max() < 1e-12
+    assert (resize_matrix(size_out, size_in) @ signal[0, 0] - pooled[0, 0]).abs().max() < 1e-12
     tall = signal[0, 0, :size_out].expand(1, 1, 1, -1)
     grown = F.interpolate(tall, size=(1, size_in), mode="bicubic")[0, 0, 0]
-    assert (_resize(size_in, size_out) @ tall[0, 0, 0] - grown).abs().max() < 1e-12
+    assert (resize_matrix(size_in, size_out) @ tall[0, 0, 0] - grown).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("factor", [2, 3])

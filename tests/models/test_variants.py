@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from mixlab.cpu.cost import measure_cost
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, settings_of
-from mixlab.models.cost import measure_cost
 from mixlab.models.mixer import Mixer
 from mixlab.models.variants import VariantMixer
 
@@ -26,7 +26,7 @@ DIMENSIONS = {
     "channel_mlp_dim": H,
     "num_blocks": L,
 }
-VARIANTS = [("untied", 1), ("grouped", 3), ("projected", 3), ("pyramid", 2), ("blocks", 2)]
+VARIANTS = [("untied", 1), ("grouped", 3), ("projected", 3), ("shrinking", 2), ("blocks", 2)]
 
 
 def make(token_mixing: str, groups: int, **settings) -> Mixer:
@@ -53,7 +53,7 @@ COUNTS = {
     "grouped": (L * token_mlp(3 * S, D), L * 2 * (C // 3) * 3 * S * D),
     "projected": (L * (token_mlp(3 * S, D) + C * C + C), L * (2 * (C // 3) * 3 * S * D + S * C * C)),
     # two blocks on 24 tokens, one from 24 to 6, one on 6
-    "pyramid": (
+    "shrinking": (
         2 * token_mlp(S, D) + (S * D + D + D * 6 + 6) + token_mlp(6, D),
         2 * 2 * C * S * D + C * (S * D + D * 6) + 2 * C * 6 * D,
     ),
@@ -65,7 +65,7 @@ COUNTS = {
 def test_parameters_and_macs_are_those_of_the_formula(token_mixing, groups):
     model = make(token_mixing, groups)
     cost = measure_cost(model, (16, 24))
-    tokens = [S, S, 6, 6] if token_mixing == "pyramid" else [S] * L
+    tokens = [S, S, 6, 6] if token_mixing == "shrinking" else [S] * L
     others = L * (2 * C * H + H + C + 4 * C) + (P * P * 3 * C + C) + 2 * C + (C * K + K)
     assert cost.num_parameters == COUNTS[token_mixing][0] + others
     channel = sum(2 * s * C * H for s in tokens)
@@ -98,10 +98,10 @@ def test_settings_and_state_make_the_same_model_again(token_mixing, groups):
     again.load_state_dict(model.state_dict(), assign=True)
     image = torch.randn(2, 3, 16, 24, dtype=torch.float64)
     assert torch.equal(again.eval()(image), model(image))
-    assert [x.shape[1] for x in model.intermediates(image)][-1] == (6 if token_mixing == "pyramid" else S)
+    assert [x.shape[1] for x in model.intermediates(image)][-1] == (6 if token_mixing == "shrinking" else S)
 
 
-@pytest.mark.parametrize("token_mixing", ["grouped", "projected", "pyramid", "blocks", "untied"])
+@pytest.mark.parametrize("token_mixing", ["grouped", "projected", "shrinking", "blocks", "untied"])
 def test_the_simplest_case_is_the_plain_mixer(token_mixing):
     plain = randomised(create_model("mixer_custom4", **DIMENSIONS))
     variant = make(token_mixing, 1).double().eval()
@@ -164,10 +164,10 @@ def test_mlps_side_by_side_start_as_each_alone_would(token_mixing, groups):
     [
         ("grouped", 5, "hidden_dim"),
         ("blocks", 3, "grid"),
-        ("pyramid", 4, "grid"),
-        ("pyramid", 9, "grid"),
+        ("shrinking", 4, "grid"),
+        ("shrinking", 9, "grid"),
         ("grouped", 0, "at least 1"),
-        ("shared", 2, "no groups"),
+        ("shared", 2, "only a variant of token mixing has token_groups"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(token_mixing, groups, message):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from benchmarks import recipes as groups
 from benchmarks.cells import read_rows
+from mixlab.cpu.describe import describe_settings
 from mixlab.models.catalog import create_model
-from mixlab.models.describe import describe_settings
 from mixlab.recipes import compose
 
 

@@ -144,6 +144,7 @@ def test_ready_tells_the_truth_of_decoders_and_makes_them_well(run, monkeypatch)
         assert post(port, picture()) == 200
 
 
+@pytest.mark.slow
 def test_decoders_come_back_where_the_process_that_makes_them_stands_still(run, monkeypatch):  # noqa: F811
     monkeypatch.setattr("mixlab.serving.decoder.START_SECONDS", 3.0)
     with serving(run, replace(LIMITS, decoders=1, request_seconds=1.0)) as (port, service):

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from mixlab.cpu.describe import describe_settings
 from mixlab.errors import UsageError
-from mixlab.models.describe import describe_settings
 from mixlab.report.frontier import frontier, pareto
 from mixlab.report.screen import Screen
 from mixlab.studies import compare, published

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from mixlab.checkpoint.checkpoints import load_newest_checkpoint
-from mixlab.models.workers import why_none
+from mixlab.cpu.workers import why_none
 
 pytestmark = [
     pytest.mark.skipif(why_none() is not None, reason=str(why_none())),
@@ -24,8 +24,8 @@ HEAD = """
 import gc, hashlib, json, os, sys, threading, time
 import torch
 import mixlab
-import mixlab.models.cores
-mixlab.models.cores.START_SECONDS = 0.0  # these trainings would be over before
+import mixlab.cpu.cores
+mixlab.cpu.cores.START_SECONDS = 0.0  # these trainings would be over before
 torch.set_num_threads(2)  # also where there is one core
 
 def train(run, steps=30, **options):
@@ -87,7 +87,13 @@ def bits_alone(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "alone"])
+QUICK = ("after an export",)  # the others are of the same kinds
+
+
+@pytest.mark.parametrize(
+    "way",
+    [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "alone"],
+)
 def test_it_trains_to_the_same_bits(way, tmp_path, bits_alone):
     done = script(WAYS[way] + "\nprint(json.dumps(bits('run')))", tmp_path)
     assert last_json(done) == bits_alone
@@ -102,6 +108,7 @@ def test_where_no_program_can_be_started_threads_train_and_it_is_said(tmp_path, 
     assert said in (tmp_path / "runs" / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_two_at_once_in_two_threads(tmp_path, bits_alone):
     code = (
         "both = [threading.Thread(target=train, args=[run]) for run in ('a', 'b')]\n"
@@ -111,6 +118,7 @@ def test_two_at_once_in_two_threads(tmp_path, bits_alone):
     assert last_json(script(code, tmp_path)) == [bits_alone, bits_alone]
 
 
+@pytest.mark.slow
 def test_with_odd_places_on_the_path(tmp_path, bits_alone):
     code = (
         "import pathlib\nsys.path.append(pathlib.Path('src'))\ntrain('run')\nprint(json.dumps(bits('run')))"
@@ -118,6 +126,7 @@ def test_with_odd_places_on_the_path(tmp_path, bits_alone):
     assert last_json(script(code, tmp_path)) == bits_alone
 
 
+@pytest.mark.slow
 def test_five_times_in_a_row_nothing_is_left(tmp_path):
     code = (
         "def left():\n"
@@ -137,6 +146,7 @@ def test_five_times_in_a_row_nothing_is_left(tmp_path):
     assert found[1][2] == 0
 
 
+@pytest.mark.slow
 def test_in_a_notebook_that_has_exported_before(tmp_path, bits_alone, monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
@@ -148,12 +158,13 @@ def test_in_a_notebook_that_has_exported_before(tmp_path, bits_alone, monkeypatc
     assert notebook.cells[-1].outputs[-1]["text"].strip() == bits_alone
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare")
 def test_with_a_small_dev_shm(tmp_path):
     code = (
         "import torch.nn.functional as F\n"
         "from mixlab.models.catalog import create_model\n"
-        "from mixlab.models.cores import Cores\n"
+        "from mixlab.cpu.cores import Cores\n"
         "cores = Cores(create_model('mixer_pyramid_nano2', num_classes=10))\n"
         "target = F.one_hot(torch.arange(512) % 10, 10).float()\n"
         "for _ in range(2):\n"
@@ -171,9 +182,9 @@ def test_with_a_small_dev_shm(tmp_path):
     assert num_bytes > size
 
 
-def started(folder, *more):
+def started(folder, *more, steps=4000):
     """A training as a command, once its other process computes: (process, the other's id)."""
-    command = [sys.executable, "-m", "mixlab", "train", "digits", "--steps", "4000", "--threads", "2"]
+    command = [sys.executable, "-m", "mixlab", "train", "digits", "--steps", str(steps), "--threads", "2"]
     process = subprocess.Popen(
         [*command, "--run", str(folder / "run"), "--checkpoint-seconds", "0.2", *more],
         cwd=folder,
@@ -188,7 +199,7 @@ def started(folder, *more):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     begun = core_seconds(found[0])
-    while core_seconds(found[0]) < begun + 4.0:  # of its own: a model is made in less, so it computes parts
+    while core_seconds(found[0]) < begun + 2.0:  # of its own: a model is made in less, so it computes parts
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process, found[0]
@@ -213,19 +224,26 @@ def children(pid):
         return []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_process_that_ends_or_stops_is_an_error_and_the_run_goes_on(tmp_path, number):
     # One that was killed is seen without any wait; the wait of one that is stopped is longer than a busy machine's.
-    process, other = started(tmp_path, "--timeout-seconds", "300" if number == signal.SIGKILL else "8")
+    seconds = "300" if number == signal.SIGKILL else "8"
+    process, other = started(tmp_path, "--timeout-seconds", seconds, steps=10**6)
     os.kill(other, number)
-    for _ in range(20):
-        try:
-            _, errors = process.communicate(timeout=12)
-            break
-        except subprocess.TimeoutExpired:  # stopped between two parts: the first process goes on alone
-            os.kill(other, signal.SIGCONT)
-            time.sleep(0.05)
-            os.kill(other, number)
+    errors = ""
+    try:
+        for turn in range(20):
+            try:
+                _, errors = process.communicate(timeout=12)
+                break
+            except subprocess.TimeoutExpired:
+                if number == signal.SIGSTOP:  # between two parts: the first process goes on alone
+                    os.kill(other, signal.SIGCONT)
+                    time.sleep(0.05 + 0.037 * turn)
+                    os.kill(other, number)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 1, errors
     assert ("has ended" if number == signal.SIGKILL else "is stopped") in errors
     assert not os.path.isdir(f"/proc/{other}")
@@ -233,6 +251,7 @@ def test_a_process_that_ends_or_stops_is_an_error_and_the_run_goes_on(tmp_path, 
     assert found.step > 0  # from which it goes on
 
 
+@pytest.mark.slow
 def test_no_process_is_left_two_seconds_after_the_first_was_killed(tmp_path):
     process, other = started(tmp_path)
     process.kill()

@@ -30,12 +30,11 @@ from mixlab.planning.lr_grid import LrGrid
 from mixlab.report.screen import Screen
 from mixlab.training import fit, teacher
 from mixlab.training.clock import Clock
-from mixlab.training.distill import DistillConfig, Teaching
 from mixlab.training.engines.by_cpu import CpuEngine
 from mixlab.training.keys import from_toml, override, to_toml
 from mixlab.training.losses import LossConfig, loss_per_batch
-from mixlab.training.objectives.distillation import DistillationLoss
-from mixlab.training.objectives.labels import LabelLoss
+from mixlab.training.objectives.distillation import Distillation, DistillationLoss, DistillConfig
+from mixlab.training.objectives.labels import LabelLoss, Labels
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig
@@ -148,8 +147,8 @@ def tiny_state(*, dtype=torch.float32, distill=None, depth=0.3, **options) -> Tr
         distill=distill, steps=4, batch_size=8, schedule=ScheduleConfig(decay="constant", warmup_steps=0),
         optimizer=OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.0), **options,
     )  # fmt: skip
-    teaching = Teaching(config=distill, logits=ANSWERS, seconds=0.0)
-    return TrainState(model.to(dtype).train(), recipe, None, 4, CPU, teaching=teaching)
+    objective = Distillation(Labels(recipe.loss, None, 4), distill, ANSWERS, 0.0)
+    return TrainState(model.to(dtype).train(), recipe, objective, CPU)
 
 
 def batch(*, labels=None, sizes=(), dtype=torch.float32, view=2) -> Batch:

@@ -24,13 +24,16 @@ from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training import course, fit
 from mixlab.training import step as step_module
+from mixlab.training.choose import exchange_of
 from mixlab.training.choose_split import recipe_of
 from mixlab.training.distributed import ALONE, World, check_own_cards
 from mixlab.training.exchanges import exact
-from mixlab.training.fsdp import check_shardable
+from mixlab.training.exchanges.exact import Exact
+from mixlab.training.exchanges.fsdp import Fsdp
 from mixlab.training.keys import override
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.recipe import Recipe
-from mixlab.training.step import TrainState, check_shards
+from mixlab.training.step import TrainState
 
 QUIET = Screen(quiet=True)
 PLAIN = {"steps": 6, "epochs": None, "threads": 1, "batch_size": 32, "keep_weights": "last", "seed": 3}
@@ -108,6 +111,7 @@ def test_exact_mode_has_the_same_bits_on_other_numbers_of_ranks_and_workers_chan
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_an_odd_number_of_ranks_shares_the_shards_and_validation_chooses_the_same_weights(tmp_path):
     options = {"virtual_shards": 4, "keep_weights": "best", "epochs": 2, "steps": None, "batch_size": 128}
     for size in (1, 3):
@@ -115,6 +119,7 @@ def test_an_odd_number_of_ranks_shares_the_shards_and_validation_chooses_the_sam
     assert kills.fingerprint(tmp_path / "1") == kills.fingerprint(tmp_path / "3")
 
 
+@pytest.mark.slow
 def test_a_sum_in_another_order_would_be_noticed(tmp_path):
     real = exact.Exact._exchange
 
@@ -184,6 +189,7 @@ def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_three(t
         assert torch.allclose(weights(tmp_path / "whole"), weights(tmp_path / other), rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_a_checkpoint_of_one_process_is_spread_over_two_and_the_other_way_round(first, second, tmp_path):
     options = {"parallel": "fsdp", "ema_decay": 0.9}
@@ -193,6 +199,7 @@ def test_a_checkpoint_of_one_process_is_spread_over_two_and_the_other_way_round(
     assert torch.allclose(weights(tmp_path / "whole"), weights(tmp_path / "run"), rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_fsdp_ranks_with_other_numbers_of_parts_do_not_wait_for_each_other(tmp_path):
     options = {"parallel": "fsdp", "batch_size": 3, "accumulate": 3, "timeout_seconds": 20}
     assert train(tmp_path / "run", 2, **options) == [0, 0]
@@ -254,9 +261,11 @@ def test_a_full_disk_under_one_rank_of_a_spread_save_is_survived_by_all(tmp_path
 def test_what_fsdp_cannot_do_is_refused(options, words):
     recipe = override(Recipe(steps=1, parallel="fsdp"), options)
     with pytest.raises(UsageError, match="statistics"):
-        check_shardable(torch.nn.BatchNorm1d(2), Recipe(parallel="fsdp"))
+        Fsdp(World(0, 2)).check(torch.nn.BatchNorm1d(2), Recipe(parallel="fsdp"))
     with pytest.raises(UsageError, match=words):
-        TrainState(torch.nn.Linear(2, 2), recipe, np.zeros(1), 2, torch.device("cpu"), World(0, 2))
+        TrainState(
+            torch.nn.Linear(2, 2), recipe, Labels(recipe.loss, None, 2), torch.device("cpu"), World(0, 2)
+        )
 
 
 def test_two_ranks_on_one_gpu_are_refused():
@@ -286,12 +295,19 @@ def test_every_image_is_counted_once_on_any_number_of_ranks(parallel, tmp_path):
 
 
 def test_a_signal_to_one_rank_stops_all_with_the_state_saved(tmp_path):
-    assert train(tmp_path / "run", 2, patch=stop_at(2)) == [143, 143]
+    options = {"ema_decay": 0.9, "accumulate": 2, "model__stochastic_depth": 0.2, "augment__mixup_alpha": 0.4}
+    assert train(tmp_path / "run", 2, patch=stop_at(2), **options) == [143, 143]
     assert load_newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step == 3
     assert losses(tmp_path / "run") != []
+    assert train(tmp_path / "run", 2) == [0, 0]
+    assert train(tmp_path / "whole", 2, **options) == [0, 0]
+    assert kills.fingerprint(tmp_path / "run") == kills.fingerprint(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, 30), (signal.SIGSTOP, 30)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "seconds"), [(signal.SIGKILL, 30), pytest.param(signal.SIGSTOP, 30, marks=pytest.mark.slow)]
+)
 def test_a_killed_or_hung_rank_is_named_with_what_it_was_doing(number, seconds, tmp_path, capfd):
     run = tmp_path / "run"
 
@@ -457,9 +473,9 @@ def test_the_first_rank_alone_creates_the_run_and_an_existing_one_is_refused_by_
 
 def test_more_ranks_than_shards_and_batch_normalisation_are_refused():
     with pytest.raises(UsageError, match="4 processes for 2 virtual shards"):
-        check_shards(torch.nn.Linear(2, 2), Recipe(virtual_shards=2), World(0, 4))
+        exchange_of(Recipe(virtual_shards=2), World(0, 4))
     with pytest.raises(UsageError, match="batch normalisation"):
-        check_shards(torch.nn.BatchNorm1d(2), Recipe(virtual_shards=2), ALONE)
+        Exact(ALONE, 2).check(torch.nn.BatchNorm1d(2), Recipe(virtual_shards=2))
     with pytest.raises(UsageError, match="3 equal shards"):
         Recipe(batch_size=32, virtual_shards=3)
 

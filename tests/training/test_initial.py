@@ -16,10 +16,10 @@ from mixlab.checkpoint.convert import convert
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import Weights, save_weights
+from mixlab.cpu.describe import describe_settings
 from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, settings_of
-from mixlab.models.describe import describe_settings
 from mixlab.models.mixer import Mixer
 from mixlab.models.resolution import extend, resample
 from mixlab.report.screen import Screen

@@ -41,8 +41,25 @@ def test_a_recipe_with_comments_reads_back_equal(name, tmp_path):
 
 
 def test_a_key_that_is_gone_is_taken_at_its_default_and_else_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(keys, "RETIRED", {"optimizer.nesterov": False, "lookahead": 0})
+    monkeypatch.setattr(
+        keys, "RETIRED", {"optimizer.nesterov": (False, "use sgd"), "lookahead": (0, "use ema")}
+    )
     (tmp_path / "old.toml").write_text("seed = 3\nlookahead = 0\n[optimizer]\nnesterov = false\n")
     assert override(Recipe(), from_toml(tmp_path / "old.toml")) == Recipe(seed=3)
     with pytest.raises(UsageError, match="nesterov is no longer there, and this recipe sets it to True"):
         override(Recipe(), {"optimizer.nesterov": True})
+
+
+def test_the_curriculum_of_an_older_recipe_is_named_with_what_to_use_instead():
+    for off in (
+        {"coarse_share": "0"},
+        {"coarse_share": "0.0", "coarse_factor": 4},
+        {"optimizer.sam_from": 0.0},
+    ):
+        assert override(Recipe(), off) == Recipe()
+    for name in ("sam_from", "optimizer.sam_from"):
+        with pytest.raises(UsageError, match="sam_from is no longer there"):
+            override(Recipe(), {name: "0.2"})
+    with pytest.raises(UsageError, match="coarse_share is no longer there") as found:
+        override(Recipe(), {"coarse_share": "0.4"})
+    assert "--model.patch-size" in str(found.value.hint)

@@ -12,7 +12,7 @@ from mixlab.checkpoint.store import load_weights
 from mixlab.errors import UsageError
 from mixlab.models.catalog import display_name
 from mixlab.planning import budget, model_size
-from mixlab.planning.model_size import RUNGS, is_size_open
+from mixlab.planning.model_size import SIZE_CURVES, is_size_open
 from mixlab.recipes import compose, find_recipe
 from mixlab.report.screen import Screen
 from mixlab.training.keys import from_toml, override
@@ -37,7 +37,7 @@ def pictures(tmp_path) -> Path:
 def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> tuple[str, list[str]]:
     """The name of the model that was trained for two steps, and those whose speed was measured.
 
-    seconds_per_image: of the first rung; each further one takes twice as long.
+    seconds_per_image: of the first curve; each further one takes twice as long.
     """
     measured = []
 
@@ -45,8 +45,8 @@ def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> t
         measured.append(plan.recipe.model.name)
         assert state.model.config.patch_size == int(measured[-1][-1])
         larger = [size in measured[-1] for size in ("micro", "mini", "nano")].index(True)
-        rung = 0 if measured[-1].endswith("micro4") else larger + 1
-        return plan.recipe.batch_size * seconds_per_image * 2**rung
+        curve = 0 if measured[-1].endswith("micro4") else larger + 1
+        return plan.recipe.batch_size * seconds_per_image * 2**curve
 
     monkeypatch.setattr(model_size, "measure_steps", measure_steps)
     replace_decision(monkeypatch, "decide_steps", steps_of(2))
@@ -60,17 +60,19 @@ def train(pictures: Path, monkeypatch, seconds_per_image: float, **options) -> t
 @pytest.mark.parametrize("epochs", [0.2, 3.0, 1000.0])
 def test_the_rung_with_the_least_error_is_trained(epochs, pictures, monkeypatch):
     seconds = 600 * model_size.USABLE_SHARE / (epochs * model_size.IMAGES)
-    errors = [rung.error(epochs * model_size.IMAGES / 2**n) for n, rung in enumerate(RUNGS)]
+    errors = [curve.error(epochs * model_size.IMAGES / 2**n) for n, curve in enumerate(SIZE_CURVES)]
     name, measured = train(pictures, monkeypatch, seconds, budget="10m")
     best = int(np.argmin(errors))
     assert name == NAMES[best]
-    hopeless = [n for n in range(len(RUNGS)) if errors[n] > model_size.HOPELESS * min(errors[: n + 1])]
+    hopeless = [
+        n for n in range(len(SIZE_CURVES)) if errors[n] > model_size.MUCH_WORSE * min(errors[: n + 1])
+    ]
     assert measured == list(NAMES[: min(hopeless, default=len(NAMES)) + 1])
 
 
 def test_a_short_budget_takes_the_smallest_and_a_long_one_the_largest():
-    for epochs, best in ((0.2, 0), (1000.0, len(RUNGS) - 1)):
-        errors = [rung.error(epochs * model_size.IMAGES / 2**n) for n, rung in enumerate(RUNGS)]
+    for epochs, best in ((0.2, 0), (1000.0, len(SIZE_CURVES) - 1)):
+        errors = [curve.error(epochs * model_size.IMAGES / 2**n) for n, curve in enumerate(SIZE_CURVES)]
         assert int(np.argmin(errors)) == best
 
 
@@ -86,7 +88,7 @@ def saying(draft):
     return replace(budget.decide_steps(draft), num_steps=2, deadline=None)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_speed_is_measured_on_steps_of_the_real_thing(threads, pictures, monkeypatch, tmp_path):
     replace_decision(monkeypatch, "decide_steps", saying)
     screen = Screen(quiet=True)

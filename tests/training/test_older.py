@@ -4,6 +4,7 @@ tests/fixtures/e2cad5a/README.md says how it was made.
 """
 
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -13,9 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import mixlab
+from mixlab.errors import UsageError
+from mixlab.models.catalog import ModelConfig, create_model, mixer_config
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training.keys import from_toml, override, recipe_keys, to_toml
+from mixlab.studies.trainings import as_older
+from mixlab.training.evaluate import evaluate
+from mixlab.training.keys import RETIRED, from_toml, override, recipe_keys, to_toml
 from mixlab.training.recipe import Recipe
 
 OLD = Path(__file__).parents[1] / "fixtures" / "e2cad5a"
@@ -49,9 +54,43 @@ def test_weights_of_each_family_say_what_they_said(family):
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["stopped/recipe.toml", "every_key.toml"])
+def test_a_study_knows_its_older_results_by_the_text_of_their_recipes(name):
+    text = (OLD / name).read_text()
+    recipe = override(Recipe(), from_toml(OLD / name))
+    assert as_older(to_toml(recipe)) == text
+
+
+def test_models_are_made_by_the_names_that_their_settings_had():
+    made = create_model("mixer_pyramid_micro2", num_classes=4, image_size=16, token_mix="full")
+    assert made.config.stage_mixing == "full"
+    made = create_model("mixer_pico2", num_classes=4, image_size=8, token_mixing="pyramid", token_groups=2)
+    assert made.config.token_mixing == "shrinking"
+    with pytest.raises(UsageError, match="no token mixing 'pyramid'") as found:
+        mixer_config(
+            ModelConfig(name="mixer_pico2", token_mixing="pyramid"), num_classes=4, image_size=(8, 8)
+        )
+    assert "shrinking" in str(found.value.hint)
+
+
+def test_a_run_that_a_retired_key_trained_is_measured_and_not_resumed(tmp_path):
+    run = tmp_path / "run"
+    mixlab.train(
+        "digits", "digits", run=run, steps=2, epochs=None, threads=1, screen=QUIET, with_pictures=False
+    )
+    text = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(re.sub(r"(?m)^(skip_nonfinite = .*)$", r"\1\ncoarse_share = 0.4", text))
+    assert evaluate(str(run), screen=QUIET)[0].num_images == 357
+    with pytest.raises(UsageError, match="coarse_share is no longer there"):
+        mixlab.resume(run, screen=QUIET)
+
+
 def test_every_key_of_a_recipe_is_read_and_written_again():
     values = from_toml(OLD / "every_key.toml")
-    assert values.keys() <= recipe_keys().keys()
+    assert values.keys() - recipe_keys().keys() == RETIRED.keys() | {"model.token_mix"}
     assert len(values) > 95
     recipe = override(Recipe(), values)
-    assert tomllib.loads(to_toml(recipe)) == tomllib.loads((OLD / "every_key.toml").read_text())
+    written = (OLD / "every_key.toml").read_text().replace("token_mix =", "stage_mixing =")
+    gone = [f"{key.split('.')[-1]} =" for key in RETIRED]
+    kept = [line for line in written.splitlines() if not any(line.startswith(start) for start in gone)]
+    assert tomllib.loads(to_toml(recipe)) == tomllib.loads("\n".join(kept))

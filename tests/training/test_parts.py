@@ -17,6 +17,7 @@ from mixlab.recipes import RECIPES, find_recipe
 from mixlab.threads import one_core_each
 from mixlab.training.keys import from_toml, override, recipe_keys, to_toml
 from mixlab.training.losses import LossConfig, balanced_class_weights, loss_per_batch
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.optimizer import OptimizerConfig, build_optimizer, decays
 from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig, lr_factor
@@ -233,7 +234,12 @@ def test_muons_state_survives_a_checkpoint():
 
     recipe = override(find_recipe("digits"), {"optimizer.name": "muon", "steps": 5})
     states = [
-        TrainState(create_model("mixer_pico2", num_classes=4), recipe, None, 4, torch.device("cpu"))
+        TrainState(
+            create_model("mixer_pico2", num_classes=4),
+            recipe,
+            Labels(recipe.loss, None, 4),
+            torch.device("cpu"),
+        )
         for _ in "ab"
     ]
     for parameter in states[0].model.parameters():

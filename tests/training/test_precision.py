@@ -8,6 +8,7 @@ import torch
 import mixlab.training.engines.by_cpu
 import mixlab.training.setup
 from mixlab.models.catalog import ModelConfig, create_model
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import pick_precision
 from mixlab.training.step import TrainState
@@ -49,6 +50,6 @@ def test_what_auto_becomes(monkeypatch, changes, device, num_processes, is_faste
 def test_the_passes_that_a_training_takes(monkeypatch, precision, multiplies, dtype):
     monkeypatch.setattr(mixlab.training.engines.by_cpu, "multiplies_bf16", lambda: multiplies)
     model = create_model("mixer_pico2", num_classes=10, image_size=8, in_channels=1)
-    state = TrainState(model, replace(RECIPE, precision=precision), None, 10, CPU)
+    state = TrainState(model, replace(RECIPE, precision=precision), Labels(RECIPE.loss, None, 10), CPU)
     cores = getattr(state.engine, "cores", None)
     assert (cores and cores._model.dtype) == dtype

@@ -37,7 +37,9 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if "timm" in case else case for case in CASES]
+)
 def test_training_ends_with_the_same_bits(case, tmp_path, monkeypatch):
     calls = multiprocessing.Value("i")  # processes of the fast passes count too
     real = torch.utils.checkpoint.checkpoint
@@ -47,7 +49,7 @@ def test_training_ends_with_the_same_bits(case, tmp_path, monkeypatch):
             calls.value += 1
         return real(*arguments, **options)
 
-    for place in ("mixlab.models.mixer", "mixlab.models.fast_training", "torch.utils.checkpoint"):
+    for place in ("mixlab.models.mixer", "mixlab.cpu.passes", "torch.utils.checkpoint"):
         monkeypatch.setattr(f"{place}.checkpoint", counted)
     returned = []
     monkeypatch.setattr("mixlab.training.build.return_memory", lambda: returned.append(1))

@@ -12,6 +12,7 @@ from mixlab.data.loader import Batch
 from mixlab.training import step as step_module
 from mixlab.training.clock import Clock
 from mixlab.training.losses import LossConfig
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig, lr_factor
@@ -72,7 +73,7 @@ def follow(
         return norm
 
     monkeypatch.setattr(step_module.nn.utils, "get_total_norm", note_norm)
-    state = TrainState(model, recipe, batch["labels"], 10, torch.device("cpu"))
+    state = TrainState(model, recipe, Labels(recipe.loss, batch["labels"], 10), torch.device("cpu"))
     losses, sizes = [], []
     for number in range(settings["steps"]):
         losses.append(train_step(state, images, Clock(state.recipe.steps, step=number)).loss)
@@ -158,13 +159,15 @@ def test_bfloat16_momentum_survives_a_checkpoint_to_the_bit():
     config = OptimizerConfig(name="sgd", lr=0.03, momentum_dtype="bf16")
     recipe = Recipe(optimizer=config, steps=8, batch_size=4)
     weights = [open_weights(REFERENCE / "square16" / "weights.npz").model.train() for _ in range(2)]
-    whole, cut = (TrainState(m, recipe, np.arange(4), 10, torch.device("cpu")) for m in weights)
+    whole, cut = (
+        TrainState(m, recipe, Labels(recipe.loss, np.arange(4), 10), torch.device("cpu")) for m in weights
+    )
     steps(whole, range(6))
     steps(cut, range(3))
     tensors = {file: {k: v.clone() for k, v in found.items()} for file, found in cut.tensors().items()}
     fresh = TrainState(
         open_weights(REFERENCE / "square16" / "weights.npz").model.train(),
-        recipe, np.arange(4), 10, torch.device("cpu"),
+        recipe, Labels(recipe.loss, np.arange(4), 10), torch.device("cpu"),
     )  # fmt: skip
     fresh.load(tensors, {})
     steps(fresh, range(3, 6))

@@ -16,7 +16,14 @@ from mixlab.data import order
 from mixlab.report.screen import Screen
 from mixlab.training import step as step_module
 
-FAULTS = [*((number, False) for number in (28, 5, 1)), (None, False), (None, True)]
+NUMBERS = (28, 5, 1)
+FAULTS = [
+    (NUMBERS[0], False),
+    *(
+        pytest.param(*fault, marks=pytest.mark.slow)
+        for fault in ((NUMBERS[1], False), (NUMBERS[2], False), (None, False), (None, True))
+    ),
+]
 
 
 @pytest.mark.parametrize(("error", "after"), FAULTS)
@@ -37,6 +44,7 @@ def test_a_power_cut_leaves_a_checkpoint():
     assert power.run(40, seed=2) == {"ok": 40}
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_training_ends_with_the_same_bits(tmp_path):
     torch.set_num_threads(1)
     exact = {"virtual_shards": 2}
@@ -120,6 +128,6 @@ def test_with_one_draw_that_has_a_state_two_runs_differ(draw, tmp_path, monkeypa
 
 
 def test_the_numbers_of_the_faults_are_those_of_this_system():
-    assert [os.strerror(number) for number, _ in FAULTS[:3]] == [
+    assert [os.strerror(number) for number in NUMBERS] == [
         "No space left on device", "Input/output error", "Operation not permitted",
     ]  # fmt: skip

@@ -15,10 +15,12 @@ from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
 from mixlab.training import fit
+from mixlab.training.choose import exchange_of
 from mixlab.training.clock import Clock
 from mixlab.training.distributed import World
 from mixlab.training.engines.by_cpu import CpuEngine
 from mixlab.training.losses import LossConfig, loss_per_batch
+from mixlab.training.objectives.labels import Labels
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.recipe import Recipe
 from mixlab.training.sam import check_sam, sam_radius, sharp_backward
@@ -93,7 +95,7 @@ def tiny_state(optimizer: OptimizerConfig, *, dtype=torch.float64, depth=0.5, **
     model = create_model("mixer_pico2", num_classes=4, image_size=8, num_blocks=3, stochastic_depth=depth)
     nn.init.normal_(model.head.weight, std=0.3)
     recipe = Recipe(optimizer=optimizer, loss=LossConfig(name="sigmoid"), steps=4, batch_size=8, **options)
-    return TrainState(model.to(dtype).train(), recipe, None, 4, CPU)
+    return TrainState(model.to(dtype).train(), recipe, Labels(recipe.loss, None, 4), CPU)
 
 
 def pictures(dtype=torch.float64, sizes=()) -> Batch:
@@ -185,7 +187,7 @@ def test_running_statistics_see_a_batch_once():
         recipe = Recipe(optimizer=optimizer, schedule=schedule, steps=4, batch_size=8)
         torch.manual_seed(0)
         model = create_model("timm/test_byobnet", num_classes=4, image_size=32).train()
-        state = TrainState(model, recipe, None, 4, CPU)
+        state = TrainState(model, recipe, Labels(recipe.loss, None, 4), CPU)
         image = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
         train_step(state, Batch(image, torch.arange(8) % 4, np.arange(8)), Clock(recipe.steps))
         counts.append({name: b.clone() for name, b in model.named_buffers()})
@@ -204,27 +206,21 @@ def test_the_radius_falls_with_the_learning_rate_as_the_authors_do():
         lr = lr_max * factor
         # big_vision trainers/proj/gsam/gsam.py, in its words: rho_max, rho_min
         theirs = 0.2 + (0.5 - 0.2) * (lr - lr_min) / (lr_max - lr_min)
-        assert sam_radius(recipe, Clock(recipe.steps, step=step), factor) == pytest.approx(theirs, abs=1e-12)
-    assert sam_radius(recipe, Clock(recipe.steps, step=100), 1.0) == pytest.approx(0.5)
+        assert sam_radius(recipe, factor) == pytest.approx(theirs, abs=1e-12)
+    assert sam_radius(recipe, 1.0) == pytest.approx(0.5)
 
 
-def test_the_radius_stays_where_nothing_says_that_it_falls_and_begins_where_it_is_told_to():
-    optimizer = OptimizerConfig(sam_rho=0.5, sam_from=0.75)
-    recipe = Recipe(optimizer=optimizer, steps=40)
-    assert [sam_radius(recipe, Clock(40, step=step), 0.1) for step in (0, 29, 30, 39)] == [
-        None,
-        None,
-        0.5,
-        0.5,
-    ]
-    assert sam_radius(Recipe(), Clock(40, step=30), 0.1) is None
+def test_the_radius_stays_where_nothing_says_that_it_falls():
+    recipe = Recipe(optimizer=OptimizerConfig(sam_rho=0.5), steps=40)
+    assert [sam_radius(recipe, factor) for factor in (0.1, 1.0)] == [0.5, 0.5]
+    assert sam_radius(Recipe(), 0.1) is None
 
 
 def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(tmp_path, monkeypatch):
     options = {
         "steps": 12, "epochs": None, "batch_size": 32, "threads": 1, "keep_weights": "last", "screen": QUIET,
         "optimizer__sam_rho": 0.1, "optimizer__sam_rho_end": 0.05, "optimizer__gsam_alpha": 0.2,
-        "optimizer__sam_from": 0.25, "model__stochastic_depth": 0.3, "with_pictures": False,
+        "model__stochastic_depth": 0.3, "with_pictures": False,
     }  # fmt: skip
     whole = mixlab.train("digits", run=tmp_path / "whole", **options)
     real = fit.train_step
@@ -246,20 +242,22 @@ def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(tmp_path, monkeypa
 
 def test_several_processes_need_shards():
     recipe = Recipe(optimizer=OptimizerConfig(sam_rho=0.1))
-    check_sam(recipe, World(0, 1))
-    check_sam(Recipe(optimizer=OptimizerConfig(sam_rho=0.1), virtual_shards=4), World(0, 2))
+    exact = Recipe(optimizer=OptimizerConfig(sam_rho=0.1), virtual_shards=4)
+    check_sam(recipe, exchange_of(recipe, World(0, 1)))
+    check_sam(exact, exchange_of(exact, World(0, 2)))
     for parallel in ("ddp", "fsdp"):
+        spread = Recipe(optimizer=OptimizerConfig(sam_rho=0.1), parallel=parallel)
         with pytest.raises(UsageError, match="shard by shard"):
-            check_sam(Recipe(optimizer=OptimizerConfig(sam_rho=0.1), parallel=parallel), World(0, 2))
+            check_sam(spread, exchange_of(spread, World(0, 2)))
 
 
-@pytest.mark.parametrize("setting", [{"gsam_alpha": 0.1}, {"sam_from": 0.5}, {"sam_rho_end": 0.1}])
+@pytest.mark.parametrize("setting", [{"gsam_alpha": 0.1}, {"sam_rho_end": 0.1}])
 def test_settings_without_a_radius_are_refused(setting):
     with pytest.raises(UsageError, match="sam_rho"):
         OptimizerConfig(**setting)
 
 
-@pytest.mark.parametrize("setting", [{"sam_rho": -0.1}, {"sam_rho": 0.1, "sam_from": 1.0}])
+@pytest.mark.parametrize("setting", [{"sam_rho": -0.1}, {"sam_rho": 0.1, "sam_rho_end": -0.1}])
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(UsageError, match=next(reversed(setting))):
         OptimizerConfig(**setting)

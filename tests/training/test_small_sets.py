@@ -13,11 +13,11 @@ import mixlab
 from mixlab.checkpoint.open import open_weights
 from mixlab.errors import DataError, TrainingError, UsageError
 from mixlab.evaluation.metrics import Predictions, summarize
+from mixlab.exports.card import write_card
 from mixlab.planning import make_plan
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.report.tables import show_evaluation
-from mixlab.serving.card import write_card
 from mixlab.studies import open_study
 from mixlab.studies.harness import Options
 from mixlab.training import fit

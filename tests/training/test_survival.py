@@ -27,9 +27,8 @@ from mixlab.errors import DataError, DiskError, TrainingError, UsageError, Weigh
 from mixlab.planning import batch_size, reopen
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
-from mixlab.training import choose, course, fit
+from mixlab.training import course, exchanges, fit, from_labels
 from mixlab.training.failures import NonFiniteError
-from mixlab.training.objectives import labels
 from mixlab.training.run_folder import locked
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.signals import Interrupted
@@ -125,13 +124,13 @@ def test_a_snapshot_does_not_follow_what_it_was_made_from():
 
 def test_a_disk_that_is_full_for_a_while_costs_a_warning_only(tmp_path, monkeypatch):
     digits(tmp_path / "calm")
-    calls, real = [], course.save_checkpoint
+    calls, real = [], exchanges.save_checkpoint
 
     def sometimes(*arguments, **options):
         calls.append(1)
         return full() if len(calls) <= 2 else real(*arguments, **options)
 
-    monkeypatch.setattr(course, "save_checkpoint", sometimes)
+    monkeypatch.setattr(exchanges, "save_checkpoint", sometimes)
     result = digits(tmp_path / "run", checkpoint_seconds=0.0)
     assert len(calls) > 2
     assert same_weights(tmp_path / "calm", tmp_path / "run")
@@ -140,10 +139,10 @@ def test_a_disk_that_is_full_for_a_while_costs_a_warning_only(tmp_path, monkeypa
     assert result["test"]["num_images"] == 357
 
 
-@pytest.mark.parametrize("kind", ["save_checkpoint", "save_weights"])
-def test_a_disk_that_stays_full_ends_with_the_error_and_the_old_files(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("place", "kind"), [(exchanges, "save_checkpoint"), (course, "save_weights")])
+def test_a_disk_that_stays_full_ends_with_the_error_and_the_old_files(place, kind, tmp_path, monkeypatch):
     digits(tmp_path / "calm")
-    real, good = getattr(course, kind), []
+    real, good = getattr(place, kind), []
 
     def first_only(*arguments, **options):
         if good:
@@ -151,7 +150,7 @@ def test_a_disk_that_stays_full_ends_with_the_error_and_the_old_files(kind, tmp_
         good.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(course, kind, first_only)
+    monkeypatch.setattr(place, kind, first_only)
     with pytest.raises(DiskError, match="No space left"):
         digits(tmp_path / "run", checkpoint_seconds=0.0)
     monkeypatch.undo()
@@ -184,14 +183,14 @@ def test_checkpoints_come_by_time_in_mid_epoch_and_the_last_ones_are_kept(tmp_pa
 
 
 def test_saves_that_take_long_are_rarer(tmp_path, monkeypatch):
-    real, calls = course.save_checkpoint, []
+    real, calls = exchanges.save_checkpoint, []
 
     def slow(*arguments, **options):
         calls.append(1)
         time.sleep(0.5)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(course, "save_checkpoint", slow)
+    monkeypatch.setattr(exchanges, "save_checkpoint", slow)
     digits(tmp_path / "run", checkpoint_seconds=0.001, steps=400)
     assert len(calls) == 2  # the first, and the one at the end
 
@@ -228,20 +227,24 @@ def save_at_once(monkeypatch) -> None:
 
 def spoil(monkeypatch, steps: set[int], kind: str) -> None:
     """Make the loss, or only the gradient, of some steps NaN."""
-    real, counter = labels.label_loss, iter(range(10**6))
+    real, counter = from_labels.labels_of, iter(range(10**6))
 
     def made(*arguments):
+        objective = real(*arguments)
+        loss_of = objective.loss
+
         def spoilt(logits, target):  # without a name, so that no other process computes it
-            loss = real(*arguments)(logits, target)
+            loss = loss_of(logits, target)
             if next(counter) not in steps:
                 return loss
             if kind == "loss":
                 return loss * float("nan")
             return loss + torch.sqrt(logits.sum() * 0.0)  # 0, and its gradient is 0 times infinity
 
-        return spoilt
+        objective.loss = spoilt
+        return objective
 
-    monkeypatch.setattr(choose, "label_loss", made)
+    monkeypatch.setattr(from_labels, "labels_of", made)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -347,13 +350,13 @@ def test_every_write_of_a_save_can_fail_and_an_older_or_the_new_checkpoint_is_th
 
 
 def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
-    real = course.save_checkpoint
+    real = exchanges.save_checkpoint
 
     def slow(*arguments, **options):
         time.sleep(1.0)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(course, "save_checkpoint", slow)
+    monkeypatch.setattr(exchanges, "save_checkpoint", slow)
     began = time.monotonic()
     digits(tmp_path / "run", checkpoint_seconds=0.0)
     assert time.monotonic() - began < 11  # twelve saves one after the other would take longer
@@ -501,7 +504,7 @@ def test_a_run_folder_that_cannot_be_written_is_said_and_resumed_later(tmp_path,
     assert mixlab.resume(run, screen=QUIET)["steps"] == 12
 
 
-@pytest.mark.parametrize("how", ["waits", "stopped"])
+@pytest.mark.parametrize("how", ["waits", pytest.param("stopped", marks=pytest.mark.slow)])
 def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(how, tmp_path, capfd):
     for i in range(40):
         path = tmp_path / f"data/{'ab'[i % 2]}/{i}.png"
@@ -509,14 +512,14 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(how
         Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(path)
 
     def job():
-        real = loader.TrainingPictures.__getitem__
+        real = loader.TrainingDataset.__getitem__
 
         def hanging(self, step):
             if step == 3:
                 os.kill(os.getpid(), signal.SIGSTOP) if how == "stopped" else signal.pause()
             return real(self, step)
 
-        loader.TrainingPictures.__getitem__ = hanging
+        loader.TrainingDataset.__getitem__ = hanging
         options = SHORT | {
             "batch_size": 8,
             "data__in_memory": False,

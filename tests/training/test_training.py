@@ -128,7 +128,7 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path):
         "val_fraction": 0,
     }
     mixlab.train(
-        "small_data", str(tmp_path / "data"), run=tmp_path / "run", steps=220, epochs=None, batch_size=16,
+        "small_data", str(tmp_path / "data"), run=tmp_path / "run", steps=150, epochs=None, batch_size=16,
         loss__label_smoothing=0.0, ema_decay=0.0, threads=1, screen=QUIET, **options,
     )  # fmt: skip
     rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
@@ -158,7 +158,10 @@ class StopAt:
         monkeypatch.setattr(fit, "train_step", step_and_stop)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))],
+)
 def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(tmp_path, monkeypatch, number):
     options = dict(FULL, steps=80, epochs=None, keep_weights="last")
     digits(tmp_path / "whole", **options)
@@ -210,6 +213,7 @@ def test_early_stopping_ends_a_run_that_no_longer_gains(tmp_path):
     assert "Stopped early" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_ends_the_run_in_time_and_is_written_down(tmp_path):
     began = time.monotonic()
     result = digits(tmp_path / "run", epochs=None, threads=1, budget="20s")

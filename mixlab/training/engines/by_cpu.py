@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from mixlab.cpu.cores import Cores
+from mixlab.cpu.passes import MODELS, is_plain, why_not_kind
 from mixlab.device import multiplies_bf16
-from mixlab.models.cores import Cores
-from mixlab.models.fast_training import is_plain
 from mixlab.models.mixer import Mixer
 from mixlab.threads import one_core_each, seeded
 from mixlab.training.objectives import Objective
@@ -21,6 +21,13 @@ def dtype_of(recipe: Recipe, model: nn.Module) -> torch.dtype | None:
     if recipe.precision == "bf16":
         return torch.bfloat16 if multiplies_bf16() else None
     return torch.float32 if recipe.precision == "fp32" else None
+
+
+def lost_kernels(recipe: Recipe, model: nn.Module) -> str | None:
+    """A sentence where a model that these passes were written for is not computed by them, because it was changed."""
+    is_here = next(model.parameters()).device.type == "cpu"
+    reason = why_not_kind(model) if is_here and recipe.fast and type(model) in MODELS else None
+    return reason and f"torch computed this training, slower than mixlab's own passes would: {reason}."
 
 
 class CpuEngine:

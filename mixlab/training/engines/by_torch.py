@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixlab.cpu.parts import num_correct
 from mixlab.device import autocast
-from mixlab.models.parts import num_correct
 from mixlab.threads import seeded
 from mixlab.training.objectives import Objective
 
@@ -15,8 +15,11 @@ from mixlab.training.objectives import Objective
 class TorchEngine:
     """The forward pass of `module` and autograd's way back.
 
-    precision: as the recipe has it. scale: of the loss, for who takes means over ranks where sums are wanted.
+    note: why it is slower than it could be, if it is. precision: as the recipe has it. scale: of the loss, for who
+    takes means over ranks where sums are wanted.
     """
+
+    note: str | None = None
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class TorchEngine:
         pass
 
     def problem(self) -> str | None:
-        return None
+        return self.note
 
     def close(self) -> None:
         pass

@@ -7,25 +7,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixlab.training.distributed import World
+from mixlab.training.exchanges import Exchange
 
 
-class Ddp:
-    is_spread, needs_every_part, needs_blank = False, False, True
+class Ddp(Exchange):
+    is_within_passes = True
 
-    def __init__(self, model: nn.Module, device: torch.device, world: World) -> None:
+    def __init__(self, world: World) -> None:
         self.num_shards = world.size
         self.scale = float(world.size)
+
+    def attach(self, model: nn.Module, device: torch.device) -> None:
         devices = [device.index] if device.type == "cuda" else None
         self.module = DistributedDataParallel(model, device_ids=devices)
 
-    def begin(self) -> None:
-        pass
-
     def part(self, is_last: bool) -> AbstractContextManager[object]:
         return nullcontext() if is_last else self.module.no_sync()
-
-    def end_shard(self) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass

@@ -1,38 +1,47 @@
 """Gradients of several shards of a batch, summed so that the sum has the same bits on any number of processes."""
 
-from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixlab.errors import UsageError
 from mixlab.training.distributed import World
+from mixlab.training.exchanges import Exchange
 
 CHUNK = 1 << 20  # numbers exchanged at a time: bounds the memory to this times the number of shards
 
 
-class Exact:
+class Exact(Exchange):
     """The sum of the gradients of `num_shards` shards, always taken in the order of the shards.
 
     Floating-point addition is not associative: an all-reduce of W ranks gives other last bits for every W. Here each
     shard's gradient is computed alone, and every rank adds all of them from left to right.
     """
 
-    scale = 1.0
-    is_spread, needs_every_part, needs_blank = False, False, False
+    needs_blank = False
 
-    def __init__(self, model: nn.Module, world: World, num_shards: int) -> None:
-        self.module, self.num_shards = model, num_shards
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._world = world
+    def __init__(self, world: World, num_shards: int) -> None:
+        self._world, self.num_shards = world, num_shards
         self._rows: list[Tensor] = []
+
+    def check(self, model: nn.Module, recipe: Any) -> None:
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise UsageError(
+                "the running statistics of batch normalisation depend on how a batch is shared out",
+                where="virtual_shards",
+                hint="use a model without batch normalisation, or leave --virtual-shards out",
+            )
+
+    def attach(self, model: nn.Module, device: torch.device) -> None:
+        self.module = model
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def begin(self) -> None:
         """Forget the shards of a step that was given up."""
         self._rows = []
-
-    def part(self, is_last: bool) -> AbstractContextManager[object]:
-        return nullcontext()
 
     def end_shard(self) -> None:
         """Take the gradients that the model has now as those of this rank's next shard."""

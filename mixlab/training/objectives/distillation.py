@@ -1,17 +1,72 @@
-"""Distillation: a loss that follows a teacher's answers beside the labels (Hinton et al. 2015, arXiv 1503.02531)."""
+"""Distillation: a loss that follows a teacher's answers beside the labels (Hinton et al. 2015, arXiv 1503.02531).
+
+"Consistent teaching" (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv
+2106.05237): the teacher answers for the very picture that the student sees, crop and flip included. So that it need
+answer only once, there are a few fixed views of each picture: epoch e shows it with the draws of epoch e % views.
+teacher.py asks it.
+"""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixlab.training.distill import DistillConfig, Teaching
+from mixlab.errors import UsageError
+from mixlab.escape import without_places
+from mixlab.files import written_whole
+from mixlab.settings import setting
 from mixlab.training.objectives.labels import LabelLoss, Labels
 
 if TYPE_CHECKING:
     from mixlab.data.loader import Batch
+
+ANSWERS_NAME = "teacher.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Whether, and how, training follows a teacher.
+
+    teacher: the weights in this run, folder or file, or of this published name, that know the data's classes and take
+        images of the run's size and channels; their mean and std may be others.
+    weight: share of the loss that is the teacher's; 0 is as without one.
+    temperature: both sides' logits are divided by it in the teacher's part of the loss.
+    views: different crops, flips and so on of each picture, on which the teacher is asked before the first step.
+    """
+
+    teacher: str | None = setting(
+        None,
+        "Follow the answers of the weights in this run, folder or file, or of this published name.",
+        is_weights=True,
+    )
+    weight: float = setting(0.5, "Share of the loss that is the teacher's.")
+    temperature: float = setting(1.0, "Both sides' logits are divided by it in the teacher's part.")
+    views: int = setting(4, "Different crops and flips of each picture, on which the teacher is asked once.")
+
+    prepared_by: ClassVar[str] = "mixlab.training.teacher"  # see `choose.objective_module`
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight <= 1.0:
+            raise UsageError(f"weight must be in [0, 1], got {self.weight}", where="distill.weight")
+        for key in ("temperature", "views"):
+            if not getattr(self, key) > 0:
+                raise UsageError(f"{key} must be above 0, got {getattr(self, key)}", where=f"distill.{key}")
+        for key in ("weight", "temperature", "views"):
+            if self.teacher is None and getattr(self, key) != getattr(type(self), key):
+                raise UsageError(
+                    f"{key} says how a teacher is followed, and none is named",
+                    where=f"distill.{key}",
+                    hint="--teacher RUN",
+                )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a teacher to follow."""
+        return self.teacher is not None and self.weight > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +90,44 @@ class DistillationLoss:
 
 
 class Distillation:
-    """Targets (B, 2, K): 1 for an image's label; what the teacher says of the very view that is seen."""
+    """Targets (B, 2, K): 1 for an image's label; what the teacher says of the very view that is seen.
 
-    def __init__(self, labels: Labels, teaching: Teaching) -> None:
-        self._labels, self._teaching = labels, teaching
-        self.loss = DistillationLoss(labels=labels.loss, config=teaching.config)
+    logits: the teacher's answers, float32 (views, N, K), in the CPU's memory. seconds: what they took.
+    """
+
+    def __init__(self, labels: Labels, config: DistillConfig, logits: Tensor, seconds: float) -> None:
+        self._labels, self.config, self.logits, self.seconds = labels, config, logits, seconds
+        self.loss = DistillationLoss(labels=labels.loss, config=config)
+        self.num_views = config.views
+
+    def probabilities(self, view: int, index: np.ndarray) -> Tensor:
+        """float32 (B, K): what the teacher says of the pictures at `index` in this view, at the temperature."""
+        return F.softmax(self.logits[view, torch.from_numpy(index)] / self.config.temperature, dim=1)
 
     def targets(self, batch: "Batch", device: torch.device) -> Tensor:
         label = self._labels.targets(batch, device)
-        teacher = self._teaching.probabilities(batch.view, batch.index)
+        teacher = self.probabilities(batch.view, batch.index)
         return torch.stack([label, teacher.to(label)], dim=1)
+
+    @property
+    def notes(self) -> list[str]:
+        from mixlab.report.screen import format_seconds  # processes that only compute the loss need no screen
+
+        views, num_images, _ = self.logits.shape
+        return [
+            f"Not from labels only: {self.config.weight:.0%} of the loss follows the answers of "
+            f"{self.config.teacher} for {views} views of {num_images:,} pictures, which took "
+            f"{format_seconds(self.seconds)} before the first step, beside the training time."
+        ]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"teacher": without_places(self.config.teacher), "labels_only": False}
+
+    @property
+    def cards(self) -> list[tuple[str, str]]:
+        return [("Labels only", f"no: {self.config.weight:.0%} of the loss follows a teacher")]
+
+    def keep(self, run: Path) -> None:
+        with written_whole(run / ANSWERS_NAME) as temporary, temporary.open("wb") as file:
+            np.savez(file, logits=self.logits.numpy(), seconds=np.array([self.seconds]))

@@ -1,6 +1,7 @@
 """Labels: cross-entropy with the class of each image."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,20 +28,24 @@ class LabelLoss:
         return loss_per_batch(logits, target.to(logits.dtype), self.config, weights)
 
 
-def label_loss(config: LossConfig, labels: Any, num_classes: int) -> LabelLoss:
-    """The loss of a recipe. labels: of the training images, by which classes may be weighed."""
-    weights = None
-    if config.class_weights == "balanced":
-        weights = tuple(balanced_class_weights(labels, num_classes).tolist())
-    return LabelLoss(config=config, class_weights=weights)
-
-
 class Labels:
-    """Targets (B, K): 1 for an image's label."""
+    """Targets (B, K): 1 for an image's label. labels: of the training images, by which classes may be weighed."""
 
-    def __init__(self, loss: LabelLoss, num_classes: int) -> None:
-        self.loss, self._num_classes = loss, num_classes
+    num_views = 0
+
+    def __init__(self, config: LossConfig, labels: Any, num_classes: int) -> None:
+        self.notes: list[str] = []
+        self.facts: dict[str, Any] = {}
+        self.cards: list[tuple[str, str]] = []
+        weights = None
+        if config.class_weights == "balanced":
+            weights = tuple(balanced_class_weights(labels, num_classes).tolist())
+        self.loss = LabelLoss(config=config, class_weights=weights)
+        self._num_classes = num_classes
 
     def targets(self, batch: "Batch", device: torch.device) -> Tensor:
         label = batch.label.to(device, non_blocking=True)
         return F.one_hot(label, self._num_classes).to(batch.image.dtype)
+
+    def keep(self, run: Path) -> None:
+        pass

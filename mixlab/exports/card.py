@@ -1,0 +1,178 @@
+"""A model card: what a model is, what it was measured to do, and where its limits are, as Markdown for the Hub."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from mixlab.checkpoint.store import Weights
+from mixlab.cpu.cost import measure_cost
+from mixlab.escape import for_markdown, visible, visible_values, without_places
+from mixlab.models.catalog import display_name
+from mixlab.records import read_json, read_text, read_toml
+from mixlab.report.run_log import read_run_log
+
+MAX_CARD_BYTES = 4 * 2**20
+
+LIMITS = (
+    "It knows the classes below and no others: any picture gets one of them. Its probabilities come from "
+    "pictures like those it was trained on and say little about others. It was not examined for bias or for safety."
+)
+
+
+def write_card(
+    weights: Weights, run: Path | None, *, licence: str = "not stated", data: str | None = None
+) -> str:
+    """The card of a run, or of weights alone (`run` None): only what is known, the rest said to be unknown.
+
+    data: the name of the data set, instead of the run's own path. licence: of the weights.
+    """
+    facts = _facts(run)
+    name = display_name(weights.model_settings["name"])
+    cost = measure_cost(weights.model, weights.preprocess.image_size, in_channels=weights.preprocess.channels)
+    data = data or str(without_places(str(weights.provenance.get("data", "not stated"))))
+    size = "x".join(map(str, weights.preprocess.image_size))
+    test = facts.get("test")
+    if test and not (test.get("num_images") and test.get("num_correct") is not None):
+        test = None
+    lines = ["---", f"license: {_licence(licence)}", "library_name: mixlab"]
+    lines += [
+        "pipeline_tag: image-classification",
+        "tags:",
+        "- image-classification",
+        "- mlp-mixer",
+        "- mixlab",
+    ]
+    if test:
+        lines += [
+            "model-index:", f"- name: {name}", "  results:", "  - task:", "      type: image-classification",
+            "    dataset:", f"      name: {json.dumps(visible(data))}",
+            "      type: image-folder", "      split: test",
+            "    metrics:", "    - type: accuracy", f"      value: {test['num_correct'] / test['num_images']:.4f}",
+        ]  # fmt: skip
+    lines += ["---", "", f"# {name}, {for_markdown(data)}", ""]
+    lines += [
+        f"An image classifier of {cost.num_parameters:,} parameters and {cost.macs / 1e6:,.1f} million "
+        f"multiply-accumulates a picture of {size} pixels, made of nothing but MLPs over patches and channels "
+        "(MLP-Mixer, Tolstikhin et al. 2021, arXiv 2105.01601"
+        + (
+            "; a hierarchical one of mixlab's own)."
+            if "pyramid" in str(weights.model_settings["name"])
+            else ")."
+        ),
+        "",
+        "## Use",
+        "",
+        "```",
+        "pip install mixlab",
+        "mixlab predict FOLDER_OR_NAME photo.jpg",
+        "```",
+        "",
+        "## Measured",
+        "",
+    ]
+    if test:
+        lines.append(
+            f"Test accuracy {100 * test['num_correct'] / test['num_images']:.2f} % ({test['num_correct']:,} of "
+            f"{test['num_images']:,} images), one training, single view."
+        )
+        if test.get("ece") is not None:
+            lines.append(f"Expected calibration error {test['ece']:.3f}.")
+    else:
+        reason = facts.get("test_reason")
+        lines.append(f"Nothing was tested: {reason}." if reason else "Not yet measured.")
+    lines += [
+        "",
+        "## Training",
+        "",
+        *_training(facts),
+        f"- Data: {for_markdown(data)}",
+        f"- Licence of the weights: {for_markdown(licence)}",
+        *(f"- Caution: {for_markdown(caution)}" for caution in weights.cautions),
+        "",
+    ]
+    classes = ", ".join(map(for_markdown, weights.class_names[:1000]))
+    lines += ["## Classes", "", classes, "", "## Limits", "", LIMITS, ""]
+    return "\n".join(lines)
+
+
+def _licence(licence: str) -> str:
+    """The value in the front matter, which is YAML: an identifier as it is, anything else as one quoted line."""
+    if licence == "not stated":
+        return "other"
+    return licence if re.fullmatch(r"[A-Za-z][\w.+-]{0,99}", licence) else json.dumps(visible(licence))
+
+
+def card_beside(folder: Path, *, licence: str = "not stated", data: str | None = None) -> str | None:
+    """The card that mixlab wrote beside weights, with another licence and data set if given; None without one."""
+    path = folder / "README.md"
+    # The Hub's cache consists of links; what is no card of ours is not shown, wherever it comes from.
+    text = read_text(path, MAX_CARD_BYTES, follow=True) if path.is_file() else ""
+    head, closing, rest = text.removeprefix("---\n").partition("\n---\n")
+    if not text.startswith("---\n") or "library_name: mixlab" not in head.splitlines():
+        return None  # somebody else's
+    if licence != "not stated":
+        head = re.sub(r"^license: .*$", lambda _: f"license: {_licence(licence)}", head, flags=re.M)
+        shown = for_markdown(licence)
+        rest = re.sub(r"^(- Licence of the weights: ).*$", lambda m: m[1] + shown, rest, flags=re.M)
+    if data is not None:
+        name = json.dumps(visible(data))
+        head = re.sub(r"^(      name: ).*$", lambda m: m[1] + name, head, flags=re.M)
+        rest = re.sub(r"^(- Data: ).*$", lambda m: m[1] + for_markdown(data), rest, flags=re.M)
+    return f"---\n{head}{closing}{rest}"
+
+
+def with_use(card: str, lines: str) -> str:
+    """The same card with other commands under `Use`."""
+    return re.sub(r"(?<=## Use\n\n```\n).*?(?=\n```)", lambda _: lines, card, count=1, flags=re.S)
+
+
+def _facts(run: Path | None) -> dict[str, Any]:
+    """The end of a run, and its surroundings; nothing for weights alone."""
+    if run is None or not (run / "metrics.jsonl").is_file():
+        return {}
+    ends = [row for row in read_run_log(run / "metrics.jsonl") if row["event"] == "end"]
+    facts: dict[str, Any] = dict(ends[-1]) if ends else {}
+    if (run / "environment.json").is_file():
+        facts["environment"] = visible_values(without_places(read_json(run / "environment.json")))
+    if (run / "recipe.toml").is_file():
+        recipe = without_places(read_toml(run / "recipe.toml"))
+        if ends:
+            recipe["steps"] = facts["step"]  # that were taken, where the plan was another
+        facts["recipe"] = tomli_w.dumps(recipe)
+    return facts
+
+
+def _training(facts: dict[str, Any]) -> list[str]:
+    if not facts:
+        return ["- Not known: these are weights without their run."]
+    lines = []
+    if "epochs" in facts:
+        lines.append(
+            f"- {facts['step']:,} steps, {facts['epochs'] or 0:.1f} epochs, "
+            f"{(facts.get('seconds') or 0) / 60:.0f} minutes"
+        )
+    if "environment" in facts:
+        environment = facts["environment"]
+        versions = environment.get("versions")
+        version = versions.get("torch") if isinstance(versions, dict) else "not known"
+        cores, cpu, commit = (for_markdown(str(environment.get(key))) for key in ("cores", "cpu", "commit"))
+        lines.append(f"- {cores} cores, {cpu}, torch {for_markdown(str(version))}")
+        lines.append(f"- Commit {commit}")
+    if "recipe" in facts:
+        # Longer than any in the recipe, whose texts may hold some.
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", facts["recipe"])), default=0))
+        lines += [
+            "",
+            "<details><summary>Recipe</summary>",
+            "",
+            f"{fence}toml",
+            facts["recipe"].rstrip(),
+            fence,
+            "",
+            "</details>",
+            "",
+        ]
+    return lines
