@@ -10,7 +10,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from mixlab.models.catalog import MODELS, PYRAMID, ModelConfig, mixer_config
+from mixlab.models.catalog import MIXER, MODELS, PYRAMID, ModelConfig, mixer_config
 from mixlab.models.mixer import Mixer
 
 PREFIX = "mixlab_"
@@ -87,7 +87,8 @@ class TimmMixer(Mixer):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's order of layers, for its layer-wise learning rates."""
-        return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^pre_head_norm", (99999,))]}
+        found: dict[str, Any] = MIXER.layers(self)
+        return found
 
     def no_weight_decay(self) -> set[str]:
         return set()

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from mixlab.cpu.inference import fast
+from mixlab.cpu.inference import copied
 from mixlab.cpu.passes import why_not
 from mixlab.device import multiplies_bf16
 from mixlab.errors import UsageError, check_type
@@ -40,4 +40,4 @@ def accelerate(model: nn.Module, precision: str = "fp32") -> nn.Module:
             "accelerate: this processor does not multiply bf16 itself, the copy is fp32", stacklevel=2
         )
         is_bf16 = False
-    return fast(model, torch.bfloat16 if is_bf16 else torch.float32)
+    return copied(model, torch.bfloat16 if is_bf16 else torch.float32)

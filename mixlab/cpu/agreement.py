@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from mixlab.models.mixer import MixerConfig
 from mixlab.threads import seeded
 
-TOLERANCE = (
-    2e-4  # of logits and gradients of about 1; rounding gives 1e-6, the two forms of GELU differ by 1e-3
-)
+# Of logits and gradients of about 1: rounding gives 1e-6, and the two forms of GELU differ by 1e-3.
+TOLERANCE = 2e-4
 ROUGH_TOLERANCE = 5e-2  # where torch may round factors to bfloat16
 NUM_IMAGES, SEED = 3, 0
 SMALL: dict[str, Any] = {

@@ -33,18 +33,16 @@ def fast(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
 
     dtype: of activations and products, as Passes has it. Later changes to `model` do not reach the copy.
     """
-    if why_not(model, with_gradients=False) is not None:
-        return model
+    return model if why_not(model, with_gradients=False) is not None else copied(model, dtype)
+
+
+def copied(model: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The copy of a model for which `passes.why_not` has no reason."""
+    make = PACKED.get(type(model)) if dtype == torch.float32 else None
     with torch.autocast("cpu", enabled=False):  # which would round what is folded
-        return _fast(model, dtype)
-
-
-def _fast(model: Any, dtype: torch.dtype) -> nn.Module:
-    if dtype == torch.float32 and type(model) in PACKED:
-        make = PACKED[type(model)]
-        if agree(type(model), model.config, make, with_gradients=False):
+        if make is not None and agree(type(model), model.config, make, with_gradients=False):
             return make(model)
-    return FastPasses(model, dtype)
+        return FastPasses(model, dtype)
 
 
 class _Copy(nn.Module):

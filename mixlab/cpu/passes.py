@@ -95,14 +95,8 @@ def _why_not_parts(model: Any) -> str | None:
         if is_map and module.bias is None:
             return f"its {name} has no bias"
     side = (model.config.patch_size,) * 2
-    stem = model.stem
-    if (stem.kernel_size, stem.stride, stem.padding, stem.dilation, stem.groups) != (
-        side,
-        side,
-        (0, 0),
-        (1, 1),
-        1,
-    ):
+    stem, patches = model.stem, (side, side, (0, 0), (1, 1), 1)
+    if (stem.kernel_size, stem.stride, stem.padding, stem.dilation, stem.groups) != patches:
         return "its stem is no cut into patches"
     return None
 

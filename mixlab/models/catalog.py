@@ -27,6 +27,11 @@ def _sizes(rows: dict[str, tuple[Any, ...]], *keys: str) -> dict[str, dict[str, 
     return {size: dict(zip(keys, row, strict=True)) for size, row in rows.items()}
 
 
+def _with_stages(values: dict[str, Any]) -> dict[str, Any]:
+    stages = values.get("stage_blocks", ())
+    return {"stage_blocks": stages, "num_blocks": sum(stages)} | values
+
+
 MIXER = Family(
     title="a plain Mixer",
     Config=MixerConfig,
@@ -63,6 +68,7 @@ PYRAMIDS = Family(
         "mixer_pyramid_s4": (224, "photos, not trained yet"),
     },
     keys=tuple(PyramidKeys.__dataclass_fields__),
+    complete=_with_stages,
     resample=resample_grid,
     absorb=absorb_pyramid,
 )
@@ -168,16 +174,10 @@ def mixer_config(
         for key in (*shared, *family.keys)
         if key != "name"
     }
-    if values.get("stage_blocks") is not None and values["num_blocks"] is None:
-        values["num_blocks"] = sum(values["stage_blocks"])
     values["patch_size"] = patch_size if values["patch_size"] is None else values["patch_size"]
     # What is still open, the configuration's own default decides; a dimension has none: 0 is refused by name there.
-    values = {key: value for key, value in values.items() if value is not None}
-    values = (
-        dict.fromkeys(DIMENSIONS, 0)
-        | ({"stage_blocks": ()} if "stage_blocks" in family.keys else {})
-        | values
-    )
+    values = family.complete({key: value for key, value in values.items() if value is not None})
+    values = dict.fromkeys(DIMENSIONS, 0) | values
     made: MixerConfig = family.Config(
         image_size=image_size or (side, side), num_classes=num_classes, in_channels=in_channels, **values
     )

@@ -35,6 +35,7 @@ class Family:
     named: the names that `mixlab models` lists: the side of their images and what they are for.
     keys: settings that this family alone has. The others' must be left at their defaults.
     takes: whether a model of these settings, whose name has the prefix, is of this family.
+    complete: settings with what follows from others of them, before the dimensions are made of them.
     stem: the patch stem of a model. classifier: how the names of its classifier's tensors begin.
     layers: the order of its layers, as patterns of timm's `group_with_matcher`, for rates and freezing by layer.
     reset_head: a new classifier for so many classes.
@@ -51,6 +52,7 @@ class Family:
     named: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     takes: Callable[[Any], bool] = lambda settings: True
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values
     stem: Callable[[Any], nn.Conv2d | None] = lambda model: model.stem
     classifier: Callable[[Any], tuple[str, ...]] = lambda model: ("head.",)
     layers: Callable[[Any], Any] = lambda model: {

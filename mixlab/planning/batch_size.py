@@ -39,7 +39,7 @@ def decide_batch_size(draft: Draft) -> Draft:
             f"the batch size cannot be tried with {recipe.parallel}", where="batch_size", hint="give a number"
         )
     plan = draft.plan(UNKNOWN_STEPS)
-    model = new_model(plan, plan.model_settings, session.silent())
+    model = new_model(plan, session.silent())
     limit = max(count // world.size // recipe.accumulate, 1)
     # Images a process.
     size, fits = 1 + needs_two(model, preprocess.image_size, preprocess.channels), 0

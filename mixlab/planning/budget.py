@@ -47,18 +47,18 @@ def decide_steps(draft: Draft) -> Draft:
             where="--budget",
             hint="give --steps or --epochs",
         )
-    speed = _Speed(draft, max(MEASURE_SHARE * budget_seconds, 0.5), end)
+    step_seconds, image_seconds = _measure(draft, max(MEASURE_SHARE * budget_seconds, 0.5), end)
     num_val = len(draft.data.val) if draft.data.val is not None else 0
-    val_seconds = num_val * speed.image_seconds  # of the one at the end
+    val_seconds = num_val * image_seconds  # of the one at the end
     test = draft.data.splits.get("test", ())
-    reserve = REPORT_SECONDS + len(test) * (speed.image_seconds + draft.data.seconds_per_read)
+    reserve = REPORT_SECONDS + len(test) * (image_seconds + draft.data.seconds_per_read)
     left = end - time.monotonic() - reserve - SPARE_SHARE * budget_seconds
     trials = draft.request.trials
     num_trials, trial_share = (trials.num_trials, trials.share) if trials is not None else (0, 0.0)
     # One validation at the end, and one after each trial.
     left_to_train = left - (1 + num_trials) * val_seconds
-    step_seconds = speed.step_seconds * (1 + num_trials * trial_share)
-    steps = int(left_to_train / (step_seconds + num_val * speed.image_seconds / draft.steps_per_epoch))
+    step_seconds *= 1 + num_trials * trial_share
+    steps = int(left_to_train / (step_seconds + num_val * image_seconds / draft.steps_per_epoch))
     steps = world.run_on_main(lambda: steps)
     if steps < 1:
         raise UsageError(
@@ -75,15 +75,12 @@ def decide_steps(draft: Draft) -> Draft:
     return replace(draft, recipe=recipe, deadline=deadline).with_steps(steps)
 
 
-class _Speed:
+def _measure(draft: Draft, measure_seconds: float, end: float) -> tuple[float, float]:
     """What a step and an image of an evaluation take, in seconds, measured on a model that is thrown away."""
-
-    def __init__(self, draft: Draft, measure_seconds: float, end: float) -> None:
-        recipe = draft.recipe
-        plan = draft.plan(UNKNOWN_STEPS, for_measuring(recipe))
-        trial = build(plan, draft.session.silent())
-        self.step_seconds = measure_steps(plan, trial, measure_seconds, end)
-        self.image_seconds = _evaluation_speed(plan, trial) / trial.world.size
+    plan = draft.plan(UNKNOWN_STEPS, for_measuring(draft.recipe))
+    trial = build(plan, draft.session.silent())
+    step_seconds = measure_steps(plan, trial, measure_seconds, end)
+    return step_seconds, _evaluation_speed(plan, trial) / trial.world.size
 
 
 def for_measuring(recipe: Recipe) -> Recipe:

@@ -1,7 +1,5 @@
 """The parts of a training before its first step: a model drawn or loaded, its optimizer."""
 
-from typing import Any
-
 from torch import nn
 
 from mixlab.data.random import torch_seed
@@ -20,17 +18,17 @@ from mixlab.training.whitening import whiten_stem
 def build(plan: Plan, session: Session) -> TrainState:
     """Model and optimizer before the first step, the same for every rank and every time."""
     recipe, data = plan.recipe, plan.data
-    model = new_model(plan, plan.model_settings, session)
+    model = new_model(plan, session)
     if recipe.whiten_stem and plan.initial is None and config_of(model) is not None:
         whiten_stem(model, data.train)
     return TrainState(model, recipe, plan.objective, session.device, session.world)
 
 
-def new_model(plan: Plan, settings: dict[str, Any], session: Session) -> nn.Module:
+def new_model(plan: Plan, session: Session) -> nn.Module:
     """A model drawn by the recipe's seed, or with the weights in it that the plan starts from."""
     recipe = plan.recipe
     with seeded(torch_seed(recipe.seed, 0, 2**31)):  # a shard number that no step uses
-        model = create_model(**settings)
+        model = create_model(**plan.model_settings)
     if plan.initial is not None:
         session.screen.say(load_initial(model, plan.initial, recipe, plan.class_names))
     freeze_layers(model, recipe.freeze)

@@ -143,12 +143,11 @@ def override(
     groups: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         key, value = _named_as_today(key, value)
-        key = key if key in RETIRED else full_key(key, where=where)
-        if key in RETIRED:
+        full = full_key(key, where=where)
+        if full in RETIRED:
             if to_train:
-                _check_retired(key, value, where)
+                _check_retired(full, value, where)
             continue
-        full = key
         group, _, name = full.rpartition(".")
         groups.setdefault(group, {})[name] = _convert(value, recipe_keys()[full].hint, full, where)
     top = groups.pop("", {})
