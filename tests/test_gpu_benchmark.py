@@ -127,6 +127,15 @@ def test_a_part_that_takes_too_long_is_ended_with_its_children_and_keeps_its_row
 
 
 @FORKS
+def test_a_part_that_is_cut_before_it_has_a_group_of_its_own_ends_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "setsid", lambda: time.sleep(97))  # in the fork, as on a machine that is busy
+    running = Running(Part("doctor", 0.0), options(tmp_path), 0.0, lambda given: None)
+    began = time.monotonic()
+    assert running.end()["status"] == "cut"
+    assert time.monotonic() - began < 30
+
+
+@FORKS
 def test_a_part_that_fails_says_why(tmp_path):
     def fail(given):
         append(given.out / "gpu.jsonl", {"part": given.part, "error": "MemoryError: none left"})

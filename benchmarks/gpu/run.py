@@ -204,6 +204,9 @@ class Running:
         status = self.process.poll()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        if status is None:  # a fork that has no group of its own yet has no children either
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.work, ignore_errors=True)
         mine = [line for line in read_lines(self.out / RESULTS) if line["part"] == self.part.name]
