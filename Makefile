@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: train test test-slow test-oldest test-newest test-edge lint types api format clean
+.PHONY: train test test-slow test-oldest test-newest test-edge lint types docs pages format clean
 
 train: $(READY)
 	$(BIN)/mixlab train digits
@@ -42,10 +42,13 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# A page for each module, from its docstrings: build/api/index.html. pdoc sees what `mixlab` imports only when asked
-# for it, so it is asked for first.
-api: $(READY)
-	$(BIN)/python -c "import mixlab; [getattr(mixlab, name) for name in mixlab.__all__]; from pdoc.__main__ import cli; cli()" --docformat numpy --output-directory build/api mixlab $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(wildcard mixlab/*/__init__.py mixlab/[a-z]*.py))))
+# The documentation as a site, build/site/index.html; every link is checked (not with --quiet: then mkdocs counts no
+# warnings). `make pages` writes the pages that are made.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pages: $(READY)
+	$(BIN)/python -m benchmarks.pages
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -55,7 +58,7 @@ format: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mixlab needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
 	touch $(READY)
 
 clean:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.exact [--model mixer_micro4] [--side 32] [--batch-size 128] [--steps 30] [--repeats 5]
 
-Random pictures in files' stead, one thread a rank, AdamW; the median over a run's logged speeds, then the median and
+Random images in files' stead, one thread a rank, AdamW; the median over a run's logged speeds, then the median and
 range of the ratios to DDP of the same round.
 """
 
@@ -18,6 +18,7 @@ import torch
 import mixlab
 from benchmarks.reliability import ranks
 from mixlab.data.dataset import Source, Split
+from mixlab.data.images.modality import IMAGES
 from mixlab.planning import make_plan
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
@@ -33,11 +34,13 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 def speed(way: str, options: argparse.Namespace, folder: Path) -> float:
     size, extra = WAYS[way]
     pixels = np.random.default_rng(0).integers(0, 256, (512, options.side, options.side, 3), dtype=np.uint8)
-    split = Split(names=tuple(map(str, range(512))), labels=np.arange(512) % 10, pixels=pixels)
+    split = Split(names=tuple(map(str, range(512))), labels=np.arange(512) % 10, arrays=pixels)
     run = folder / "run"
 
     def job() -> None:
-        source = Source(name="noise", class_names=tuple("0123456789"), splits={"train": split})
+        source = Source(
+            name="noise", class_names=tuple("0123456789"), splits={"train": split}, modality=IMAGES
+        )
         make_plan.open_data = lambda *_, **__: source  # type: ignore[assignment]
         settings = {
             "steps": options.steps, "epochs": None, "batch_size": options.batch_size, "threads": 1,

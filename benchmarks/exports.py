@@ -1,10 +1,10 @@
-"""Exports against the model that they come from: targets x models x batches, on real pictures.
+"""Exports against the model that they come from: targets x models x batches, on real images.
 
     python -m benchmarks.exports [--targets onnx openvino torch-export] [--models mixer_s16 ...] [--scaled 1000]
 
-Models: the shipped weights, and sizes whose weights are drawn here, heads too. Pictures: parts of scikit-learn's two
-photos. Each graph takes any number of pictures; a row is of one number. A second table is of the graphs that scale
-pictures of any size themselves (`--resize-in-graph`), on `--scaled` pictures. Prints both; minutes.
+Models: the shipped weights, and sizes whose weights are drawn here, heads too. Images: parts of scikit-learn's two
+photos. Each graph takes any number of images; a row is of one number. A second table is of the graphs that scale
+images of any size themselves (`--resize-in-graph`), on `--scaled` images. Prints both; minutes.
 """
 
 import argparse
@@ -17,9 +17,10 @@ import torch
 
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
+from mixlab.data.images.samples import sample_images
 from mixlab.errors import MixlabError
-from mixlab.exports.export import BATCHES, ENDINGS, compare_pixels, export, open_exported, sample_pictures
+from mixlab.exports.export import BATCHES, ENDINGS, compare_kept, export, open_exported
 from mixlab.exports.graph import PixelModel
 from mixlab.models.catalog import create_model, display_name, settings_of
 from mixlab.models.mixer import Mixer
@@ -45,7 +46,7 @@ def weights_of(model: str) -> Weights:
     return Weights(
         model=network,
         model_settings=settings_of(network.config),
-        preprocess=Preprocess(image_size=size),
+        preprocess=ImagePreprocess(image_size=size),
         class_names=tuple(map(str, range(1000))),
         provenance={},
     )
@@ -56,12 +57,12 @@ def show(*cells: Any) -> None:
 
 
 def compare(weights: Weights, to: str, path: Path) -> list[dict[str, Any]]:
-    """One graph for all batches, written and compared; what `compare_pixels` says of each batch."""
-    pictures = sample_pictures(NUM_PICTURES, weights.preprocess)
-    export(weights, path, to=to, pictures=pictures[:1])
+    """One graph for all batches, written and compared; what `compare_kept` says of each batch."""
+    pictures = sample_images(NUM_PICTURES, weights.preprocess.input_size)
+    export(weights, path, to=to, examples=pictures[:1])
     runner, graph = open_exported(path, to), PixelModel(weights.model, weights.preprocess).eval()
-    pixels = np.stack([weights.preprocess.pixels(picture).transpose(1, 2, 0) for picture in pictures])
-    return [compare_pixels(graph, runner, pixels, (batch,)) for batch in BATCHES]
+    pixels = np.stack([weights.preprocess.keep(picture).transpose(1, 2, 0) for picture in pictures])
+    return [compare_kept(graph, runner, pixels, (batch,)) for batch in BATCHES]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--targets", nargs="+", choices=ENDINGS, default=list(ENDINGS))
     parser.add_argument("--models", nargs="+", choices=(*SHIPPED, *DRAWN), default=[*SHIPPED, *DRAWN])
     parser.add_argument(
-        "--scaled", type=int, default=1000, help="pictures of the second table; 0: leave it out"
+        "--scaled", type=int, default=1000, help="images of the second table; 0: leave it out"
     )
     options = parser.parse_args(arguments)
     show("model", "pixels", "target", "batch", "largest difference", "largest logit", "same top-1")
@@ -97,12 +98,12 @@ def main(arguments: list[str] | None = None) -> None:
     show(*["---"] * 5)
     for model in filter(SHIPPED.__contains__, options.models):
         weights = weights_of(model)
-        pictures = sample_pictures(options.scaled, weights.preprocess)
+        pictures = sample_images(options.scaled, weights.preprocess.input_size)
         for to in options.targets:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     found = export(
-                        weights, Path(folder) / "model", to=to, pictures=pictures, resize_in_graph=True
+                        weights, Path(folder) / "model", to=to, examples=pictures, resize_in_graph=True
                     )
                 except MixlabError as error:
                     show(model, to, len(pictures), error, "")

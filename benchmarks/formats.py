@@ -47,7 +47,7 @@ def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_images() -> np.ndarray:
-    """The two pictures of the full-size reference, NHWC."""
+    """The two images of the full-size reference, NHWC."""
     rng = np.random.default_rng([SEED, zlib.crc32(b"image")])
     coarse = rng.uniform(-1, 1, (2, 7, 7, 3)).repeat(32, 1).repeat(32, 2)
     return (0.75 * coarse + 0.25 * rng.uniform(-1, 1, (2, 224, 224, 3))).astype(np.float32)

@@ -63,7 +63,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def make_run(folder: Path) -> Path:
-    """A finished run of 12 steps on small pictures, with two checkpoints."""
+    """A finished run of 12 steps on small images, with two checkpoints."""
     from PIL import Image
 
     draw = np.random.default_rng(0)

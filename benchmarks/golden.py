@@ -3,7 +3,7 @@
     python -m benchmarks.golden --against COMMIT [--only NAME...]
 
 COMMIT is checked out beside this tree. Every case is trained by each, one after the other, by real commands in
-processes of their own, on pictures made by formula; a row of JSON for each says what differed. Exit status 1 if
+processes of their own, on images made by formula; a row of JSON for each says what differed. Exit status 1 if
 anything did. Bits depend on the processor and on torch, so that nothing is stored and only two trees on one machine
 are compared. A clock that counts steps takes the place of the real one where a budget is tried.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-SIDE, NUM_CLASSES, NUM_IMAGES = 16, 4, 40  # pixels; pictures of each class
+SIDE, NUM_CLASSES, NUM_IMAGES = 16, 4, 40  # pixels; images of each class
 STOPPED = 143
 DRIVER = """
 import os, signal, sys, time
@@ -102,7 +102,7 @@ def stopped(words: str, after: int, **others: Any) -> tuple[Command, ...]:
     return (Command(words, stop_after=after, **others), Command("train --resume run", **others))
 
 
-# Two shards are the same sum for any number of ranks; every third picture is stored larger than the model's input.
+# Two shards are the same sum for any number of ranks; every third image is stored larger than the model's input.
 CASES: dict[str, tuple[Command, ...]] = {
     "digits": (Command(DIGITS),),
     "flat": flat(),

@@ -1,4 +1,4 @@
-"""In-memory training batches of CIFAR-size pictures: images a second on one core.
+"""In-memory training batches of CIFAR-size images: images a second on one core.
 
     python benchmarks/loader.py [--images 50000] [--batch-size 128] [--repeats 5]
 
@@ -13,12 +13,12 @@ import time
 import numpy as np
 import torch
 
-from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
+from mixlab.data.images.augment import AugmentConfig
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.data.loader import TrainingDataset, training_batches
 from mixlab.data.order import steps_per_epoch
-from mixlab.data.preprocess import Preprocess
-from mixlab.data.reading import load_images
+from mixlab.data.reading import load_examples
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pixels = np.random.default_rng(0).integers(0, 256, (options.images, 32, 32, 3), dtype=np.uint8)
     names = tuple(f"index {i}" for i in range(options.images))
-    split = Split(names=names, labels=np.zeros(options.images, dtype=np.int64), pixels=pixels)
-    images = load_images(split, Preprocess(image_size=(32, 32)))
+    split = Split(names=names, labels=np.zeros(options.images, dtype=np.int64), arrays=pixels)
+    images = load_examples(split, ImagePreprocess(image_size=(32, 32)))
     steps = steps_per_epoch(options.images, options.batch_size)
     for title, augment in (
         ("crop + flip", AugmentConfig(crop="pad", flip=True)),
@@ -40,7 +40,7 @@ def main() -> None:
             AugmentConfig(crop="pad", flip=True, erase_prob=0.25, policy="trivialaugment"),
         ),
     ):
-        dataset = TrainingDataset(images=images, augment=augment, batch_size=options.batch_size, seed=0)
+        dataset = TrainingDataset(examples=images, augment=augment, batch_size=options.batch_size, seed=0)
         uint8, float32 = [], []
         for _ in range(options.repeats):  # A B A B
             began = time.perf_counter()

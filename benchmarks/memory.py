@@ -1,4 +1,4 @@
-"""Peak memory of training and inference beside what `mixlab info` says; writes docs/memory.md from docs/memory.json.
+"""Peak memory of training and inference beside what `mixlab info` says; writes docs/memory.md.
 
     python benchmarks/memory.py [--only WORD...] [--times] [--steps 3]
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULTS, PAGE = ROOT / "docs" / "memory.json", ROOT / "docs" / "memory.md"
+RESULTS, PAGE = ROOT / "docs" / "results" / "memory.json", ROOT / "docs" / "memory.md"
 #       model, side, batch size
 MIXERS = (("mixer_s16", 224, 32), ("mixer_b16", 224, 32), ("mixer_nano4", 32, 256))
 TIMM = (("timm/vit_small_patch16_224", 224, 32), ("timm/resnet18", 224, 32), ("timm/mixer_s16_224", 224, 32))
@@ -84,7 +84,7 @@ def measure(job: dict[str, Any], steps: int) -> dict[str, Any]:
         for step in range(steps):
             began = time.perf_counter()
             train_step(
-                state, Batch(image=image, label=label, index=label), Clock(state.recipe.steps, step=step)
+                state, Batch(inputs=image, label=label, index=label), Clock(state.recipe.steps, step=step)
             )
             seconds.append(time.perf_counter() - began)
     else:
@@ -119,7 +119,8 @@ def in_a_process(job: dict[str, Any], steps: int) -> dict[str, Any]:
 def page(results: dict[str, Any]) -> str:
     lines = [
         "# Memory", "",
-        "Written by `python benchmarks/memory.py` from docs/memory.json; do not edit. Peak resident memory of",
+        "Written by `python benchmarks/memory.py` from docs/results/memory.json; do not edit.",
+        "Peak resident memory of",
         "a fresh process that takes a few steps of AdamW (or forward passes), with torch and timm loaded: all of",
         "it, and without the process as it was before the model. `mixlab info` is how far off the command was.", "",
     ]  # fmt: skip

@@ -173,7 +173,7 @@ def beside(what: str, place: Path, tree: Path) -> Iterator[None]:
 
 
 def noise(folder: Path) -> str:
-    """2000 pictures of 32 pixels in ten classes."""
+    """2000 images of 32 pixels in ten classes."""
     import numpy as np
     from PIL import Image
 

@@ -1,9 +1,9 @@
-"""The whole comparison with peers; writes docs/benchmarks.md from docs/benchmarks.json.
+"""The whole comparison with peers; writes docs/benchmarks.md from docs/results/benchmarks.json.
 
     python benchmarks/peers.py [--cifar DIR] [--photos DIR] [--official-code DIR] [--only NAME...]
 
 Every measurement is a row that is kept in the JSON file, so parts can be measured again alone (`--only`). Ratios come
-from sides that take turns; what they were is in each row. CIFAR is a folder of small pictures with train/ and test/,
+from sides that take turns; what they were is in each row. CIFAR is a folder of small images with train/ and test/,
 photos one of JPEGs, of which files of 500 pixels and of 12 megapixels are made. Nothing else may run meanwhile.
 """
 
@@ -27,7 +27,7 @@ from mixlab.bench.bench import bench
 from mixlab.device import describe_machine, num_cores, set_threads
 
 ROOT = Path(__file__).parent.parent
-RESULTS, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
+RESULTS, PAGE = ROOT / "docs" / "results" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 ALL = ("timm", "timm-compile", "onnxruntime", "openvino", "jax")
 CIFAR_SIZE = "mixer_nano4"  # patch 4, C 128, 8 blocks, D_C 512
 #        name: (model, side, batch size, mode, against, options of the model)
@@ -109,7 +109,7 @@ def timm_loader(root: str, split: str, is_training: bool, batch_size: int) -> An
     )  # fmt: skip
     if is_training:
         dataset.transform = create_transform(32, is_training=True, color_jitter=0.0)
-        # For small pictures its train.py is given a padded crop instead of a resized one.
+        # For small images its train.py is given a padded crop instead of a resized one.
         from torchvision import transforms
 
         dataset.transform.transforms[0] = transforms.RandomCrop(32, padding=4)
@@ -143,7 +143,7 @@ def side_timm_train(root: str) -> float:
 
 
 def side_timm_validate(root: str, weights: str) -> float:
-    """What timm's validate.py does with 10,000 pictures; the accuracy is printed, so that it can be compared."""
+    """What timm's validate.py does with 10,000 images; the accuracy is printed, so that it can be compared."""
     model = timm_model()
     model.load_state_dict(torch.load(weights, weights_only=True))
     model.eval()
@@ -172,21 +172,21 @@ def side_torchvision_loader(root: str, batch_size: str) -> float:
 
 def side_mixlab_loader(root: str, batch_size: str) -> float:
     """The same by mixlab's loader, as it feeds a training that does not fit in memory."""
-    from mixlab.data.augment import AugmentConfig
+    from mixlab.data.images.augment import AugmentConfig
+    from mixlab.data.images.preprocess import ImagePreprocess
     from mixlab.data.loader import TrainingDataset, training_batches
-    from mixlab.data.preprocess import Preprocess
-    from mixlab.data.reading import load_images
+    from mixlab.data.reading import load_examples
     from mixlab.data.sources import open_source
 
     set_threads(None)
     split = open_source(root).splits["all"]
-    images = load_images(split, Preprocess(image_size=(224, 224)), in_memory=False)
+    images = load_examples(split, ImagePreprocess(image_size=(224, 224)), in_memory=False)
     dataset = TrainingDataset(
-        images=images, augment=AugmentConfig(crop="resized", flip=True), batch_size=int(batch_size), seed=0
+        examples=images, augment=AugmentConfig(crop="resized", flip=True), batch_size=int(batch_size), seed=0
     )
     steps = len(split) // int(batch_size)
     batches = training_batches(dataset, first_step=0, num_steps=steps, num_workers=num_cores(), on_bad=print)
-    return _batches_per_second(batch.image for batch in batches)
+    return _batches_per_second(batch.inputs for batch in batches)
 
 
 def _batches_per_second(batches: Any) -> float:
@@ -319,7 +319,7 @@ OTHERS = (
 TITLES = {
     "train-loader": "Training the CIFAR-size model on a folder of CIFAR-10 with the loader, batches of 128",
     "train-loader-bf16": "The same, mixlab in bfloat16 (`--precision bf16`), timm in float32 as it comes",
-    "evaluation": "Evaluation of 10,000 CIFAR pictures, whole command",
+    "evaluation": "Evaluation of 10,000 CIFAR images, whole command",
     "loader-500": "JPEG files of 500 x 375 to training batches of 224 pixels",
     "loader-12mp": "JPEG files of 4000 x 3000 to training batches of 224 pixels",
     "busy": "Training Micro/4 while another process takes a core, against a quiet machine",
@@ -330,7 +330,8 @@ TITLES = {
 def page(results: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks", "",
-        "Written by `python benchmarks/peers.py` from docs/benchmarks.json; do not edit. All sides of a row take",
+        "Written by `python benchmarks/peers.py` from docs/results/benchmarks.json; do not edit.",
+        "All sides of a row take",
         "turns in one run, each in a warm process of its own with its own defaults; ratios are medians over the",
         "rounds (range). Logits agree within 1e-4, the first training loss too. A share of the peak is of the",
         "machine's best 4096^3 product in float32. `timm` is its model as it stands, with the same weights and GELU.",

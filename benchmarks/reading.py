@@ -1,4 +1,4 @@
-"""What looking at the data costs, in turns with another commit: `check`, and reading the pictures of a training.
+"""What looking at the data costs, in turns with another commit: `check`, and reading the images of a training.
 
     python -m benchmarks.reading --against COMMIT [--small 50000] [--photos 1000] [--rounds 5]
 
@@ -28,7 +28,7 @@ began = time.perf_counter()
 result = check(open_source(sys.argv[1]))
 print(time.perf_counter() - began, result.num_ok)
 """
-# From the folder's name to pictures at model size, test pictures included, which a training reads when it ends.
+# From the folder's name to images at model size, test images included, which a training reads when it ends.
 READ = """
 import sys, time
 from mixlab.report.screen import Screen
@@ -40,14 +40,14 @@ recipe, quiet = override(Recipe(), {"data.source": sys.argv[1], "data.image_size
 began = time.perf_counter()
 source = open_data(recipe)
 splits = split_source(source, recipe)
-recipe = resolve(recipe, splits["train"])
+recipe = resolve(recipe, splits["train"], source.modality)
 try:
     from mixlab.training.prepared import read_new
 except ImportError:
-    from mixlab.data.loader import load_images
+    from mixlab.data.loader import load_examples
     from mixlab.training.setup import prepare
     prepared = prepare(recipe, source, splits, quiet)
-    test = load_images(splits["test"], prepared.preprocess)
+    test = load_examples(splits["test"], prepared.preprocess)
 else:
     _, prepared = read_new(recipe, source, quiet)
     test = prepared.test
@@ -56,7 +56,7 @@ print(time.perf_counter() - began, len(prepared.train) + len(prepared.val) + len
 
 
 def draw_small(folder: Path, count: int) -> None:
-    """Pictures of 32 x 32 in ten classes, PNG."""
+    """Images of 32 x 32 in ten classes, PNG."""
     _draw(folder, count, 10, (8, 8), (32, 32), "png")
 
 
@@ -107,9 +107,9 @@ def main() -> None:
             draw_small(small, options.small)
             draw_photos(photos, options.photos)
             for what, code, folder in (
-                ("check of small pictures", CHECK, small),
+                ("check of small images", CHECK, small),
                 ("check of photos", CHECK, photos),
-                ("reading small pictures", READ, small),
+                ("reading small images", READ, small),
                 ("reading photos", READ, photos),
             ):
                 pairs = [

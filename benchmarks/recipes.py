@@ -1,7 +1,7 @@
 """Recipes against each other on CIFAR-10, as a person types them: whole commands of `mixlab train`, timed.
 
     python -m benchmarks.recipes DATA GROUP [GROUP ...] [--seeds N] [--minutes M] [--runs DIR]
-        [--csv docs/recipes.csv] [--part K/N]
+        [--csv docs/results/recipes.csv] [--part K/N]
 
 DATA: the folder with train/CLASS/* and test/CLASS/*. Groups, see GROUPS: what is chosen on (`val`: a tenth of train
 is held out, and the test split is not even in sight) or reported (`test`: trained on all of train, test read once).
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ GROUPS = {
         {"chosen": {}, "micro": {"model.name": "mixer_pyramid_micro"}, "mini": MINI},
         {"recipe": "small_images"},
     ),
-    # Whom "distilled" below follows. Every run has the same validation pictures, so it has not seen them either.
+    # Whom "distilled" below follows. Every run has the same validation images, so it has not seen them either.
     "teacher": Group("10m", "val", 1, {"small_images": {"recipe": "small_images"}}),
     "ingredients": Group(
         "5m",
@@ -139,19 +139,27 @@ GROUPS = {
 }
 
 
-def options_of(group: str, name: str, seed: int) -> dict[str, Any]:
+def options_of(group: Group, name: str, seed: int) -> dict[str, Any]:
     """Options of the command for one cell, without its length."""
-    chosen = GROUPS[group]
-    options = chosen.base | chosen.names[name] | {"seed": seed}
-    return options if chosen.split == "val" else options | {"data.val_fraction": 0}
+    options = group.base | group.names[name] | {"seed": seed}
+    return options if group.split == "val" else options | {"data.val_fraction": 0}
+
+
+def printed_by(command: list[str]) -> str:
+    """What a command prints."""
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def measure(
-    cell: dict[str, Any], data: Path, rows: list[dict[str, str]], keep: Path | None = None
+    cell: dict[str, Any],
+    group: Group,
+    data: Path,
+    rows: list[dict[str, str]],
+    keep: Path | None = None,
+    train: Callable[[list[str]], str] = printed_by,
 ) -> dict[str, Any]:
     """Train one cell as a command of its own; its row. rows: those measured so far. keep: where its run stays."""
-    group = GROUPS[cell["group"]]
-    options = options_of(cell["group"], cell["name"], cell["seed"])
+    options = options_of(group, cell["name"], cell["seed"])
     if keep is not None and "distill.teacher" in options:
         options["distill.teacher"] = keep.absolute() / options["distill.teacher"]
     length = {"budget": group.budget}
@@ -169,11 +177,9 @@ def measure(
         )
         command = [sys.executable, "-m", "mixlab", "train", f"{folder}/data"]
         began = time.monotonic()
-        done = subprocess.run(
-            [*command, *arguments, "--json", f"--run={run}"], stdout=subprocess.PIPE, text=True, check=True
-        )
+        printed = train([*command, *arguments, "--json", f"--run={run}"])
         seconds = time.monotonic() - began
-        result = json.loads(done.stdout)
+        result = json.loads(printed)
         if group.split == "test":
             num_images, num_correct = result["test"]["num_images"], result["test"]["num_correct"]
         else:
@@ -228,17 +234,21 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(
+    arguments: list[str] | None = None,
+    groups: dict[str, Group] = GROUPS,
+    train: Callable[[list[str]], str] = printed_by,
+) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("groups", nargs="+", choices=GROUPS)
+    parser.add_argument("groups", nargs="+", choices=groups)
     parser.add_argument("--seeds", type=int, help="instead of the group's own number")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--runs", type=Path, help="keep the runs in this folder")
     parser.add_argument("--part", default="0/1", help="K/N: every N-th cell, from the K-th on")
-    parser.add_argument("--csv", type=Path, default=Path("docs/recipes.csv"))
+    parser.add_argument("--csv", type=Path, default=Path("docs/results/recipes.csv"))
     options = parser.parse_args(arguments)
-    followers = [g for g in options.groups if any("distill.teacher" in o for o in GROUPS[g].names.values())]
+    followers = [g for g in options.groups if any("distill.teacher" in o for o in groups[g].names.values())]
     if followers and options.runs is None:
         sys.exit(
             f"{followers[0]} follows a teacher: measure the group `teacher` before it, both with the same --runs"
@@ -249,17 +259,17 @@ def main(arguments: list[str] | None = None) -> None:
     cells = [
         dict(zip(CELL, (group, name, seed, machine), strict=True))
         for group in options.groups
-        for seed in range(options.seeds or GROUPS[group].seeds)
-        for name in GROUPS[group].names
+        for seed in range(options.seeds or groups[group].seeds)
+        for name in groups[group].names
     ][part::num_parts]
 
     def are_in_time() -> Iterator[dict[str, Any]]:
         for cell in cells:
-            if time.monotonic() + parse_duration(GROUPS[cell["group"]].budget) < end:
+            if time.monotonic() + parse_duration(groups[cell["group"]].budget) < end:
                 yield cell
 
     def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
-        return measure(cell, options.data, read_rows(options.csv), options.runs)
+        return measure(cell, groups[cell["group"]], options.data, read_rows(options.csv), options.runs, train)
 
     measure_missing(are_in_time(), measure_cell, options.csv, COLUMNS)
     print(table(read_rows(options.csv)))

@@ -4,7 +4,7 @@
 
 RUN: weights. Each mode starts a server of its own, in a process of its own, and prints an object:
 
-    mixed     N requests of C clients, three in four good pictures (answers compared with the model's), others hostile
+    mixed     N requests of C clients, three in four good images (answers compared with the model's), others hostile
     overload  four times as many clients as are answered at once, 1,000 slow ones, some that go away, a body of 10 GB
     fuzz      N cases of bytes that are nearly HTTP, over raw sockets
     schema    some N requests that schemathesis (its command `st`, not installed with mixlab) makes of /openapi.json
@@ -55,7 +55,7 @@ def pictures() -> list[bytes]:
 
 
 def hostile(draw: random.Random, good: list[bytes]) -> bytes:
-    """A body that is no picture, or a damaged one, or one that would take much to decode."""
+    """A body that is no image, or a damaged one, or one that would take much to decode."""
     data = bytearray(draw.choice(good))
     kind = draw.randrange(5)
     if kind == 0:

@@ -4,7 +4,7 @@
 
 RUN: weights. Each mode starts a server of its own, in a process of its own, and prints an object:
 
-    bodies   N forms, JSON objects and pictures, many of them damaged, under every Content-Type: no answer may be 5xx
+    bodies   N forms, JSON objects and images, many of them damaged, under every Content-Type: no answer may be 5xx
     large    50 clients that send 60 MiB each at once, of each kind of body: how far memory grows, how soon it is well
     stopped  every decoding process stopped (SIGSTOP) with and without work, then SIGTERM: how long until the end
 """

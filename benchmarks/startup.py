@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--rounds 5]
 
 Every figure is of whole processes, which take turns; the first round, which brings files into memory, is left out.
-Nothing else may run meanwhile. Writes docs/startup.json and prints the table (under 3 minutes).
+Nothing else may run meanwhile. Writes docs/results/startup.json and prints the table (under 3 minutes).
 """
 
 import argparse
@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 
 from mixlab.checkpoint.layouts import LAYOUTS
 from mixlab.checkpoint.store import Weights, save_weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.device import describe_machine
 from mixlab.models.catalog import create_model
 from mixlab.models.mixer import Mixer
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "startup.json"
+RESULTS = ROOT / "docs" / "results" / "startup.json"
 MODEL, NUM_CLASSES = "mixer_s16", 1000
 # Each loads from the folder it starts in, and prints the seconds that this took after the imports.
 MIXLAB = """
@@ -68,7 +68,8 @@ def write_weights(folder: Path) -> None:
         folder / "mixlab",
         Weights(
             model=model, model_settings={"name": MODEL, "num_classes": NUM_CLASSES, "image_size": side},
-            preprocess=Preprocess(image_size=side), class_names=tuple(map(str, range(NUM_CLASSES))), provenance={},
+            preprocess=ImagePreprocess(image_size=side), provenance={},
+            class_names=tuple(map(str, range(NUM_CLASSES))),
         ),
     )  # fmt: skip
     keys = LAYOUTS["timm"].keys(model.config.num_blocks)

@@ -24,8 +24,8 @@ from benchmarks.cells import measure_missing, read_rows
 from mixlab import recipes
 from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
-from mixlab.data.augment import AugmentConfig
 from mixlab.data.csv_files import read_split_csv
+from mixlab.data.images.augment import AugmentConfig
 from mixlab.models.catalog import ModelConfig
 from mixlab.models.pyramid import PyramidMixer
 from mixlab.planning.lr_grid import LrGrid, parse_lr_grid

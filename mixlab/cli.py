@@ -7,54 +7,102 @@ import os
 import sys
 import traceback as tracebacklib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
+from cyclopts.completion.detect import ShellDetectionError
 
 import mixlab
-from mixlab.commands.context import Context
+from mixlab.commands.context import Context, emit
+from mixlab.commands.keys import with_keys
 from mixlab.commands.learning import RECIPE_COMMANDS
 from mixlab.commands.streams import open_streams
-from mixlab.errors import MixlabError, UsageError, is_out_of_memory
+from mixlab.errors import DiskError, MixlabError, UsageError, is_out_of_memory
 from mixlab.escape import visible
+from mixlab.settings import Level
+
+OPTIONS: dict[str, Any] = {"exit_on_error": False, "print_error": False}
 
 # In the order in which `mixlab --help` lists them, with the module of mixlab.commands that has each.
 COMMANDS = {
-    "train": "learning",
-    "finetune": "learning",
-    "evaluate": "measuring",
-    "predict": "using",
-    "info": "weights",
-    "models": "weights",
-    "convert": "weights",
-    "permute": "weights",
-    "fewshot": "measuring",
-    "check": "using",
-    "shard": "using",
-    "runs": "learning",
-    "recipes": "learning",
-    "study": "studying",
-    "export": "shipping",
-    "serve": "serving",
-    "ui": "serving",
-    "package": "shipping",
-    "card": "shipping",
-    "push": "shipping",
-    "bench": "measuring",
-    "doctor": "using",
-}
+    "Start": {
+        "train": "learning", "finetune": "learning", "check": "using", "runs": "learning", "recipes": "learning",
+        "keys": "keys",
+    },
+    "Use": {
+        "predict": "using", "evaluate": "measuring", "info": "weights", "models": "weights", "convert": "weights",
+    },
+    "Share": {
+        "export": "shipping", "package": "shipping", "serve": "serving", "ui": "serving", "card": "shipping",
+        "push": "shipping",
+    },
+    "Research": {"study": "studying", "fewshot": "measuring", "permute": "weights", "bench": "measuring"},
+    "Machine": {"shard": "using", "doctor": "using"},
+}  # fmt: skip
+HELP = """The all-MLP vision system: train, evaluate and use MLP-Mixer image classifiers.
 
-app = App(
-    name="mixlab",
-    help="The all-MLP vision system: train, evaluate and use MLP-Mixer image classifiers.",
-    version=mixlab.__version__,
-    version_flags=["--version"],
-    help_format="plaintext",  # Markdown would swallow the stars of DATA/CLASS/*
-    # --json and --traceback are understood after every command; `main` takes them out first.
-    help_epilogue="Every command takes --json (one JSON object on standard output) and --traceback.",
-)
-for name, module in COMMANDS.items():
-    app.command(f"mixlab.commands.{module}:{name}", name=name)
+    mixlab train digits              # a first model, in about a minute
+    mixlab train PATH --budget 10m   # your own images, in PATH/CLASS/*
+    mixlab predict RUN photo.jpg     # what is in an image
+"""
+ALL_LEVELS: tuple[Level, ...] = ("common", "more", "expert")
+
+
+def make_app(levels: tuple[Level, ...] | None = None) -> App:
+    """The command line. Commands are imported when they are called, or at once where `levels` is given, as help and
+    completion need it; those that train then have the recipe's keys of these levels among their options."""
+    app = App(
+        name="mixlab",
+        help=HELP,
+        version=mixlab.__version__,
+        version_flags=["--version"],
+        help_format="plaintext",  # Markdown would swallow the stars of DATA/CLASS/*
+        # --json, --quiet and --traceback are understood after every command; `main` takes them out first.
+        help_epilogue="Every command takes --json (one JSON object on standard output), --quiet and --traceback.",
+    )
+    for number, (title, names) in enumerate(COMMANDS.items(), start=1):
+        group = Group(title, sort_key=number)
+        for place, (name, module) in enumerate(names.items()):
+            command: Any = f"mixlab.commands.{module}:{name}"
+            if levels is not None:
+                command = getattr(import_module(f"mixlab.commands.{module}"), name)
+                if levels and name in RECIPE_COMMANDS:
+                    command = with_keys(command, levels)
+            app.command(command, name=name, group=group, sort_key=place)
+    app.command(install_completion, name="--install-completion", group=group)
+    for flag in ("--help", "--version"):
+        app[flag].group = (group,)
+    return app
+
+
+def install_completion(
+    *, shell: Literal["bash", "zsh", "fish"] | None = None, output: Path | None = None
+) -> None:
+    """Let the shell complete commands, options and keys.
+
+    Parameters
+    ----------
+    shell
+        By default the one in which this is called.
+    output
+        File for the script; by default the shell's own place, and its startup file is made to read it.
+    """
+    try:
+        path = make_app(ALL_LEVELS).install_completion(
+            shell=shell, output=output, add_to_startup=output is None
+        )
+    except ShellDetectionError:
+        raise UsageError(
+            "which shell this is cannot be found out", hint="--shell bash, zsh or fish"
+        ) from None
+    except OSError as error:
+        raise DiskError(
+            f"could not write: {error.strerror or error}", where=error.filename, hint="--output FILE"
+        ) from error
+    Context.screen().say(f"written to {path}; a new shell completes `mixlab`")
+    emit({"completion": str(path)})
 
 
 def split_overrides(tokens: Sequence[str], options: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
@@ -78,36 +126,26 @@ def split_overrides(tokens: Sequence[str], options: Iterable[str]) -> tuple[list
     return rest, values
 
 
-def _keys_help() -> str:
-    from mixlab.training.keys import recipe_keys, type_name
-
-    lines = [
-        f"  {key.option} {type_name(key.hint)} ({key.default_text})\n      {key.sentence}"
-        for key in recipe_keys().values()
-    ]
-    return (
-        "Keys of a recipe (a key may go without its part before the dot where that is clear):\n"
-        + "\n".join(lines)
-    )
-
-
 def run_command(tokens: list[str]) -> int:
     """Parse and run one command; its exit status. Errors are raised."""
-    name = tokens[0] if tokens else ""
-    if name in RECIPE_COMMANDS and any(token in ("--help", "-h", "--version") for token in tokens):
-        if "--version" in tokens:
-            print(mixlab.__version__)
-            return 0
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        print(_keys_help())
+    name = tokens[0] if tokens else "--help"
+    if name in ("--help", "-h"):
+        make_app(levels=())(["--help"], **OPTIONS, result_action="return_value")
         return 0
-    options: dict[str, Any] = {"exit_on_error": False, "print_error": False}
+    if name in RECIPE_COMMANDS and "--version" in tokens:
+        print(mixlab.__version__)
+        return 0
+    if name in RECIPE_COMMANDS and {"--help", "-h", "--help-all"} & set(tokens):
+        levels: tuple[Level, ...] = ALL_LEVELS if "--help-all" in tokens else ("common",)
+        make_app(levels)([name, "--help"], **OPTIONS, result_action="return_value")
+        return 0
+    app = make_app()
     if name in RECIPE_COMMANDS:
         tokens, overrides = split_overrides(tokens, RECIPE_COMMANDS[name])
-        command, bound, _ = app.parse_args(tokens, **options)
+        command, bound, _ = app.parse_args(tokens, **OPTIONS)
         status = command(*bound.args, **bound.kwargs, overrides=overrides)
     else:
-        status = app(tokens, **options, result_action="return_value")
+        status = app(tokens, **OPTIONS, result_action="return_value")
     return status if isinstance(status, int) else 0
 
 
@@ -158,9 +196,9 @@ def _guarded(action: Callable[[], int]) -> int:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run the command in `arguments` (default sys.argv) and exit with its status."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    Context.json = "--json" in tokens
+    Context.json, Context.quiet = "--json" in tokens, "--quiet" in tokens
     with_traceback = "--traceback" in tokens
-    tokens = [token for token in tokens if token not in ("--json", "--traceback")]
+    tokens = [token for token in tokens if token not in ("--json", "--quiet", "--traceback")]
     if with_traceback:
         Context.on_error = tracebacklib.print_exc
     open_streams()

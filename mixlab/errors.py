@@ -49,10 +49,10 @@ class DataError(MixlabError):
     kind = "data"
 
 
-class ImageError(DataError):
-    """One image cannot be read; `message` is the reason written to bad_files.csv."""
+class ExampleError(DataError):
+    """One example, such as an image, cannot be read; `message` is the reason written to bad_files.csv."""
 
-    kind = "image"
+    kind = "example"
 
 
 class WeightsError(MixlabError):

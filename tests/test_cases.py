@@ -14,7 +14,17 @@ import pytest
 from tests.forked import mixlab
 
 MAKE_CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "make_cases.py"
-SHORT = ("--steps", "3", "--threads", "1", "--without-pictures", "--batch-size", "8")
+SHORT = (
+    "--steps",
+    "3",
+    "--threads",
+    "1",
+    "--without-pictures",
+    "--batch-size",
+    "8",
+    "--model.name",
+    "mixer_pico",
+)
 
 
 @pytest.fixture

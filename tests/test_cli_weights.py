@@ -16,8 +16,8 @@ from mixlab.checkpoint.foreign import usual_class_names
 from mixlab.checkpoint.layouts import LAYOUTS
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
-from mixlab.data.decode import decode
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.decode import decode
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.models.catalog import create_model, settings_of
 from tests.forked import mixlab
 
@@ -30,7 +30,7 @@ def answer(result: subprocess.CompletedProcess, status: int = 0) -> dict:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with an official file of a drawn Mixer for 16 x 16 pixels, three classes of pictures, and a photo."""
+    """A folder with an official file of a drawn Mixer for 16 x 16 pixels, three classes of images, and a photo."""
     folder = tmp_path_factory.mktemp("place")
     torch.manual_seed(0)
     model = create_model("mixer_custom4", image_size=16, num_classes=3, num_blocks=2, hidden_dim=16,
@@ -218,9 +218,9 @@ def test_a_published_name_is_all_that_predict_needs(place, tmp_path, serve):
     command = ("predict", "mixer_s16:gsam", place / "photo.jpg", "--json")
     values = answer(mixlab(*command, cwd=tmp_path, **environment))
     assert len(values["images"][0]["predictions"]) == 5
-    preprocess = Preprocess(image_size=(224, 224), crop_fraction=0.875)
-    pixels = torch.from_numpy(preprocess.pixels(decode(place / "photo.jpg")))[None]
-    expected = int(model(preprocess.normalize(pixels)).argmax())
+    preprocess = ImagePreprocess(image_size=(224, 224), crop_fraction=0.875)
+    pixels = torch.from_numpy(preprocess.keep(decode(place / "photo.jpg")))[None]
+    expected = int(model(preprocess.to_input(pixels)).argmax())
     assert values["images"][0]["predictions"][0]["label"] == usual_class_names(1000)[expected]
     assert asked == ["/gsam/Mixer-S_16.npz"]
     assert answer(mixlab(*command, cwd=tmp_path, **environment, MIXLAB_OFFLINE="1")) == values
@@ -240,7 +240,7 @@ def test_timms_weights_come_from_the_hub_through_its_own_library(place, tmp_path
     model = create_model("mixer_s32", image_size=(64, 32), num_classes=3, gelu="erf").eval()
     weights = Weights(
         model=model, model_settings=settings_of(model.config), class_names=("a", "b", "c"), provenance={},
-        preprocess=Preprocess(image_size=(64, 32), crop_fraction=0.875),
+        preprocess=ImagePreprocess(image_size=(64, 32), crop_fraction=0.875),
     )  # fmt: skip
     convert(weights, tmp_path / "folder", format="timm")
     name, commit = "timm/mixer_b16_224.miil_in21k", "0" * 40

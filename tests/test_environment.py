@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,15 @@ from PIL import Image
 import mixlab as package
 from mixlab.checkpoint import download
 from mixlab.data import hub
-from mixlab.data.known import open_torchvision
+from mixlab.data.images.known import open_torchvision
 from mixlab.errors import DataError, DiskError, MixlabError, UsageError
 from mixlab.files import can_be_written, take_lock
-from mixlab.planning import make_plan, reopen
 from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options, Study, conduct
-from mixlab.training import outcome
 from mixlab.training.run_folder import locked
 from mixlab.training.signals import Interrupted, stopped_at_once
 from tests.forked import ENVIRONMENT, MIXLAB, mixlab
-
-QUIET = Screen(quiet=True)
+from tests.training.seams import QUIET, Listening
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +98,15 @@ def test_a_shell_sees_neither_traceback_nor_another_status(ending, tmp_path):
         assert "rror" not in result.stderr
 
 
-def test_a_screen_of_a_service_without_standard_output_is_silent(monkeypatch):
+def test_a_screen_of_a_service_without_standard_output_is_silent():
     closed = io.StringIO()
     closed.close()
     for stream in (None, closed):
-        monkeypatch.setattr(sys, "stdout", stream)
-        screen = Screen()
-        screen.say("nobody hears this")
-        with screen.progress("work", 3) as bar:
-            bar.update(1)
+        with redirect_stdout(stream):
+            screen = Screen()
+            screen.say("nobody hears this")
+            with screen.progress("work", 3) as bar:
+                bar.update(1)
 
 
 # Locks
@@ -121,24 +119,15 @@ def no_locks(monkeypatch, number: int) -> None:
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-class Said(Screen):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str = "") -> None:
-        self.lines.append(text)
-
-
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
 def test_a_file_system_without_locks_is_one_warning(number, tmp_path, monkeypatch):
     no_locks(monkeypatch, number)
-    screen = Said()
+    screen = Listening()
     for _ in range(2):
         with locked(tmp_path, screen):
             pass
-    assert len(screen.lines) == 1
-    assert "has no locks" in screen.lines[0]
+    assert len(screen.said) == 1
+    assert "has no locks" in screen.said[0]
 
 
 @pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
@@ -150,10 +139,10 @@ def test_a_lock_that_another_process_has_is_refused(number, tmp_path, monkeypatc
 
 def test_training_goes_on_without_locks_and_says_so(tmp_path, monkeypatch):
     no_locks(monkeypatch, errno.ENOSYS)
-    screen = Said()
-    package.train("digits", "digits", run=tmp_path / "run", steps=1, threads=1, screen=screen)
+    screen = Listening()
+    package.train("digits", "digits", run=tmp_path / "run", steps=1, threads=1, screen=screen, figures=False)
     assert (tmp_path / "run" / "report.html").is_file()
-    assert sum("has no locks" in line for line in screen.lines) == 1
+    assert sum("has no locks" in line for line in screen.said) == 1
 
 
 def test_without_locks_two_downloads_do_not_share_a_file(tmp_path, monkeypatch):
@@ -191,10 +180,9 @@ def test_what_can_be_written_is_known_before_it_is_there(tmp_path, nowhere):
     assert not can_be_written(tmp_path / "file")
 
 
-def test_a_run_that_cannot_be_written_is_refused_before_the_data_is_read(nowhere, monkeypatch):
-    monkeypatch.setattr(make_plan, "open_data", lambda *_, **__: pytest.fail("the data was opened"))
+def test_a_run_that_cannot_be_written_is_refused_before_the_data_is_read(nowhere):
     with pytest.raises(DiskError, match=r"run folder cannot be made.*--run PATH"):
-        package.train("digits", "digits", run=nowhere / "run", steps=1, screen=QUIET)
+        package.train("digits", "no such data", run=nowhere / "run", steps=1, screen=QUIET, figures=False)
 
 
 def test_a_download_without_a_place_names_the_option(nowhere):
@@ -232,11 +220,7 @@ def test_a_cache_of_datasets_without_a_place_names_the_variable(nowhere, tmp_pat
     datasets = pytest.importorskip("datasets")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.parquet").write_bytes(b"PAR1")
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.chdir(tmp_path)
     for cache in (str(nowhere), "~/.cache/huggingface"):
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
         with pytest.raises(DiskError, match="HF_HOME"):
@@ -263,37 +247,55 @@ def test_figures_are_drawn_in_silence_where_matplotlib_has_no_folder(nowhere):
 # Ctrl-C
 
 
+class Stopping(Screen):
+    """A silent screen that sends this process a signal when work of this name begins, or on such a line."""
+
+    def __init__(self, text: str, number: int = signal.SIGINT) -> None:
+        super().__init__(quiet=True)
+        self.text, self.number = text, number
+
+    def say(self, text: str = "") -> None:
+        if self.text in text:
+            os.kill(os.getpid(), self.number)
+
+    def progress(self, label, total, start=0):
+        self.say(label)
+        return super().progress(label, total, start)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_while_figures_are_drawn_says_what_is_there_and_resume_writes_the_report(
-    number, tmp_path, monkeypatch
-):
+def test_a_signal_before_the_report_says_what_is_there_and_resume_writes_it(number, tmp_path):
+    # Of a class whose name no font can draw the report says so, just before it is written.
+    for i, name in enumerate(("a", "\U0010fffd")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for level in range(5):
+            Image.new("L", (8, 8), 100 * i + 10 * level).save(tmp_path / "data" / name / f"{level}.png")
     run = tmp_path / "run"
-    real = outcome._draw
-    monkeypatch.setattr(outcome, "_draw", lambda *_: os.kill(os.getpid(), number))
+    options = {"steps": 2, "threads": 1, "model__name": "mixer_pico", "figures": False}
     before = signal.getsignal(number)
+    screen = Stopping("no font here can draw", number)
     with pytest.raises(Interrupted, match="the weights are there") as found:
-        package.train("digits", "digits", run=run, steps=2, threads=1, screen=QUIET)
+        package.train("small_data", tmp_path / "data", run=run, screen=screen, **options)
     assert found.value.exit_status == (130 if number == signal.SIGINT else 143)
     assert f"`mixlab train --resume {run}`" in str(found.value.hint)
     assert signal.getsignal(number) is before
     assert (run / "weights.safetensors").is_file()
     assert not (run / "report.html").exists()
     content = (run / "weights.safetensors").read_bytes()
-    monkeypatch.setattr(outcome, "_draw", real)
-    result = package.resume(run, screen=QUIET)
+    result = package.resume(run, screen=QUIET, figures=False)
     assert result["steps"] == 2
-    assert result["test"]["num_images"] == 357
+    assert result["test"]["num_images"] == 2
     assert (run / "report.html").is_file()
     assert (run / "weights.safetensors").read_bytes() == content
 
 
-def test_a_signal_before_a_resumed_training_goes_on_leaves_the_run_as_it_was(tmp_path, monkeypatch):
+def test_a_signal_before_a_resumed_training_goes_on_leaves_the_run_as_it_was(tmp_path):
     run = tmp_path / "run"
-    package.train("digits", "digits", run=run, steps=1, threads=1, screen=QUIET)
+    package.train("digits", "digits", run=run, steps=1, threads=1, screen=QUIET, figures=False)
     log = (run / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(reopen, "open_own_data", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted, match=r"the run is as it was.*--resume"):
-        package.resume(run, screen=QUIET)
+    with pytest.raises(Interrupted, match=r"the run is as it was.*--resume") as found:
+        package.resume(run, screen=Stopping("reading train"), figures=False)
+    assert found.value.exit_status == 130
     assert (run / "metrics.jsonl").read_bytes() == log
 
 

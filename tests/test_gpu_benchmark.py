@@ -1,4 +1,4 @@
-"""benchmarks/gpu: all of it rehearsed in tiny, what is cut keeps what it has, pictures come out as they went in."""
+"""benchmarks/gpu: all of it rehearsed in tiny, what is cut keeps what it has, images come out as they went in."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from benchmarks.gpu import speed
 from benchmarks.gpu.figure import draw
 from benchmarks.gpu.pictures import list_pictures, pack
 from benchmarks.gpu.run import PARTS, Part, Running, append, read_lines
-from mixlab.data.decode import decode
+from mixlab.data.images.decode import decode
 from mixlab.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,7 +194,7 @@ def test_packed_pictures_are_every_second_one_bit_for_bit(name, tmp_path):
     for half, count in ((1, 6), (2, 4)):
         out = tmp_path / str(half) / name
         out.parent.mkdir()
-        assert f"{count} pictures" in pack(str(tmp_path / "source"), out, half)
+        assert f"{count} images" in pack(str(tmp_path / "source"), out, half)
         (tmp_path / f"work{half}").mkdir()
         with list_pictures([out], tmp_path / f"work{half}").open() as file:
             rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Another activation, size, family, optimizer and objective: a file each, and the line that registers it.
+"""Another activation, size, family, optimizer, objective, augmentation and data set: a file each, and its line.
 
 Done on a copy of the package, which then trains with them. Where one of these needs more places, a seam is wrong.
 """
@@ -99,6 +99,17 @@ CASES = {
         ("    distill: DistillConfig =",
          "    brier: BrierConfig = field(default_factory=BrierConfig)\n    distill: DistillConfig ="),
     ]}, {"brier__is_on": True}),
+    "augmentation": ({}, {"data/images/augment.py": [
+        ("    erase_prob: float = setting(",
+         '    invert: bool = setting(False, "Negatives.")\n    erase_prob: float = setting('),
+        ("    if config.erase_prob:\n",
+         "    if config.invert:\n        pixels = 255 - pixels\n    if config.erase_prob:\n"),
+    ]}, {"augment__invert": True}),
+    "data set": ({}, {"data/images/known.py": [
+        ('EMBEDDED: dict[str, Callable[[], Source]] = {',
+         'EMBEDDED: dict[str, Callable[[], Source]] = {"tiny": lambda: replace(open_digits(), name="tiny"), '),
+        ("from dataclasses import dataclass\n", "from dataclasses import dataclass, replace\n"),
+    ]}, {"data": "tiny"}),
 }  # fmt: skip
 
 
@@ -122,8 +133,9 @@ import numpy as np
 import mixlab
 from mixlab.training import fit
 from mixlab.training.signals import Interrupted
-options = dict(steps=6, epochs=None, threads=1, with_pictures=False, **{options!r})
-result = mixlab.train("digits", "digits", run="run", **options)
+options = dict(steps=6, epochs=None, threads=1, with_pictures=False, figures=False, **{options!r})
+data = options.pop("data", "digits")
+result = mixlab.train("digits", data, run="run", **options)
 real = fit.train_step
 def stopping(state, batch, clock):
     if clock.step == 3:
@@ -131,7 +143,7 @@ def stopping(state, batch, clock):
     return real(state, batch, clock)
 fit.train_step = stopping
 try:
-    mixlab.train("digits", "digits", run="cut", **options)
+    mixlab.train("digits", data, run="cut", **options)
 except Interrupted:
     pass
 fit.train_step = real

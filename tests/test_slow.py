@@ -1,4 +1,4 @@
-"""The minutes-long checks: the shipped recipes on real pictures, and other people's files."""
+"""The minutes-long checks: the shipped recipes on real images, and other people's files."""
 
 import csv
 import json
@@ -27,7 +27,9 @@ def shared(name: str) -> Path:
 
 
 def test_the_digits_recipe_reaches_its_accuracy(tmp_path):
-    result = mixlab.train("digits", "digits", run=tmp_path / "run", screen=Screen(quiet=True), seed=7)
+    result = mixlab.train(
+        "digits", "digits", run=tmp_path / "run", screen=Screen(quiet=True), figures=False, seed=7
+    )
     # One seed of 357 images: the recipe's mean is in docs/results.md, and three standard errors are 2 points.
     assert result["test"]["top1"] >= 0.965
     assert result["test"]["num_images"] == 357
@@ -45,7 +47,12 @@ def test_the_small_images_recipe_learns_real_pictures(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(members.extractfile(member).read())
     result = mixlab.train(
-        "small_images", str(tmp_path / "data"), run=tmp_path / "run", epochs=12, screen=Screen(quiet=True)
+        "small_images",
+        str(tmp_path / "data"),
+        run=tmp_path / "run",
+        epochs=12,
+        screen=Screen(quiet=True),
+        figures=False,
     )
     assert result["test"]["num_images"] == 200
     assert result["test"]["top1"] > 0.25  # chance is 0.1, and its standard error 0.02
@@ -55,7 +62,9 @@ def test_the_small_images_recipe_learns_real_pictures(tmp_path):
 def test_every_real_photo_is_predicted(tmp_path):
     with tarfile.open(shared("photos.tar")) as members:
         members.extractall(tmp_path, filter="data")
-    run = mixlab.train("digits", "digits", run=tmp_path / "run", epochs=1, screen=Screen(quiet=True))["run"]
+    run = mixlab.train(
+        "digits", "digits", run=tmp_path / "run", epochs=1, screen=Screen(quiet=True), figures=False
+    )["run"]
     photos = sorted(str(path) for path in (tmp_path / "photos").iterdir())
     rows = mixlab.load(run).predict(photos)
     assert len(rows) == 120
@@ -80,13 +89,17 @@ def test_training_among_damaged_files_names_each_and_equals_the_clean_subset(tmp
     }
     source = mixlab_split(images)
     labels = {name: label for name, label, _ in source}
-    bad_run = mixlab.train("small_data", table(tmp_path / "all.csv", source), run=tmp_path / "all", **options)
+    bad_run = mixlab.train(
+        "small_data", table(tmp_path / "all.csv", source), run=tmp_path / "all", figures=False, **options
+    )
     with open(tmp_path / "all" / "bad_files.csv", encoding="utf-8", newline="") as file:
         bad = {row["path"] for row in csv.DictReader(file)}  # as a person reads them
     assert bad_run["num_bad_files"] == len(bad) > 20
     clean = [row for row in source if row[0] not in bad]
     assert len(clean) + len(bad) == len(labels)
-    mixlab.train("small_data", table(tmp_path / "clean.csv", clean), run=tmp_path / "clean", **options)
+    mixlab.train(
+        "small_data", table(tmp_path / "clean.csv", clean), run=tmp_path / "clean", figures=False, **options
+    )
     first, second = (tmp_path / name / "weights.safetensors" for name in ("all", "clean"))
     ours, theirs = load_file(first), load_file(second)  # not the files: their digests differ
     assert ours.keys() == theirs.keys()

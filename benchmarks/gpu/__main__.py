@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=DEADLINE, help="of the whole")
     parser.add_argument("--commit", help="what the tree is, where git cannot say it")
     parser.add_argument("--rehearse", action="store_true", help="all in tiny on a CPU")
-    parser.add_argument("--pack-cifar", nargs=2, metavar=("SOURCE", "OUT"), help="half the training pictures")
+    parser.add_argument("--pack-cifar", nargs=2, metavar=("SOURCE", "OUT"), help="half the training images")
     parser.add_argument("--half", type=int, choices=(1, 2), default=1)
     parser.add_argument(
         "--draw", nargs=2, type=Path, metavar=("FILE", "FOLDER"), help="figures of a gpu.jsonl"

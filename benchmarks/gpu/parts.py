@@ -180,7 +180,7 @@ def cifar(job: Job) -> None:
         device, budget = "cpu", ("--steps", 2)
         settings: tuple[object, ...] = ("--model", "mixer_pyramid_micro2", "--batch-size", 8)
     elif not job.cifar:
-        job.tell("skipped", "no pictures were given: --cifar PICTURES")
+        job.tell("skipped", "no images were given: --cifar PICTURES")
         return
     else:
         pictures = list_pictures(job.cifar, job.work)

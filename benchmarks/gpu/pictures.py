@@ -1,4 +1,4 @@
-"""Pictures for a machine without a network: half of CIFAR-10 in a few files, and drawn ones."""
+"""Images for a machine without a network: half of CIFAR-10 in a few files, and drawn ones."""
 
 import csv
 import io
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mixlab.data.decode import decode
+from mixlab.data.images.decode import decode
 from mixlab.data.sources import open_source
 from mixlab.errors import UsageError
 
 
 def pack(source: str, out: Path, half: int) -> str:
-    """Every second training picture of each class as lossless WebP, CLASS/NUMBER.webp; a sentence on the result.
+    """Every second training image of each class as lossless WebP, CLASS/NUMBER.webp; a sentence on the result.
 
-    source: whatever `mixlab train` takes. out: a folder, or a .zip file. half: 1 begins with the first picture of
+    source: whatever `mixlab train` takes. out: a folder, or a .zip file. half: 1 begins with the first image of
     each class, 2 with the second.
     """
     if out.exists():
@@ -33,7 +33,7 @@ def pack(source: str, out: Path, half: int) -> str:
 
     def encoded(item: tuple[str, int]) -> tuple[str, bytes]:
         name, index = item
-        pixels = split.pixels[index] if split.pixels is not None else decode(split.read(index))
+        pixels = split.arrays[index] if split.arrays is not None else decode(split.read(index))
         file = io.BytesIO()
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         image.save(file, "WEBP", lossless=True)  # more effort takes 25 times as long and saves nothing
@@ -42,7 +42,7 @@ def pack(source: str, out: Path, half: int) -> str:
     with ThreadPoolExecutor() as pool:
         files = pool.map(encoded, chosen)
         num_bytes = _write_zip(files, out) if out.suffix == ".zip" else _write_folder(files, out)
-    return f"{out}: {len(chosen):,} pictures, {num_bytes / 2**20:.1f} MiB"
+    return f"{out}: {len(chosen):,} images, {num_bytes / 2**20:.1f} MiB"
 
 
 def _write_zip(files: Iterator[tuple[str, bytes]], out: Path) -> int:
@@ -61,7 +61,7 @@ def _write_folder(files: Iterator[tuple[str, bytes]], out: Path) -> int:
 
 
 def list_pictures(packed: list[Path], work: Path) -> Path:
-    """A CSV file of all pictures in these folders and zips (unpacked in `work`); classes are folder names."""
+    """A CSV file of all images in these folders and zips (unpacked in `work`); classes are folder names."""
     table = work / "pictures.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -74,7 +74,7 @@ def list_pictures(packed: list[Path], work: Path) -> Path:
                     archive.extractall(folder)
             found = sorted(path for path in folder.glob("*/*") if path.is_file())
             if not found:
-                raise UsageError("there are no pictures in folders by class", where=str(place))
+                raise UsageError("there are no images in folders by class", where=str(place))
             writer.writerows((str(path), path.parent.name) for path in found)
     return table
 

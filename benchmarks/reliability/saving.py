@@ -2,7 +2,7 @@
 
     python -m benchmarks.reliability.saving [--model mixer_micro4] [--batch-size 128] [--steps 40] [--repeats 7]
 
-Runs the same training steps on one batch of random pictures, alternately without a save and with one checkpoint
+Runs the same training steps on one batch of random images, alternately without a save and with one checkpoint
 after the second step, written by the thread that training uses (copy in memory, write, fsync, rename, read back).
 Prints the medians, and what the difference is of a minute: the share lost at a save every 60 seconds.
 """

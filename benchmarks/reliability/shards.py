@@ -3,7 +3,7 @@
     python -m benchmarks.reliability.shards [--trials 2000] [--seed 0]
 
 A third each of cuts at a random byte, overwritten 512-byte blocks and single flipped bits, in a random shard or in
-its index or the manifest. What is then read must be the same pictures and classes as before for every name, except
+its index or the manifest. What is then read must be the same images and classes as before for every name, except
 names that are listed as bad or a refusal to open the set; anything else is a silent loss. For comparison the same
 damaged shards (tar files only) are read by webdataset as it does by default.
 """
@@ -21,24 +21,25 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.dataset import Source, Split
+from mixlab.data.images.modality import IMAGES
 from mixlab.data.shard_writer import write_shards
 from mixlab.data.shards import open_shards, verify_shards
-from mixlab.errors import DataError, ImageError
+from mixlab.errors import DataError, ExampleError
 
 KINDS = ("cut", "block", "bit")
 
 
 def example(count: int = 200) -> Source:
-    """Small pictures of noise in four classes."""
+    """Small images of noise in four classes."""
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (count, 12, 10, 3), dtype=np.uint8)
     names = tuple(f"index {i}" for i in range(count))
-    split = Split(names=names, labels=draw.integers(0, 4, count), pixels=pixels)
-    return Source(name="noise", class_names=tuple("abcd"), splits={"train": split})
+    split = Split(names=names, labels=draw.integers(0, 4, count), arrays=pixels)
+    return Source(name="noise", class_names=tuple("abcd"), splits={"train": split}, modality=IMAGES)
 
 
 def contents(folder: Path) -> tuple[dict[str, tuple[bytes, str]], list[str]]:
-    """Bytes and class of every picture by name, and the names of those that are refused."""
+    """Bytes and class of every image by name, and the names of those that are refused."""
     source = open_shards(str(folder))
     split = source.splits["train"]
     good: dict[str, tuple[bytes, str]] = {}
@@ -46,7 +47,7 @@ def contents(folder: Path) -> tuple[dict[str, tuple[bytes, str]], list[str]]:
     for i, name in enumerate(split.names):
         try:
             good[name] = (split.read(i), source.class_names[split.labels[i]])
-        except ImageError:
+        except ExampleError:
             bad.append(name)
     return good, bad
 
@@ -64,7 +65,7 @@ def damage(path: Path, kind: str, draw: random.Random) -> None:
 
 
 def outcome(folder: Path, expected: dict[str, tuple[bytes, str]]) -> str:
-    """`refused`, `listed` (some pictures are bad), `harmless` (all there and right) or `silent`."""
+    """`refused`, `listed` (some images are bad), `harmless` (all there and right) or `silent`."""
     try:
         good, bad = contents(folder)
     except DataError:

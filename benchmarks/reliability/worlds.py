@@ -2,7 +2,7 @@
 
     python -m benchmarks.reliability.worlds [--steps 24] [--seed 0]
 
-Pictures in files, so that workers are used. For every pair of (ranks, workers) a run is stopped half-way by SIGTERM
+Images in files, so that workers are used. For every pair of (ranks, workers) a run is stopped half-way by SIGTERM
 and resumed with the next pair. Exact mode (4 virtual shards): model, EMA, optimizer, weights and every logged loss
 must have the bits of the run of one process without workers. Without it (DDP): every step must see the same images.
 """

@@ -16,6 +16,7 @@ from mixlab.checkpoint.layouts import LAYOUTS, OURS
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.sidecar import sidecar_path, write_sidecar
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
+from mixlab.data.images.preprocess import for_images
 from mixlab.errors import UsageError, WeightsError
 from mixlab.escape import without_places
 from mixlab.files import written_whole
@@ -23,7 +24,7 @@ from mixlab.models.catalog import MIXER, MODELS, config_of, family_of, make_mixe
 from mixlab.models.mixer import MixerConfig
 
 FORMATS = ("mixlab", "official", "timm", "mixlab-timm", "mmpretrain", "lucidrains")
-NUM_PROBES = 16  # random pictures on which two models are compared
+NUM_PROBES = 16  # random images on which two models are compared
 # The Mixers that timm can make, by (num_blocks, hidden_dim, patch_size): its functions fix these.
 TIMM_NAMES = {
     (8, 512, 32): "mixer_s32_224",
@@ -113,9 +114,9 @@ def _plain_config(weights: Weights, format: str) -> MixerConfig:
             where="--format",
             hint="--format mixlab keeps any model",
         )
-    if weights.preprocess.permutation is not None:
+    if for_images(weights.preprocess, f"the format {format}").permutation is not None:
         raise UsageError(
-            f"these weights take permuted pictures, which {format} cannot say",
+            f"these weights take permuted images, which {format} cannot say",
             where="--format",
             hint="--format mixlab keeps the permutation",
         )
@@ -158,7 +159,7 @@ def _compare(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
 
 
 def probes(config: MixerConfig) -> Tensor:
-    """Random pictures in [-1, 1] with something coarse and something fine in them: (NUM_PROBES, channels, H, W)."""
+    """Random images in [-1, 1] with something coarse and something fine in them: (NUM_PROBES, channels, H, W)."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(NUM_PROBES, config.in_channels, 7, 7, generator=generator)
     coarse = nn.functional.interpolate(coarse, size=config.image_size)
@@ -218,7 +219,7 @@ def _write_timm_folder(
     path: Path, weights: Weights, config: MixerConfig, format: str, record: dict[str, Any]
 ) -> None:
     """config.json and model.safetensors, as timm's `local-dir:` and transformers' timm wrapper take them."""
-    model, preprocess = weights.model, weights.preprocess
+    model, preprocess = weights.model, for_images(weights.preprocess, "timm's format")
     if format == "timm":
         layout = LAYOUTS["timm"]
         architecture, arguments = _timm_model(config)
@@ -237,7 +238,7 @@ def _write_timm_folder(
             "num_classes": config.num_classes,
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
-            # timm's squash crops too; what is only stretched keeps all of the picture.
+            # timm's squash crops too; what is only stretched keeps all of the image.
             "crop_pct": 1.0 if preprocess.fit == "stretch" else preprocess.crop_fraction,
             "crop_mode": "center" if preprocess.fit == "crop" else "squash",
             "interpolation": preprocess.interpolation,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mixlab.checkpoint.readers import TensorFile
-from mixlab.data.preprocess import MAX_SIDE
+from mixlab.checkpoint.tensor_file import TensorFile
+from mixlab.data.images.preprocess import MAX_SIDE
 from mixlab.errors import MixlabError, WeightsError
 from mixlab.models.catalog import ModelConfig, create_model
 from mixlab.models.family import with_new_names

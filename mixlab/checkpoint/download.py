@@ -1,32 +1,23 @@
-"""Released weights onto this machine: downloaded once, whole, resumed where a connection was cut, and verified."""
+"""Released weights onto this machine: downloaded once, whole, recorded and verified."""
 
 import json
 import os
-import shutil
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from mixlab.checkpoint.published import OFFICIAL_URL, PUBLISHED, SHIPPED, Published
+from mixlab.checkpoint.transfer import SIZE_TOLERANCE, Progress, receive
 from mixlab.errors import DiskError, WeightsError
 from mixlab.files import can_be_written, sha256, take_lock, write_atomically
 from mixlab.records import read_json, take
-from mixlab.version import __version__
 
-CHUNK = 1 << 20
-SIZE_TOLERANCE = 0.01 * 2**20  # sizes are known in MiB with two digits
-TIMEOUT_SECONDS = 30.0
-TRIES = 5
 OTHER_CACHE = "MIXLAB_CACHE in the environment names another folder"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")  # nobody is on the way to this machine itself
-Progress = Callable[[int, int], None]
 
 
 def list_published() -> list[dict[str, Any]]:
@@ -208,31 +199,7 @@ def _download(published: Published, path: Path, part: Path, progress: Progress |
     mirror = os.environ.get("MIXLAB_MIRROR")
     url = published.url if mirror is None else published.url.replace(OFFICIAL_URL, mirror.rstrip("/"))
     check_address(url, published)
-    total = published.size_mib * 2**20
-    for attempt in range(TRIES):
-        try:
-            _receive(url, part, total, progress)
-            break
-        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            code = None
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
-                code = error.code
-            if code is not None and code < 500 and code not in (408, 429):
-                raise WeightsError(
-                    f"the server answered {code} {getattr(error, 'reason', '')}",
-                    where=url,
-                    hint=_by_hand(published, path),
-                ) from error
-            if attempt == TRIES - 1:
-                done = part.stat().st_size if part.exists() else 0
-                reason = getattr(error, "reason", None) or error
-                raise WeightsError(
-                    f"the download failed {TRIES} times, the last time with: {reason}; {done} bytes are here",
-                    where=url,
-                    hint=f"try again, it goes on from there; or {_by_hand(published, path)}",
-                ) from error
-            time.sleep(pause * 2**attempt)
+    receive(url, part, published.size_mib * 2**20, progress, pause=pause, otherwise=_by_hand(published, path))
     with part.open("rb") as file:
         os.fsync(file.fileno())
     digest = sha256(part)
@@ -246,66 +213,6 @@ def _download(published: Published, path: Path, part: Path, progress: Progress |
     os.replace(part, path)
     part.with_name(part.name + ".json").unlink(missing_ok=True)
     _write_record(published, path, digest, url)
-
-
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects to http and https only, and never from https down to http."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        allowed = ("https://",) if req.full_url.startswith("https://") else ("https://", "http://")
-        if not newurl.startswith(allowed):
-            fp.close()
-            raise WeightsError(
-                f"the server sends us to {newurl[:200]}, which is not allowed", where=req.full_url
-            )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _receive(url: str, part: Path, total: float, progress: Progress | None) -> None:
-    """Append the rest of `url` to `part`: from where it ends, if the server still has the same file."""
-    tag_path = part.with_name(part.name + ".json")
-    done = part.stat().st_size if part.exists() else 0
-    tag = json.loads(tag_path.read_text())["etag"] if done and tag_path.exists() else None
-    headers = {"User-Agent": f"mixlab/{__version__}", "Accept-Encoding": "identity"}
-    if tag:  # without a tag nothing says that the rest belongs to the beginning
-        headers |= {"Range": f"bytes={done}-", "If-Range": tag}
-    opener = urllib.request.build_opener(_SafeRedirects)
-    try:
-        answer = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # what we have does not fit what is there: start again
-            part.unlink(missing_ok=True)
-            raise ConnectionError("the server has another file than before") from error
-        raise
-    with answer:
-        if answer.status != 206:
-            done = 0
-        length = answer.headers.get("Content-Length")
-        whole = None if length is None else done + int(length)
-        if whole is not None and abs(whole - total) > SIZE_TOLERANCE:
-            part.unlink(missing_ok=True)
-            raise WeightsError(
-                f"the server offers {whole} bytes, and the published file has {total / 2**20:.2f} MiB",
-                where=url,
-                hint="this is another file; check the address or MIXLAB_MIRROR",
-            )
-        limit = round(total + SIZE_TOLERANCE)
-        if shutil.disk_usage(part.parent).free < limit - done:
-            raise OSError(28, "No space left on device")
-        write_atomically(tag_path, json.dumps({"etag": answer.headers.get("ETag")}).encode())
-        with part.open("ab" if done else "wb") as file:
-            while chunk := answer.read(CHUNK):
-                done += len(chunk)
-                if done > limit:
-                    file.close()
-                    part.unlink()
-                    raise WeightsError("the server sends more than the published file has", where=url)
-                file.write(chunk)
-                if progress is not None:
-                    progress(done, round(total))
-        if done < (whole if whole is not None else total - SIZE_TOLERANCE):
-            raise ConnectionError(f"the connection was cut after {done} bytes")
 
 
 def _fetch_hub(published: Published, path: Path) -> Path:

@@ -7,13 +7,14 @@ from typing import Any, get_args
 import torch
 
 from mixlab.checkpoint.described import give_memory
-from mixlab.checkpoint.readers import TensorFile, open_tensors
+from mixlab.checkpoint.readers import open_tensors
 from mixlab.checkpoint.recognise import Recognised, recognise
 from mixlab.checkpoint.sidecar import Sidecar, read_sidecar, sidecar_path
 from mixlab.checkpoint.store import CONFIG_NAME, Weights
-from mixlab.data.decode import GREY16_MAX
-from mixlab.data.imagenet import usual_class_names
-from mixlab.data.preprocess import Fit, Preprocess
+from mixlab.checkpoint.tensor_file import TensorFile
+from mixlab.data.images.decode import GREY16_MAX
+from mixlab.data.images.imagenet import usual_class_names
+from mixlab.data.images.preprocess import Fit, ImagePreprocess, for_images
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import config_of, make_mixer, settings_of
 from mixlab.models.layers import Gelu
@@ -29,7 +30,7 @@ def open_file(path: Path, image_size: tuple[int, int] | None) -> Weights:
     if sidecar is None:
         return _open_bare(path, image_size)
     try:
-        return _with_sidecar(_open_bare(path, sidecar.preprocess.image_size), sidecar, path)
+        return _with_sidecar(_open_bare(path, sidecar.preprocess.input_size), sidecar, path)
     except UsageError as error:
         raise WeightsError(f"it belongs to another file: {error}", where=str(sidecar_path(path))) from error
 
@@ -39,7 +40,7 @@ def _with_sidecar(weights: Weights, sidecar: Sidecar, path: Path) -> Weights:
     own = weights.preprocess
     for what, stated, found in (
         ("class names", len(sidecar.class_names), len(weights.class_names)),
-        ("image size", sidecar.preprocess.image_size, own.image_size),
+        ("image size", sidecar.preprocess.input_size, own.input_size),
         ("channels", sidecar.preprocess.channels, own.channels),
     ):
         if stated != found:
@@ -68,13 +69,13 @@ def _open_bare(path: Path, image_size: tuple[int, int] | None) -> Weights:
         "gelu": config.gelu,
         "layer_norm_eps": config.layer_norm_eps,
         "image_size": f"{config.image_size[0]}x{config.image_size[1]}",
-        "preprocess": "pixels to [-1, 1], the centre 87.5 % of the picture",
+        "preprocess": "pixels to [-1, 1], the centre 87.5 % of the image",
         "class_names": "by their number",
     }
     return Weights(
         model=model,
         model_settings=settings_of(config),
-        preprocess=Preprocess(
+        preprocess=ImagePreprocess(
             image_size=config.image_size,
             channels=config.in_channels,
             crop_fraction=0.875,
@@ -115,7 +116,7 @@ def open_timm_folder(path: Path) -> Weights:
         weights = _open_bare(path / TIMM_WEIGHTS_NAME, (height, width))
         own = config.get("mixlab")  # what `mixlab convert` wrote, of weights that timm runs otherwise too
         own = own if isinstance(own, dict) else None
-        preprocess = replace(weights.preprocess, **_preprocess_facts(facts, own))
+        preprocess = replace(for_images(weights.preprocess, "timm's format"), **_preprocess_facts(facts, own))
         preprocess.check(where)
         names = config.get("label_names") or facts.get("label_names") or weights.class_names
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -133,9 +134,9 @@ def open_timm_folder(path: Path) -> Weights:
         | {"source": str(path), "architecture": architecture, "assumed": assumed}
         | ({"converted_from": own["converted_from"]} if "converted_from" in own else {}),
     )
-    if weights.preprocess.image_size != (height, width):
+    if weights.preprocess.input_size != (height, width):
         raise WeightsError(
-            f"img_size {height}x{width} does not fit the weights' grid of {weights.preprocess.image_size}",
+            f"img_size {height}x{width} does not fit the weights' grid of {weights.preprocess.input_size}",
             where=where,
         )
     numerics = {key: arguments.get(key, own.get(key)) for key in ("gelu", "layer_norm_eps")}

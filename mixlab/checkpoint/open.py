@@ -13,6 +13,7 @@ from mixlab.checkpoint.download import fetch_published, origin_of
 from mixlab.checkpoint.foreign import TIMM_WEIGHTS_NAME, open_file, open_timm_folder, with_numerics
 from mixlab.checkpoint.published import PUBLISHED, Published, find_published
 from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights, run_path
+from mixlab.data.images.preprocess import ImagePreprocess, for_images
 from mixlab.errors import UsageError, WeightsError, check_type, path_text
 from mixlab.models.catalog import config_of, family_of, settings_of
 from mixlab.models.catalog import create_model as build_model
@@ -142,7 +143,7 @@ def _open_published(published: Published, progress: Any) -> Weights:
         return replace(weights, provenance={"source": published.name} | weights.provenance, cautions=())
     origin, caution = origin_of(published, path)
     preprocess = replace(
-        weights.preprocess,
+        for_images(weights.preprocess, "a published file"),
         mean=published.mean,
         std=published.std,
         crop_fraction=published.crop_fraction,
@@ -166,7 +167,7 @@ def _open_published(published: Published, progress: Any) -> Weights:
 
 def _with_size(weights: Weights, image_size: tuple[int, int] | None) -> Weights:
     """The same weights for images of another size, resampled."""
-    own = weights.preprocess.image_size
+    own = weights.preprocess.input_size
     if image_size is None or image_size == own:
         return weights
     if config_of(weights.model) is None:
@@ -175,9 +176,10 @@ def _with_size(weights: Weights, image_size: tuple[int, int] | None) -> Weights:
             where="image_size",
             hint="only a Mixer can change its resolution",
         )
-    if weights.preprocess.permutation is not None:
+    resized = weights.preprocess.with_size(image_size)
+    if isinstance(resized, ImagePreprocess) and resized.permutation is not None:
         raise UsageError(
-            f"these weights take permuted pictures of {own[0]}x{own[1]}, and another size has other patches",
+            f"these weights take permuted images of {own[0]}x{own[1]}, and another size has other patches",
             where="image_size",
             hint="resample the weights from before `mixlab permute`",
         )
@@ -186,6 +188,6 @@ def _with_size(weights: Weights, image_size: tuple[int, int] | None) -> Weights:
         weights,
         model=model.eval(),
         model_settings=settings_of(model.config),
-        preprocess=replace(weights.preprocess, image_size=image_size),
+        preprocess=resized,
         provenance=weights.provenance | {"resampled_from": f"{own[0]}x{own[1]}"},
     )

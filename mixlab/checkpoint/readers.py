@@ -6,28 +6,23 @@ Damage is noticed by the checksums of the zip formats; safetensors has none, so 
 seen here (mixlab's own files carry a digest, which store.py checks).
 """
 
-import pickletools
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mixlab.checkpoint.pth import open_pth
+from mixlab.checkpoint.tensor_file import TensorFile, named_errors, refuse
 from mixlab.errors import WeightsError
-
-Shape = tuple[int, ...]
 
 MAX_MEMBERS = 100_000
 MAX_BYTES = 64 * 2**30
 MAX_INFLATION = 10  # declared size over file size: weights hardly compress, bombs do
-MAX_PICKLE_BYTES = 64 * 2**20
 MAX_NPY_HEADER = 10_000
 
 _SAFETENSORS_TYPES = {
@@ -35,56 +30,11 @@ _SAFETENSORS_TYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
-# What torch.save writes for a dictionary of tensors and plain values, and nothing else.
-_OPCODES = {
-    "PROTO", "STOP", "MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-    "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BINUNICODE",
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "BINPERSID",
-    "REDUCE", "BUILD",
-}  # fmt: skip
-_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_GLOBALS = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
-    *(f"torch {name}Storage" for name in _STORAGES),
-}
-
-
-class TensorFile:
-    """An open file of tensors. shapes, dtypes: of every tensor, known before any is read. metadata: text by key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.shapes: dict[str, Shape] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self.metadata: dict[str, str] = {}
-        self._read: Callable[[str], Tensor]
-        self._close: Callable[[], object] = lambda: None
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, in the file's own shape and type; WeightsError if it is damaged or not finite."""
-        with _named_errors(self.path, name):
-            tensor = self._read(name)
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                place = (~torch.isfinite(tensor)).nonzero()[0].tolist()
-                raise WeightsError(
-                    f"{name} holds {float(tensor[tuple(place)])} at {place}",
-                    where=str(self.path),
-                    hint="these weights went wrong in training; take earlier ones",
-                )
-            return tensor
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
 
 
 def open_tensors(path: Path) -> TensorFile:
     """The tensors in a .npz, .safetensors or .pth file. WeightsError for anything else, damaged or hostile."""
-    with _named_errors(path):
+    with named_errors(path):
         if path.is_dir():
             raise WeightsError("it is a folder, not a file of weights", where=str(path))
         try:
@@ -111,27 +61,6 @@ def open_tensors(path: Path) -> TensorFile:
         )
 
 
-@contextmanager
-def _named_errors(path: Path, name: str | None = None) -> Iterator[None]:
-    """Whatever a parser says about a file that someone may have made on purpose is a finding about the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield
-    except WeightsError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        what = "it" if name is None else name
-        raise WeightsError(
-            f"{what} is damaged or not what it seems: {type(error).__name__}: {text}", where=str(path)
-        ) from error
-
-
-def _refuse(path: Path, what: str, hint: str | None = None) -> WeightsError:
-    return WeightsError(what, where=str(path), hint=hint)
-
-
 def _open_safetensors(path: Path) -> TensorFile:
     file = TensorFile(path)
     handle: Any = safe_open(path, framework="pt")
@@ -139,11 +68,11 @@ def _open_safetensors(path: Path) -> TensorFile:
     file._close = lambda: handle.__exit__(None, None, None)
     names = list(opened.keys())
     if len(names) > MAX_MEMBERS:
-        raise _refuse(path, f"{len(names)} tensors are more than a model has")
+        raise refuse(path, f"{len(names)} tensors are more than a model has")
     for name in names:
         tensor = opened.get_slice(name)
         if tensor.get_dtype() not in _SAFETENSORS_TYPES:
-            raise _refuse(path, f"{name} has type {tensor.get_dtype()}, which weights do not have")
+            raise refuse(path, f"{name} has type {tensor.get_dtype()}, which weights do not have")
         file.shapes[name] = tuple(tensor.get_shape())
         file.dtypes[name] = _SAFETENSORS_TYPES[tensor.get_dtype()]
     file.metadata = dict(opened.metadata() or {})
@@ -156,7 +85,7 @@ def _open_zip(path: Path) -> TensorFile:
     try:
         members = _check_members(path, archive)
         if any(name.endswith("/data.pkl") for name in members):
-            return _open_pth(path, archive, members)
+            return open_pth(path, archive, members)
         return _open_npz(path, archive, members)
     except BaseException:
         archive.close()
@@ -167,26 +96,26 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.Zi
     """The members by name, if what the directory declares can be true."""
     infos, size = archive.infolist(), path.stat().st_size
     if not infos or len(infos) > MAX_MEMBERS:
-        raise _refuse(path, f"an archive of {len(infos)} members is no file of weights")
+        raise refuse(path, f"an archive of {len(infos)} members is no file of weights")
     members = {info.filename: info for info in infos}
     if len(members) != len(infos):
-        raise _refuse(path, "two members of the archive have the same name")
+        raise refuse(path, "two members of the archive have the same name")
     with path.open("rb") as file:
         file.seek(-22, 2)
         last = file.read()
     count = int.from_bytes(last[10:12], "little")
     if not last.startswith(b"PK\x05\x06") or (count != len(infos) and count != 0xFFFF):
-        raise _refuse(path, "its directory does not end as numpy and torch write it, or counts other members")
+        raise refuse(path, "its directory does not end as numpy and torch write it, or counts other members")
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.flag_bits & 0x1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _refuse(path, f"{info.filename} is encrypted or packed in an unusual way")
+            raise refuse(path, f"{info.filename} is encrypted or packed in an unusual way")
         if info.header_offset < end:
-            raise _refuse(path, f"{info.filename} overlaps another member")
+            raise refuse(path, f"{info.filename} overlaps another member")
         end = info.header_offset + 30 + info.compress_size
     declared = sum(info.file_size for info in infos)
     if end > size or declared > min(MAX_BYTES, MAX_INFLATION * size):
-        raise _refuse(path, f"it declares {declared} bytes in a file of {size}: a bomb, or damaged")
+        raise refuse(path, f"it declares {declared} bytes in a file of {size}: a bomb, or damaged")
     return members
 
 
@@ -196,7 +125,7 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.Z
     layouts: dict[str, tuple[zipfile.ZipInfo, int, np.dtype, bool]] = {}
     for member, info in members.items():
         if not member.endswith(".npy"):
-            raise _refuse(path, f"{member!r} is neither a numpy array nor a part of torch's format")
+            raise refuse(path, f"{member!r} is neither a numpy array nor a part of torch's format")
         name = member.removesuffix(".npy")
         with archive.open(info) as stream:
             version = np.lib.format.read_magic(stream)
@@ -205,14 +134,14 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.Z
                 (2, 0): np.lib.format.read_array_header_2_0,
             }
             if version not in readers:
-                raise _refuse(path, f"{name} has an unknown version of numpy's format: {version}")
+                raise refuse(path, f"{name} has an unknown version of numpy's format: {version}")
             shape, fortran, dtype = readers[version](stream, max_header_size=MAX_NPY_HEADER)
             start = stream.tell()
         file.dtypes[name] = _torch_type(path, name, dtype)
         if len(shape) > 8 or any(type(side) is not int or side < 0 for side in shape):
-            raise _refuse(path, f"{name} has the shape {shape}")
+            raise refuse(path, f"{name} has the shape {shape}")
         if start + prod(shape) * dtype.itemsize != info.file_size:
-            raise _refuse(path, f"{name} declares {shape} {dtype}, which is not the size of its data")
+            raise refuse(path, f"{name} declares {shape} {dtype}, which is not the size of its data")
         file.shapes[name] = shape
         layouts[name] = (info, start, dtype, fortran)
 
@@ -223,7 +152,7 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.Z
             data = bytearray(stream.read(info.file_size - start))
             stream.read(1)  # reaching the end is what makes zipfile compare the checksum
         if len(data) != info.file_size - start:
-            raise _refuse(path, f"{name} ends too early")
+            raise refuse(path, f"{name} ends too early")
         shape = file.shapes[name]
         array = np.frombuffer(data, dtype=dtype).reshape(shape[::-1] if fortran else shape)
         array = array.T if fortran else array
@@ -239,80 +168,12 @@ def _torch_type(path: Path, name: str, dtype: np.dtype) -> torch.dtype:
     if dtype.kind == "V" and dtype.itemsize == 2 and dtype.fields is None and dtype.subdtype is None:
         return torch.bfloat16  # how JAX's arrays of bfloat16 are written
     if dtype.hasobject:
-        raise _refuse(path, f"{name} holds Python objects, which could run code; weights are numbers")
+        raise refuse(path, f"{name} holds Python objects, which could run code; weights are numbers")
     if (dtype.kind, dtype.itemsize) not in {
         *(("f", n) for n in (2, 4, 8)),
         *(("i", n) for n in (1, 2, 4, 8)),
         ("u", 1),
         ("b", 1),
     }:
-        raise _refuse(path, f"{name} has type {dtype}, which weights do not have")
+        raise refuse(path, f"{name} has type {dtype}, which weights do not have")
     return torch.from_numpy(np.zeros(1, dtype.newbyteorder("="))).dtype
-
-
-def _open_pth(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> TensorFile:
-    folders = {name.split("/", 1)[0] for name in members}
-    pickles = [name for name in members if name.endswith(".pkl")]
-    if len(folders) != 1 or len(pickles) != 1 or min(i.header_offset for i in members.values()):
-        raise _refuse(path, "it is not laid out as torch.save does it")
-    for name, info in members.items():
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise _refuse(path, f"{name} is compressed, which torch.save never does")
-    if members[pickles[0]].file_size > MAX_PICKLE_BYTES:
-        raise _refuse(path, "the description of its tensors is too large")
-    broken = archive.testzip()
-    if broken is not None:
-        raise _refuse(path, f"{broken} is damaged: its checksum is wrong")
-    _check_pickle(path, archive.read(pickles[0]))
-    archive.close()
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    tensors = _find_tensors(path, content)
-    file = TensorFile(path)
-    declared = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        declared += size
-        if (
-            tensor.layout is not torch.strided
-            or tensor.is_quantized
-            or size > tensor.untyped_storage().nbytes()
-        ):
-            raise _refuse(path, f"{name} is no plain tensor, or larger than its data")
-        file.shapes[name], file.dtypes[name] = tuple(tensor.shape), tensor.dtype
-    if declared > path.stat().st_size:
-        raise _refuse(path, f"it declares {declared} bytes of tensors in a file of {path.stat().st_size}")
-    file._read = lambda name: tensors[name].detach()
-    return file
-
-
-def _check_pickle(path: Path, content: bytes) -> None:
-    """Refuse every pickle that does anything but describe tensors and plain values; nothing of it is run."""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "GLOBAL" and argument not in _GLOBALS:
-            raise _refuse(
-                path,
-                f"it wants to use {str(argument).replace(' ', '.', 1)[:100]}, which is no part of weights",
-                "where you trust it, load it with torch yourself and save only its state_dict",
-            )
-        if opcode.name not in _OPCODES:
-            raise _refuse(
-                path,
-                f"its pickle uses {opcode.name}, which torch.save does not write for weights",
-                "where you trust it, load it with torch yourself and save only its state_dict",
-            )
-
-
-def _find_tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state_dict itself, or the one under `state_dict` or `model`, without a `module.` before every name."""
-    for key in (None, "state_dict", "model"):
-        found = content if key is None else content.get(key)
-        if not isinstance(found, dict):
-            if key is None:
-                break
-            continue
-        tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-        if tensors and all(isinstance(name, str) for name in tensors):
-            if all(name.startswith("module.") for name in tensors):
-                tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-            return tensors
-    raise _refuse(path, "there is no state_dict in it", "it should be what model.state_dict() gives")

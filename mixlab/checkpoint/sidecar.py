@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.checkpoint.store import Weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.modality import Preprocess, read_preprocess
 from mixlab.errors import WeightsError
 from mixlab.escape import without_places
 from mixlab.files import write_atomically
@@ -43,7 +43,7 @@ def read_sidecar(path: Path) -> Sidecar | None:
     if gelu not in ("tanh", "erf"):
         raise WeightsError(f"gelu must be tanh or erf, got {gelu[:60]!r}", where=where)
     return Sidecar(
-        preprocess=Preprocess.from_json(take(values, "preprocess", dict, where), where),
+        preprocess=read_preprocess(take(values, "preprocess", dict, where), where),
         class_names=take_list(values, "class_names", str, where),
         gelu=gelu,
         layer_norm_eps=take(values, "layer_norm_eps", float, where, low=0.0, high=1.0),

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixlab.checkpoint.described import build_described
-from mixlab.checkpoint.readers import TensorFile, open_tensors
-from mixlab.data.preprocess import Preprocess
+from mixlab.checkpoint.readers import open_tensors
+from mixlab.checkpoint.tensor_file import TensorFile
+from mixlab.data.modality import Preprocess, read_preprocess
 from mixlab.errors import WeightsError
 from mixlab.escape import without_places
 from mixlab.files import write_atomically, written_whole
@@ -99,7 +100,7 @@ def load_weights(path: Path) -> Weights:
     with open_tensors(path / WEIGHTS_NAME) as file:
         config, where, cautions = _find_config(path, file.metadata.get(CONFIG_DIGEST_KEY))
         settings = dict(take(config, "model", dict, where))
-        preprocess = Preprocess.from_json(take(config, "preprocess", dict, where), where)
+        preprocess = read_preprocess(take(config, "preprocess", dict, where), where)
         class_names = take_list(config, "class_names", str, where)
         model, settings = build_described(settings, file, where)
         _check_together(settings, preprocess, class_names, where)
@@ -159,10 +160,10 @@ def _check_together(
     settings: dict[str, Any], preprocess: Preprocess, class_names: tuple[str, ...], where: str
 ) -> None:
     """WeightsError if a model, known to fit its tensors, and what stands beside it are of different ones."""
-    size = "x".join(map(str, preprocess.image_size))
+    size = "x".join(map(str, preprocess.input_size))
     for what, stated, found in (
         ("class names", len(class_names), settings["num_classes"]),
-        ("the preprocessing's image size", size, "x".join(map(str, settings["image_size"]))),
+        ("the preprocessing's input size", size, "x".join(map(str, settings["image_size"]))),
         ("the preprocessing's channels", preprocess.channels, settings["in_channels"]),
     ):
         if stated != found:

@@ -14,13 +14,14 @@ class Context:
     """How the command that runs now shows its result."""
 
     json = False
+    quiet = False  # nothing is said but errors and notes of caution
     on_error: Callable[[], Any] = staticmethod(lambda: None)  # prints the traceback if that was asked for
 
     @classmethod
     def screen(cls, *, to_stderr: bool = False) -> "Screen":
         from mixlab.report.screen import Screen
 
-        return Screen(to_stderr=cls.json or to_stderr)
+        return Screen(to_stderr=cls.json or to_stderr, quiet=cls.quiet and not to_stderr)
 
 
 def emit(value: dict[str, Any]) -> None:

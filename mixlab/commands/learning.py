@@ -44,7 +44,7 @@ def train(
     """Train a classifier; ends with its test accuracy and report.html.
 
     Any key of the recipe can be set too, such as --epochs 20, --seed 1, --optimizer.lr 3e-4, --image-size
-    64x64 or --val-fraction 0; all keys stand below.
+    64x64 or --val-fraction 0. The common ones stand below, --help-all has all, `mixlab keys KEY` explains one.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ def finetune(
 ) -> None:
     """Train weights further on other data and at another image size: `train`, starting from WEIGHTS.
 
-    Any key of the recipe can be set as for `train`, such as --image-size 448 or --epochs 20; all keys stand below.
-    `mixlab train --resume RUN` goes on with a run that was stopped.
+    Any key of the recipe can be set as for `train`, such as --image-size 448 or --epochs 20. The common ones stand
+    below, --help-all has all. `mixlab train --resume RUN` goes on with a run that was stopped.
 
     Parameters
     ----------
@@ -155,8 +155,9 @@ def finetune(
         Leave images of the data set out of the report.
     """
     overrides = dict(overrides or {})
-    for key, option in (("init_from", "--weights"), ("lr", "--lr-grid"), ("optimizer.lr", "--lr-grid")):
-        if key in overrides and (option == "--weights" or lr_grid is not None):
+    lr_names = ("lr", "optimizer.lr", "learning_rate") if lr_grid is not None else ()
+    for key, option in (("init_from", "--weights"), *((name, "--lr-grid") for name in lr_names)):
+        if key in overrides:
             raise UsageError(f"{option} sets {key}", where=f"--{key}", hint="leave one of the two out")
     options = _session(device, tracker, without_pictures)
     if lr_grid is not None:

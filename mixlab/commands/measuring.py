@@ -41,7 +41,7 @@ def evaluate(
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     fit
-        Bring pictures to the model's size in this way instead of the weights' own: resize-crop (for 224 pixels
+        Bring images to the model's size in this way instead of the weights' own: resize-crop (for 224 pixels
         scaled to 256x256, then the centre), resmall-crop (the shorter side to 256, then the centre), stretch.
     labels
         For ImageNet's validation images: measure with ReaL's labels too, from this file, or `real` for timm's copy.
@@ -85,7 +85,7 @@ def fewshot(
     data_dir: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Accuracy of a linear probe on frozen features, from a few labelled pictures of each class.
+    """Accuracy of a linear probe on frozen features, from a few labelled images of each class.
 
     The authors' protocol: features before the head, whitened; ridge regression in closed form; several seeds.
 
@@ -94,12 +94,12 @@ def fewshot(
     run
         A run, a weights file of any known format, or a published name.
     data
-        As for `train`; pictures are taken from its train split and measured on its test split. By default
+        As for `train`; images are taken from its train split and measured on its test split. By default
         the run's own data.
     shots
-        How many pictures of each class: numbers with commas, such as 1,5,10.
+        How many images of each class: numbers with commas, such as 1,5,10.
     seeds
-        How many times the pictures are drawn.
+        How many times the images are drawn.
     l2
         Strength of the ridge penalty.
     image_size
@@ -176,7 +176,7 @@ def bench(
     from mixlab.models.catalog import MODELS
     from mixlab.report.figures import save_figure
     from mixlab.report.speed_figures import speeds
-    from mixlab.report.tables import show_bench
+    from mixlab.report.speed_tables import show_bench
 
     size = 0 if batch_size == "auto" else int(batch_size) if batch_size.isdecimal() else -1
     if size < 0 or batch_size == "0":
@@ -217,7 +217,7 @@ def _scale(threads: int, train: bool, figure: Path | None) -> int:
     from mixlab.device import describe_machine
     from mixlab.report.figures import save_figure
     from mixlab.report.speed_figures import growth_curves
-    from mixlab.report.tables import show_growth
+    from mixlab.report.speed_tables import show_growth
 
     screen = Context.screen()
     rows = run_scale(threads=threads, train=train, say=screen.say)

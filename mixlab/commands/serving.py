@@ -6,9 +6,13 @@ torch is imported inside the commands that need it, so that help and usage error
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import Literal
 
 from mixlab.commands.context import Context, emit, find_weights, parse_size, plain_name, say_cautions
 from mixlab.errors import UsageError
+
+Language = Literal["en", "ko"]  # those of serving/page/*_texts.js
 
 
 def serve(
@@ -20,6 +24,8 @@ def serve(
     token: str | None = None,
     name: tuple[str, ...] = (),
     root_path: str = "",
+    lang: Language | None = None,
+    open: bool = False,
     image_size: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -41,6 +47,10 @@ def serve(
         A name that this server is reached by from elsewhere; may be given several times. '*' is any, with a token.
     root_path
         A prefix under which a proxy shows this server, such as /mixlab.
+    lang
+        The language of the page; by default the browser's.
+    open
+        Open the page in a browser once the server answers.
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     """
@@ -69,18 +79,28 @@ def serve(
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
     say_cautions(classifier.cautions)
     service = Service(classifier, plain_name(run), default_limits())
-    app = create_app(service, hosts=hosts, token=token, root_path=root_path)
-    say = _announcer(host, service.name)
+    app = create_app(service, hosts=hosts, token=token, root_path=root_path, language=lang)
+    say = _announcer(host, service.name, open_it=open)
     listen(make_server(app, host=host, port=port, started=say, stopping=service.drain))
 
 
-def _announcer(host: str, what: str) -> Callable[[int], None]:
+def _announcer(host: str, what: str, *, open_it: bool = False) -> Callable[[int], None]:
     def say(port: int) -> None:
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         Context.screen().say(f"{what} at {where}  (Ctrl-C stops it)")
         emit({"address": where, "serves": what})
+        if open_it:  # in a thread: a browser of the terminal ends only when it is left
+            local = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            Thread(target=_open, args=(local,), daemon=True).start()
 
     return say
+
+
+def _open(address: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(address):
+        Context.screen().say(f"no browser could be opened: open {address} yourself")
 
 
 def ui(
@@ -93,6 +113,8 @@ def ui(
     token: str | None = None,
     name: tuple[str, ...] = (),
     root_path: str = "",
+    lang: Language | None = None,
+    open: bool = False,
 ) -> None:
     """Look at runs and studies in a browser: curves while they train, differences, reports.
 
@@ -105,7 +127,7 @@ def ui(
     port
         0 takes a free one.
     host
-        As for `serve`, and so are token, name and root_path.
+        As for `serve`, and so are token, name, root_path, lang and open.
     """
     from mixlab.studies import open_study, study_names
     from mixlab.training.run_folder import list_runs
@@ -127,5 +149,8 @@ def ui(
             "there is neither ./runs nor ./studies", hint="name a folder: mixlab ui RUNS; or train first"
         )
     known = {known.name: known.subject for known in map(open_study, study_names())}
-    app = create_ui(runs, studies, list_runs, known, hosts=hosts, token=token, root_path=root_path)
-    listen(make_server(app, host=host, port=port, started=_announcer(host, "the runs")))
+    app = create_ui(
+        runs, studies, list_runs, known, hosts=hosts, token=token, root_path=root_path, language=lang
+    )
+    started = _announcer(host, "the runs", open_it=open)
+    listen(make_server(app, host=host, port=port, started=started))

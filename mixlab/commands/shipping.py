@@ -42,7 +42,7 @@ def export(
     data: str | None = None,
     threads: int | None = None,
 ) -> None:
-    """Write a model for another runtime, preprocessing and class names inside, compared on real pictures.
+    """Write a model for another runtime, preprocessing and class names inside, compared on real images.
 
     The graph takes uint8 pixels at model size, (batch, height, width, channels), and gives logits.
 
@@ -60,11 +60,11 @@ def export(
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     batch
-        How many pictures the graph takes: a number, or dynamic for any.
+        How many images the graph takes: a number, or dynamic for any.
     resize_in_graph
-        Take one picture of any size, and crop and scale it inside the graph.
-    pictures
-        Folder of pictures to compare on; by default those of the run's test split, else two photos of scikit-learn's.
+        Take one image of any size, and crop and scale it inside the graph.
+    images
+        Folder of images to compare on; by default those of the run's test split, else two photos of scikit-learn's.
     data
         The data set, where the run's own has moved or the weights have none.
     threads
@@ -76,20 +76,20 @@ def export(
     from mixlab.report.tables import show_export
 
     if batch != "dynamic" and not batch.isdigit():
-        raise UsageError(f"{batch!r} is no number of pictures", where="--batch", hint="a number, or dynamic")
+        raise UsageError(f"{batch!r} is no number of images", where="--batch", hint="a number, or dynamic")
     if int8 and (to != "onnx" or resize_in_graph or batch != "dynamic"):
         raise UsageError("8-bit products are for plain ONNX models with any batch", where="--int8")
     set_threads(threads)
     weights = open_named(run, image_size=parse_size(image_size))
     destination = out or Path(plain_name(run) + ENDINGS.get(to, ""))
     wanted = NUM_SCALED if resize_in_graph else NUM_PICTURES
-    shown = _pictures(run, weights, data, pictures, wanted)
+    shown = _examples(run, weights, data, pictures, wanted)
     options: dict[str, Any] = {"to": to, "batch": None if batch == "dynamic" else int(batch)}
     if int8:
         result = _export_int8(run, weights, destination, data, shown, threads or num_cores())
     else:
         result = export_weights(
-            weights, destination, pictures=shown, resize_in_graph=resize_in_graph, **options
+            weights, destination, examples=shown, resize_in_graph=resize_in_graph, **options
         )
     show_export(result, Context.screen())
     emit(result)
@@ -116,7 +116,7 @@ def _export_int8(
         chosen, labels = _labelled(run, weights, data, "train", NUM_TRAIN)
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "exact.onnx"
-        result = export_weights(weights, exact, to="onnx", pictures=shown)
+        result = export_weights(weights, exact, to="onnx", examples=shown)
         found = quantise(exact, destination, chosen, labels, threads=threads)
         found |= {
             "test_before": accuracy_of(exact, tested, test_labels, threads),
@@ -133,33 +133,33 @@ def _export_int8(
     return result
 
 
-def _pictures(
+def _examples(
     run: str, weights: "Weights", data: str | None, folder: Path | None, count: int
 ) -> list["np.ndarray"]:
-    """Real pictures, as they are decoded: of a folder, of the test split, or parts of scikit-learn's photos."""
+    """Real examples, as they are decoded: of a folder, of the test split, or such as libraries bring."""
     import numpy as np
 
-    from mixlab.data.decode import decode
-    from mixlab.data.reading import read_picture
-    from mixlab.exports.export import sample_pictures
-    from mixlab.serving.predict import find_images
+    from mixlab.data.modality import read_example_file
+    from mixlab.data.reading import read_example
+    from mixlab.serving.predict import find_examples
 
-    grey_max = weights.preprocess.grey_max
+    preprocess = weights.preprocess
     if folder is not None:
-        return [decode(path, grey_max=grey_max) for path in find_images([str(folder)])[:count]]
+        paths = find_examples([str(folder)], preprocess.modality)[:count]
+        return [preprocess.modality.decode(read_example_file(path), preprocess) for path in paths]
     try:
         split = _split(run, weights, data, "test")
     except UsageError:
         if data is not None:
             raise
-        return sample_pictures(count, weights.preprocess)
+        return preprocess.modality.samples(count, preprocess)
     places = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
-    return [read_picture(split, int(i), grey_max=grey_max) for i in places]
+    return [read_example(split, int(i), preprocess) for i in places]
 
 
 def _split(run: str, weights: "Weights", data: str | None, name: str) -> Any:
     from mixlab.training.choose_split import choose_split
-    from mixlab.training.evaluate import with_class_numbers
+    from mixlab.training.evaluate import check_modality, with_class_numbers
 
     path = Path(find_weights(run))
     if data is None and not (path / "recipe.toml").is_file():
@@ -167,24 +167,24 @@ def _split(run: str, weights: "Weights", data: str | None, name: str) -> Any:
             "these weights have no data set of their own", where="--data", hint="name one: --data FOLDER"
         )
     source, split = choose_split(path, data, name, None, Context.screen(), split_whole=True)
+    check_modality(source, weights)
     return with_class_numbers(split, source, weights.class_names)
 
 
 def _labelled(
     run: str, weights: "Weights", data: str | None, name: str, most: int | None = None
 ) -> tuple["np.ndarray", "np.ndarray"]:
-    """Pixels uint8 (n, height, width, channels) at model size and labels of a split, or of `most` of it."""
+    """Examples (n, ...) as the graph takes them and labels of a split, or of `most` of it."""
     import numpy as np
 
-    from mixlab.data.reading import load_images
+    from mixlab.data.reading import load_examples
 
     split = _split(run, weights, data, name)
     if most is not None:
         split = split.take(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
-    images = load_images(split, weights.preprocess)
-    return images.pictures(np.arange(len(images))).permute(
-        0, 2, 3, 1
-    ).contiguous().numpy(), images.split.labels
+    examples = load_examples(split, weights.preprocess)
+    kept = examples.at(np.arange(len(examples))).numpy()
+    return weights.preprocess.to_graph(kept), examples.split.labels
 
 
 def _card(run: str, weights: "Weights", licence: str, data_name: str | None) -> str:
@@ -247,7 +247,7 @@ def package(
     weights = open_named(run)
     destination = out or Path(plain_name(run) + ".zip")
     text = _card(run, weights, licence, None)
-    result = write_package(weights, destination, text, _pictures(run, weights, data, None, NUM_PICTURES))
+    result = write_package(weights, destination, text, _examples(run, weights, data, None, NUM_PICTURES))
     Context.screen().say(f"written to {destination}: {', '.join(result['files'])}")
     emit(result)
 

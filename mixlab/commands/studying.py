@@ -24,7 +24,6 @@ def study(
     out: Path | None = None,
     threads: int | None = None,
     device: str = "auto",
-    throughput: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Ask one of the paper's questions again: trainings or measurements, figures, and a report beside the paper.
 
@@ -47,9 +46,6 @@ def study(
         Of each training, instead of the preset's.
     out
         Folder for all of it; by default studies/NAME, with -smoke behind it for --smoke.
-    throughput
-        Of compare: only measure the speed of the paper's large models, Mixer against ViT; no DATA, and into
-        studies/throughput.
     """
     from mixlab.report.tables import show_studies, show_study
     from mixlab.studies import open_study, study_names
@@ -68,10 +64,6 @@ def study(
     for option, value in (("--seeds", seeds), ("--minutes", minutes)):
         if value is not None and not value > 0:
             raise UsageError(f"must be above 0, got {value}", where=option)
-    for option, value in (("throughput", throughput),):
-        if value and option not in chosen.variants:
-            raise UsageError(f"the study {name} has no such option", where=f"--{option}")
-        chosen = chosen.variants[option] if value else chosen
     if chosen.subject == "" and subject is not None:
         raise UsageError("this study takes neither data nor weights", where=subject, hint="leave it out")
     for option, given in (("--preset", preset != "cpu"), ("--seeds", seeds), ("--minutes", minutes)):

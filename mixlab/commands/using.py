@@ -21,7 +21,7 @@ def predict(
     image_size: str | None = None,
     device: str = "auto",
 ) -> int:
-    """Say what is in pictures: files, whole folders or quoted globs.
+    """Say what is in images: files, whole folders or quoted globs.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def predict(
     from mixlab.data.listing import Skips, describe_skipped
     from mixlab.device import set_threads
     from mixlab.report.tables import show_predictions
-    from mixlab.serving.predict import find_images, load, write_csv
+    from mixlab.serving.predict import find_examples, load, write_csv
 
     if not images:
         raise UsageError("there is no image to look at", where="IMAGE", hint="name files, a folder or a glob")
@@ -49,7 +49,7 @@ def predict(
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
     skips = Skips()
     say_cautions(classifier.cautions)
-    rows = classifier.predict(find_images(images, skips), top=top)
+    rows = classifier.predict(find_examples(images, classifier.preprocess.modality, skips), top=top)
     num_bad = sum("error" in row for row in rows)
     result = {"images": rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
     result["skipped"] = [one.to_json() for one in skips.result()]
@@ -71,7 +71,7 @@ def check(
     data_dir: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Look through a data set: counts, sizes, unreadable files, the same picture in two splits.
+    """Look through a data set: counts, sizes, unreadable files, the same image in two splits.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def shard(
 ) -> int:
     """Write a data set as tar shards (webdataset) with a manifest, to train from `wds:OUT`.
 
-    Every picture is decoded once; those that cannot be are left out and listed in OUT/bad_files.csv. Without OUT,
+    Every image is decoded once; those that cannot be are left out and listed in OUT/bad_files.csv. Without OUT,
     DATA is a folder of tar shards made elsewhere (KEY.jpg and KEY.cls), which is read once and gets its manifest.
 
     Parameters
@@ -128,7 +128,7 @@ def shard(
     shard_mib
         Size at which the next shard is begun.
     seed
-        Of the order of the pictures in the shards.
+        Of the order of the images in the shards.
     data_dir
         Where torchvision's sets lie; ./data by default.
     download
@@ -148,12 +148,12 @@ def shard(
             result = write_shards(source, out, shard_bytes=shard_mib << 20, seed=seed, progress=progress)
     parts = ", ".join(f"{count} in {name}" for name, count in result.splits.items())
     screen.say(
-        f"{result.num_ok} pictures ({parts}) in {result.num_shards} shards, {result.num_bytes / 1e6:,.1f} MB"
+        f"{result.num_ok} images ({parts}) in {result.num_shards} shards, {result.num_bytes / 1e6:,.1f} MB"
     )
     for row in result.bad[:10]:
         screen.say(f"left out {row['path']}: {row['reason']}")
     if result.num_bad:
-        screen.say(f"{result.num_bad} pictures were left out: {out}/bad_files.csv")
+        screen.say(f"{result.num_bad} images were left out: {out}/bad_files.csv")
     screen.say(f"train from them: mixlab train wds:{out or data}")
     emit(vars(result))
     return 1 if result.num_bad else 0

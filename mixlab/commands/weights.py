@@ -147,7 +147,7 @@ def convert(
 
 
 def permute(weights: str, /, *, seed: int = 0, out: Path) -> None:
-    """Rewrite weights for pictures whose patches and pixels are permuted: same answers, and the proof.
+    """Rewrite weights for images whose patches and pixels are permuted: same answers, and the proof.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def permute(weights: str, /, *, seed: int = 0, out: Path) -> None:
     seed
         Of the permutation of the patches and of the pixels in a patch.
     out
-        Folder to write the new weights to; it must not exist. They permute pictures themselves.
+        Folder to write the new weights to; it must not exist. They permute images themselves.
     """
     from mixlab.checkpoint.permute import permute_weights
     from mixlab.checkpoint.store import save_weights

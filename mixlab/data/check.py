@@ -1,7 +1,6 @@
-"""Read every image of a source once, and say what is unreadable, uneven, double or contradictory."""
+"""Read every example of a source once, and say what is unreadable, uneven, double or contradictory."""
 
 import os
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -9,96 +8,83 @@ from typing import Any
 
 import numpy as np
 
-from mixlab.data.copies import near_hash, near_pairs, picture_digest
+from mixlab.data.copies import near_pairs
 from mixlab.data.dataset import Source, Split
-from mixlab.data.decode import decode_deep, describe, grey_range
-from mixlab.errors import ImageError
+from mixlab.data.modality import Modality
+from mixlab.data.reading import look_at
+from mixlab.errors import ExampleError
 
-NUM_PAIRS = 20  # of pictures nearly alike, that are listed
-_BATCH = 1024  # images handed to the threads at a time, so that memory does not grow with the source
+NUM_PAIRS = 20  # of examples nearly alike, that are listed
+_BATCH = 1024  # examples handed to the threads at a time, so that memory does not grow with the source
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
     """What `check` found.
 
-    num_ok, num_bad: they sum to the number of images; `bad` has path and reason of each unreadable one.
-    classes: readable images by class name and split.
-    sizes: min, median and max of width and height as decoded, and the most common [width, height].
-    modes, formats: counts of what Pillow calls them; pixels in memory have the format `memory`.
-    duplicates: identical pictures that lie in more than one split, as {paths, splits}.
-    num_duplicates_within: further copies of a picture inside one split.
-    conflicts: identical pictures with different labels, as {paths, labels}.
-    num_near_copies: pictures that look nearly like another one without being the same (resized, saved again);
-        near_copies: some pairs of them, as {paths, splits}. Pictures of less than 16 pixels a side are not compared.
+    num_ok, num_bad: they sum to the number of examples; `bad` has path and reason of each unreadable one.
+    classes: readable examples by class name and split.
+    duplicates: identical examples that lie in more than one split, as {paths, splits}.
+    num_duplicates_within: further copies of an example inside one split.
+    conflicts: identical examples with different labels, as {paths, labels}.
+    num_near_copies: examples that are nearly like another one without being the same; near_copies: some pairs of
+        them, as {paths, splits}. Only where the modality has a hash for it.
     skipped: what is left out, as {reason, count, examples}.
-    grey_peak: the largest value in 16-bit grey pictures, None without any; grey_max: what a training takes as white.
+    facts: what the modality says of all of them (`Modality.summarize`), by name.
     """
 
     num_ok: int
     num_bad: int
     bad: list[dict[str, str]]
     classes: dict[str, dict[str, int]]
-    sizes: dict[str, Any]
-    modes: dict[str, int]
-    formats: dict[str, int]
     duplicates: list[dict[str, list[str]]]
     num_duplicates_within: int
     conflicts: list[dict[str, list[str]]]
     num_near_copies: int
     near_copies: list[dict[str, list[str]]]
     skipped: list[dict[str, Any]]
-    grey_peak: int | None
-    grey_max: int | None
+    facts: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a plain dict, in the order above."""
-        return asdict(self)
+        """The fields as a plain dict, the facts among them."""
+        values = asdict(self)
+        return values | values.pop("facts")
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One readable picture."""
+    """One readable example."""
 
-    width: int
-    height: int
-    mode: str
-    format: str
     digest: str
     near: int | None
-    grey_peak: int | None
+    facts: dict[str, Any]
 
 
 def check(source: Source, *, progress: Callable[[int, int], None] | None = None) -> CheckResult:
-    """Decode every image fully; `progress` is called with (images done, images in all)."""
-    total = sum(len(split) for split in source.splits.values())
+    """Decode every example fully; `progress` is called with (examples done, examples in all)."""
+    total, modality = len(source), source.modality
     done = 0
     bad: list[dict[str, str]] = []
     classes = {name: dict.fromkeys(source.splits, 0) for name in source.class_names}
-    sizes: Counter[tuple[int, int]] = Counter()
-    modes: Counter[str] = Counter()
-    formats: Counter[str] = Counter()
-    places: dict[str, list[tuple[str, int]]] = {}  # digest -> (split, index) of its pictures
+    facts: list[dict[str, Any]] = []
+    places: dict[str, list[tuple[str, int]]] = {}  # digest -> (split, index) of its examples
     hashes: dict[int, list[tuple[str, int]]] = {}  # the same by hash, where copies have the same
-    peaks: list[int] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for split_name, split in source.splits.items():
             for start in range(0, len(split), _BATCH):
                 batch = range(start, min(start + _BATCH, len(split)))
-                for i, seen in zip(batch, pool.map(lambda i, s=split: _see(s, i), batch), strict=True):
+                found = pool.map(lambda i, s=split: _see(s, i, modality), batch)
+                for i, seen in zip(batch, found, strict=True):
                     done += 1
                     if isinstance(seen, str):
                         bad.append({"path": split.names[i], "reason": seen})
                         continue
                     classes[source.class_names[split.labels[i]]][split_name] += 1
-                    sizes[seen.width, seen.height] += 1
-                    modes[seen.mode] += 1
-                    formats[seen.format] += 1
+                    facts.append(seen.facts)
                     group = places.setdefault(seen.digest, [])
                     if not group and seen.near is not None:
                         hashes.setdefault(seen.near, []).append((split_name, i))
                     group.append((split_name, i))
-                    peaks += [] if seen.grey_peak is None else [seen.grey_peak]
                 if progress:
                     progress(done, total)
     groups = [group for group in places.values() if len(group) > 1]
@@ -108,9 +94,6 @@ def check(source: Source, *, progress: Callable[[int, int], None] | None = None)
         num_bad=len(bad),
         bad=bad,
         classes=classes,
-        sizes=_summary(sizes),
-        modes=dict(modes.most_common()),
-        formats=dict(formats.most_common()),
         duplicates=[
             {"paths": _paths(source, group), "splits": [name for name, _ in group]}
             for group in groups
@@ -125,39 +108,25 @@ def check(source: Source, *, progress: Callable[[int, int], None] | None = None)
         num_near_copies=num_near,
         near_copies=near,
         skipped=[one.to_json() for one in source.skipped],
-        grey_peak=max(peaks, default=None),
-        grey_max=grey_range(max(peaks)) if peaks else None,
+        facts=modality.summarize(facts),
     )
 
 
-def _see(split: Split, index: int) -> _Seen | str:
-    """The picture, or the reason why it cannot be read."""
-    deep = None
+def _see(split: Split, index: int, modality: Modality) -> _Seen | str:
+    """The example, or the reason why it cannot be read."""
     try:
-        if split.pixels is None:
-            data = split.read(index)
-            _, _, mode, format_name = describe(data)
-            pixels, deep = decode_deep(data)
-        else:
-            pixels = split.pixels[index]
-            mode, format_name = {1: "L", 3: "RGB"}.get(pixels.shape[-1], "other"), "memory"
-    except ImageError as error:
+        content = split.read(index) if split.arrays is None else None
+        look = look_at(split, index, modality) if content is None else modality.look(content)
+        facts = modality.describe(content, look)
+    except ExampleError as error:
         return error.message
-    return _Seen(
-        width=pixels.shape[1],
-        height=pixels.shape[0],
-        mode=mode,
-        format=format_name,
-        digest=picture_digest(pixels if deep is None else deep),
-        near=near_hash(pixels),
-        grey_peak=None if deep is None else int(deep.max()),
-    )
+    return _Seen(look.digest, modality.near_hash(look.example), facts)
 
 
 def _near_copies(
     source: Source, hashes: dict[int, list[tuple[str, int]]]
 ) -> tuple[int, list[dict[str, list[str]]]]:
-    """How many pictures look nearly like another, and some pairs of them, those in two splits first."""
+    """How many examples are nearly like another, and some pairs of them, those in two splits first."""
     values = list(hashes)
     pairs = [(group[0], other) for group in hashes.values() for other in group[1:]]
     alike = {place for group in hashes.values() if len(group) > 1 for place in group}
@@ -170,17 +139,6 @@ def _near_copies(
         for pair in pairs[:NUM_PAIRS]
     ]
     return len(alike), shown
-
-
-def _summary(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
-    if not sizes:
-        return {}
-    counts = np.fromiter(sizes.values(), dtype=np.int64)
-    summary: dict[str, Any] = {}
-    for name, values in zip(("width", "height"), np.array(list(sizes)).T, strict=True):
-        every = np.repeat(values, counts)
-        summary[name] = {"min": int(every.min()), "median": float(np.median(every)), "max": int(every.max())}
-    return {**summary, "most_common": list(sizes.most_common(1)[0][0])}
 
 
 def _paths(source: Source, group: list[tuple[str, int]]) -> list[str]:

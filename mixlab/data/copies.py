@@ -1,33 +1,20 @@
-"""The same picture twice: digests of decoded pixels, what copies mean for splits and labels, near copies."""
+"""The same example twice: what copies mean for splits and labels, and near copies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import xxhash
 
 NUM_EXAMPLES = 5
-NEAR_BITS = 3  # of 64, in which the hashes of two pictures nearly alike differ at most
-SMALLEST_SIDE = 16  # pixels; below it the hash says nothing
+NEAR_BITS = 3  # of 64, in which the hashes of two examples nearly alike differ at most
 _BAND_BITS = 16  # two hashes that differ in NEAR_BITS agree in one of these bands
 
 
-def picture_digest(pixels: np.ndarray) -> str:
-    """32 hexadecimal digits of decoded pixels, uint8 or uint16, with their shape and type: XXH3 of 128 bits.
-
-    Against chance, not against forgery; a SHA would cost a tenth of decoding, and several where a processor has no
-    instructions for it.
-    """
-    digest = xxhash.xxh3_128(f"{pixels.shape} {pixels.dtype.str[1:]}".encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
-
-
 def copy_groups(digests: Sequence[str]) -> np.ndarray | None:
-    """int64 (n,): the same number for pictures with the same digest; None where no two are copies.
+    """int64 (n,): the same number for examples with the same digest; None where no two are copies.
 
-    An empty digest is of a picture that is not known; it is nobody's copy.
+    An empty digest is of an example that is not known; it is nobody's copy.
     """
     known: dict[str, int] = {}
     groups = np.arange(len(digests), dtype=np.int64)
@@ -39,11 +26,11 @@ def copy_groups(digests: Sequence[str]) -> np.ndarray | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """Exact copies among the pictures of a training.
+    """Exact copies among the examples of a training.
 
-    num_in_train: pictures of each other split that are in train too. num_within: further copies inside one split.
-    num_conflicts: pictures that stand under more than one label. examples: some groups, as {paths, splits, labels}.
-    num_unknown: pictures that were not compared, since a stream is not read beforehand.
+    num_in_train: examples of each other split that are in train too. num_within: further copies inside one split.
+    num_conflicts: examples that stand under more than one label. examples: some groups, as {paths, splits, labels}.
+    num_unknown: examples that were not compared, since a stream is not read beforehand.
     """
 
     num_in_train: dict[str, int]
@@ -55,16 +42,16 @@ class Copies:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def sentences(self) -> list[str]:
-        """What a person should know before trusting a figure; empty where all is well."""
+    def sentences(self, many: str = "images") -> list[str]:
+        """What a person should know before trusting a figure; empty where all is well. many: what to call them."""
         found = []
         for split, count in self.num_in_train.items():
             if count:
                 found.append(
-                    f"{count:,} pictures of the {split} split are also in train: figures on {split} are too good"
+                    f"{count:,} {many} of the {split} split are also in train: figures on {split} are too good"
                 )
         if self.num_conflicts:
-            found.append(f"{self.num_conflicts:,} pictures stand under more than one label")
+            found.append(f"{self.num_conflicts:,} {many} stand under more than one label")
         if found and self.examples:
             found[-1] += f" (such as {' = '.join(self.examples[0]['paths'][:3])})"
         return found
@@ -75,7 +62,7 @@ def find_copies(
     labels: Mapping[str, Sequence[str]],
     digests: Mapping[str, Sequence[str]],
 ) -> Copies:
-    """Copies among splits, each given as names, labels and digests of its pictures, in the same order."""
+    """Copies among splits, each given as names, labels and digests of its examples, in the same order."""
     places: dict[str, list[tuple[str, int]]] = {}
     num_unknown = 0
     for split, of_split in digests.items():
@@ -111,22 +98,6 @@ def find_copies(
         num_unknown=num_unknown,
         examples=examples,
     )
-
-
-def near_hash(pixels: np.ndarray) -> int | None:
-    """64 bits that hardly change with size, compression or brightness: imagehash's dhash.
-
-    pixels: uint8 (H, W, 3 or 1). None for a picture too small or too plain to be told from others.
-    """
-    if min(pixels.shape[:2]) < SMALLEST_SIDE:
-        return None
-    import imagehash
-    from PIL import Image
-
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    bits = np.packbits(imagehash.dhash(image, hash_size=8).hash)
-    value = int.from_bytes(bits.tobytes(), "big")
-    return value if 8 <= value.bit_count() <= 56 else None
 
 
 def near_pairs(hashes: np.ndarray) -> np.ndarray:

@@ -144,7 +144,7 @@ def write_split_csv(
 ) -> None:
     """Write `path,label,split,digest` for every image; file paths are absolute, so that it is a source too.
 
-    digests: of each split's pictures (`copies.picture_digest`), empty where one is not known.
+    digests: of each split's images (`copies.array_digest`), empty where one is not known.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -173,7 +173,7 @@ def read_record(path: str | Path) -> dict[str, list[tuple[str, str]]]:
         record.setdefault(row["split"], []).append((row["path"], row.get("digest", "")))
     if "train" not in record:
         raise DataError(
-            "it names no picture of the train split, and a run has some",
+            "it names no image of the train split, and a run has some",
             where=str(path),
             hint="bring the file back as the run wrote it",
         )

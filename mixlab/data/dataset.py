@@ -1,4 +1,4 @@
-"""What a source hands on: named, labelled images, as files or as pixels already in memory."""
+"""What a source hands on: named, labelled examples, as files or as arrays already in memory."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mixlab.data.decode import read_image_file
 from mixlab.data.listing import Skipped
+from mixlab.data.modality import Modality, read_example_file
 from mixlab.errors import DataError
 from mixlab.escape import is_plain, readable
 
@@ -22,10 +22,10 @@ SPLIT_NAMES = (
 
 
 class Encoded(Protocol):
-    """Pictures as the bytes of image files, by row number, for sources whose pictures are not files of their own.
+    """Examples as the bytes of files, by row number, for sources whose examples are not files of their own.
 
     window: rows that are read together, one window after the other; 0 where any row is as quick as any other.
-    is_checked: whether it is known that all pictures can be decoded, so that nobody need try before training.
+    is_checked: whether it is known that all of them can be decoded, so that nobody need try before training.
     """
 
     @property
@@ -35,24 +35,24 @@ class Encoded(Protocol):
     def is_checked(self) -> bool: ...
 
     def read(self, row: int) -> bytes:
-        """The bytes of one picture. ImageError if it cannot be read or is not what it was."""
+        """The bytes of one example. ExampleError if it cannot be read or is not what it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The images of one split, n of them.
+    """The examples of one split, n of them.
 
-    names: how a person finds each image again: a path, or `index 12` where the source has no files. Always plain
+    names: how a person finds each again: a path, or `index 12` where the source has no files. Always plain
         text; what is none in the name of a file is escaped.
     labels: int64 (n,), indices into the source's `class_names`.
-    pixels: uint8 (n, H, W, channels), or None where pictures are still to be decoded.
+    arrays: the decoded examples, (n, ...), of images uint8 (n, H, W, channels); None where they are still files.
     encoded: where their bytes are, at `rows`, int64 (n,); None where `names` are paths of files.
     paths: the files, where some of their names are no plain text.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
-    pixels: np.ndarray | None = None
+    arrays: np.ndarray | None = None
     encoded: Encoded | None = None
     rows: np.ndarray | None = None
     paths: tuple[str, ...] | None = None
@@ -60,23 +60,23 @@ class Split:
     @property
     def has_files(self) -> bool:
         """Whether `names` are paths."""
-        return self.pixels is None and self.encoded is None
+        return self.arrays is None and self.encoded is None
 
     def read(self, index: int) -> bytes:
-        """The bytes of the image file at `index`, for a split without pixels. ImageError if it cannot be read."""
+        """The bytes of the file at `index`, for a split without arrays. ExampleError if it cannot be read."""
         if self.encoded is None or self.rows is None:
-            return read_image_file((self.paths or self.names)[index])
+            return read_example_file((self.paths or self.names)[index])
         return self.encoded.read(int(self.rows[index]))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def take(self, indices: np.ndarray) -> "Split":
-        """The images at `indices`, in that order."""
+        """The examples at `indices`, in that order."""
         return Split(
             names=tuple(self.names[i] for i in indices),
             labels=self.labels[indices],
-            pixels=None if self.pixels is None else self.pixels[indices],
+            arrays=None if self.arrays is None else self.arrays[indices],
             encoded=self.encoded,
             rows=None if self.rows is None else self.rows[indices],
             paths=None if self.paths is None else tuple(self.paths[i] for i in indices),
@@ -88,14 +88,15 @@ class Source:
     """A data set: its classes and its splits.
 
     splits: some of `train`, `val`, `test`; a source that names no splits has one called `all`.
-    root: the folder or CSV file it was read from, None for sets that live in a library.
-    skipped: what lies there and is left out. class_names are brought to Unicode's NFC; DataError for one that is
-    no text or holds a line break.
+    modality: what kind of examples they are. root: the folder or CSV file it was read from, None for sets that live
+    in a library. skipped: what lies there and is left out. class_names are brought to Unicode's NFC; DataError for
+    one that is no text or holds a line break.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Split]
+    modality: Modality
     root: Path | None = None
     skipped: tuple[Skipped, ...] = ()
 
@@ -111,22 +112,22 @@ class Source:
 
     @property
     def lost(self) -> list[tuple[str, str]]:
-        """Path and reason of every file that is left out and may be a picture."""
+        """Path and reason of every file that is left out and may be an example."""
         return [(path, one.reason) for one in self.skipped if one.is_loss for path in one.paths]
 
 
 def everything(source: Source) -> Split:
-    """All images of a source as one split, in the order of its splits."""
+    """All examples of a source as one split, in the order of its splits."""
     parts = list(source.splits.values())
     if len(parts) == 1:
         return parts[0]
-    in_memory = all(part.pixels is not None for part in parts)
+    in_memory = all(part.arrays is not None for part in parts)
     has_rows = all(part.rows is not None for part in parts)
     has_odd = any(part.paths is not None for part in parts)
     return Split(
         names=tuple(name for part in parts for name in part.names),
         labels=np.concatenate([part.labels for part in parts]),
-        pixels=np.concatenate([part.pixels for part in parts]) if in_memory else None,
+        arrays=np.concatenate([part.arrays for part in parts]) if in_memory else None,
         encoded=parts[0].encoded,
         rows=np.concatenate([part.rows for part in parts]) if has_rows else None,
         paths=tuple(path for part in parts for path in part.paths or part.names) if has_odd else None,

@@ -1,6 +1,6 @@
-"""Labelled pictures through Hugging Face `datasets`: a set of the Hub, or local parquet files. Runs no code of a set.
+"""Labelled images through Hugging Face `datasets`: a set of the Hub, or local parquet files. Runs no code of a set.
 
-The pictures' bytes are taken as they are stored and decoded here, with the same care as any other file.
+The images' bytes are taken as they are stored and decoded here, with the same care as any other file.
 """
 
 import os
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.dataset import SPLIT_NAMES, Source, Split
-from mixlab.data.decode import MAX_BYTES
-from mixlab.errors import DataError, DiskError, ImageError, UsageError
+from mixlab.data.images.modality import IMAGES
+from mixlab.data.modality import MAX_BYTES
+from mixlab.errors import DataError, DiskError, ExampleError, UsageError
 from mixlab.files import can_be_written
 
 STREAM_WINDOW = (
-    1024  # pictures that a stream shuffles among themselves; two windows of encoded ones are in memory
+    1024  # images that a stream shuffles among themselves; two windows of encoded ones are in memory
 )
 UNNAMED = "unnamed"  # a split; `all` is a word of `datasets` itself
 _IMAGE_NAMES = ("image", "img", "picture", "jpg", "png")
@@ -26,7 +27,7 @@ _LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category", "ta
 
 
 class TablePictures:
-    """`Encoded` pictures in the tables of `datasets`, which lie on the disk and are mapped into memory."""
+    """`Encoded` images in the tables of `datasets`, which lie on the disk and are mapped into memory."""
 
     window = 0
     is_checked = False
@@ -41,7 +42,7 @@ class TablePictures:
 
 
 class StreamPictures:
-    """`Encoded` pictures that are read from front to back, a window at a time; going back begins again.
+    """`Encoded` images that are read from front to back, a window at a time; going back begins again.
 
     Reading a row that is far ahead reads everything before it, which is what a resume costs.
     """
@@ -54,7 +55,7 @@ class StreamPictures:
         self._rows: Iterator[Any] = iter(())
         self._position = -1  # of the next row
         self._windows: dict[int, list[Any]] = {}
-        self._lock = threading.Lock()  # pictures are decoded in several threads, from one stream
+        self._lock = threading.Lock()  # images are decoded in several threads, from one stream
 
     def read(self, row: int) -> bytes:
         number = row // self.window
@@ -77,7 +78,7 @@ class StreamPictures:
         expected = min(self.window, sum(self._counts) - first)
         if len(window) != expected:
             raise DataError(
-                f"the stream ended early: {len(window)} of {expected} pictures", where=f"row {first}"
+                f"the stream ended early: {len(window)} of {expected} images", where=f"row {first}"
             )
         # A batch may end one window and begin the next; no order goes further back than that.
         self._windows = {key: rows for key, rows in self._windows.items() if key == number - 1}
@@ -99,11 +100,11 @@ def _size_of(value: Any) -> int:
 def _bytes_of(value: Any) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and value.get("path"):
-        raise ImageError("the set names a file instead of holding the picture", where=str(value["path"]))
+        raise ExampleError("the set names a file instead of holding the image", where=str(value["path"]))
     if not isinstance(data, bytes):
-        raise ImageError(f"there is no picture in this row, or one larger than {MAX_BYTES // 1024**2} MiB")
+        raise ExampleError(f"there is no image in this row, or one larger than {MAX_BYTES // 1024**2} MiB")
     if len(data) > MAX_BYTES:
-        raise ImageError(f"larger than {MAX_BYTES // 1024**2} MiB")
+        raise ExampleError(f"larger than {MAX_BYTES // 1024**2} MiB")
     return data
 
 
@@ -147,7 +148,7 @@ def open_hub(name: str, *, streaming: bool = False, download: bool = False) -> S
             rows=np.arange(start, start + len(values)),
         )
         start += len(values)
-    return Source(name=Path(name.split(":")[0]).name, class_names=class_names, splits=result)
+    return Source(name=Path(name.split(":")[0]).name, class_names=class_names, splits=result, modality=IMAGES)
 
 
 def _load(datasets: Any, name: str, streaming: bool, download: bool) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
 
 
 def _columns(datasets: Any, features: Any, where: str) -> tuple[str, str]:
-    """The names of the picture column and the label column."""
+    """The names of the image column and the label column."""
     pictures = [key for key, kind in features.items() if _is_picture(datasets, kind)]
     labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     plain = [
@@ -225,9 +226,9 @@ def _columns(datasets: Any, features: Any, where: str) -> tuple[str, str]:
     label = label or (labels[0] if len(labels) == 1 else None) or (plain[0] if plain else None)
     if image is None or label is None:
         raise DataError(
-            f"no column of {'pictures' if image is None else 'labels'} among {', '.join(features)}",
+            f"no column of {'images' if image is None else 'labels'} among {', '.join(features)}",
             where=f"hf:{where}",
-            hint="a picture column is an Image or holds bytes; a label column is a ClassLabel, or is called label",
+            hint="an image column is an Image or holds bytes; a label column is a ClassLabel, or is called label",
         )
     return image, label
 

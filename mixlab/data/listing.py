@@ -1,6 +1,6 @@
-"""Which files below a folder are pictures: the one answer for check, train, evaluate, predict and shard.
+"""Which files below a folder are examples: the one answer for check, train, evaluate, predict and shard.
 
-A file is a picture by its name's ending or, where that says nothing, by its first bytes. Links are followed, each
+A file is one by its name's ending or, where that says nothing, by its first bytes. Links are followed, each
 folder once. Everything else is counted with a reason.
 """
 
@@ -11,24 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixlab.data.formats import IMAGE_SUFFIXES, picture_format
+from mixlab.data.modality import MODALITIES, Modality
 from mixlab.errors import DataError
 from mixlab.escape import readable
 
-# Pictures by name that no decoder here reads: they are tried, so that each is listed with what to do.
-_RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2")
-_FOREIGN_SUFFIXES = {
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".psd",
-    ".svg",
-    ".ico",
-    ".tga",
-    *_RAW_SUFFIXES,
-}
 _MEDIA_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".wav", ".mp3", ".flac", ".ogg", ".pdf")
 _TABLE_SUFFIXES = (".npy", ".npz", ".h5", ".pkl", ".pt", ".parquet", ".db")
 _OTHER_SUFFIXES = {".zip", ".tar", ".gz", ".7z", *_MEDIA_SUFFIXES, *_TABLE_SUFFIXES}
@@ -47,15 +33,16 @@ _SNIFFED_BYTES = 512
 NUM_EXAMPLES = 5
 # Reasons, in the words a person reads.
 HIDDEN, SYSTEM, OWN = "hidden", "of the system or another program", "written by mixlab"
-TEXT, OTHER, UNKNOWN = "text", "not a picture", "of no known kind"
+TEXT, UNKNOWN = "text", "of no known kind"
 LOOSE = "outside the class folders"
 SEEN, GONE, ODD = "a link to a folder that is read already", "a link to a missing file", "not a regular file"
-LOSSES = frozenset((UNKNOWN, LOOSE))  # may well be pictures, so they count as unreadable
+LOSSES = frozenset((UNKNOWN, LOOSE))  # may well be examples, so they count as unreadable
+NUM_COUNTED = 2000  # files by which it is told what is in a folder
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Files or folders that are left out for one reason. paths: all of them, if they may be pictures, else some."""
+    """Files or folders that are left out for one reason. paths: all of them, if they may be examples, else some."""
 
     reason: str
     count: int
@@ -71,7 +58,7 @@ class Skipped:
 
     @property
     def is_loss(self) -> bool:
-        """Whether these may be pictures, and count as unreadable ones."""
+        """Whether these may be examples, and count as unreadable ones."""
         return self.reason in LOSSES
 
 
@@ -126,14 +113,31 @@ def subfolders(folder: Path, skips: Skips | None = None) -> list[Path]:
     return sorted(found)
 
 
-def pictures_in(folder: Path, skips: Skips | None = None) -> list[str]:
-    """Paths of the pictures directly in `folder`, sorted; other files go to `skips`, subfolders are passed over."""
+def modality_in(folder: Path) -> Modality:
+    """What kind of example most of the first files below a folder are, by their names; the first kind, if none."""
+    counts = dict.fromkeys(MODALITIES, 0)
+    num_seen = 0
+    for _, folders, names in os.walk(folder):
+        folders.sort()
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            for modality in MODALITIES.values():
+                counts[modality.name] += suffix in modality.suffixes
+        num_seen += len(names)
+        if num_seen >= NUM_COUNTED:
+            break
+    return MODALITIES[max(counts, key=lambda name: counts[name])]
+
+
+def files_in(folder: Path, modality: Modality, skips: Skips | None = None) -> list[str]:
+    """Paths of the examples directly in `folder`, sorted; other files go to `skips`, subfolders are passed over."""
     skips = skips or Skips()
-    return sorted(e.path for e in _entries(folder) if not _is_folder(e) and _is_picture(e, skips))
+    entries = _entries(folder)
+    return sorted(e.path for e in entries if not _is_folder(e) and _is_example(e, modality, skips))
 
 
-def pictures_below(folder: Path, skips: Skips | None = None) -> list[str]:
-    """Paths of the pictures in `folder` and all folders below, sorted; what is left out goes to `skips`.
+def files_below(folder: Path, modality: Modality, skips: Skips | None = None) -> list[str]:
+    """Paths of the examples in `folder` and all folders below, sorted; what is left out goes to `skips`.
 
     DataError for a folder that cannot be read.
     """
@@ -156,7 +160,7 @@ def pictures_below(folder: Path, skips: Skips | None = None) -> list[str]:
             continue
         for entry in entries:
             if not _is_folder(entry):
-                if _is_picture(entry, skips):
+                if _is_example(entry, modality, skips):
                     found.append(entry.path)
             elif reason := _why_left_out(entry.name):
                 skips.add(reason, entry.path + os.sep)
@@ -204,21 +208,21 @@ def _why_left_out(name: str) -> str | None:
     return HIDDEN if name.startswith(".") else SYSTEM
 
 
-def _is_picture(entry: os.DirEntry[str], skips: Skips) -> bool:
-    """Whether a file is to be read as a picture; if not, why goes to `skips`."""
+def _is_example(entry: os.DirEntry[str], modality: Modality, skips: Skips) -> bool:
+    """Whether a file is to be read as an example; if not, why goes to `skips`."""
     reason = _why_left_out(entry.name)
     if reason is None:
         suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in IMAGE_SUFFIXES or suffix in _FOREIGN_SUFFIXES:
+        if suffix in modality.suffixes or suffix in modality.foreign_suffixes:
             return True  # if it cannot be read, that is listed
-        reason = _why_no_picture(entry, suffix)
+        reason = _why_none(entry, modality, suffix)
     if reason is not None:
         skips.add(reason, entry.path)
     return reason is None
 
 
-def _why_no_picture(entry: os.DirEntry[str], suffix: str) -> str | None:
-    """Why the file is none, judged by its first bytes; None for a picture."""
+def _why_none(entry: os.DirEntry[str], modality: Modality, suffix: str) -> str | None:
+    """Why the file is no example, judged by its first bytes; None for one."""
     try:
         if not stat.S_ISREG(os.stat(entry.path).st_mode):  # opening a FIFO would wait for ever
             return ODD
@@ -228,10 +232,10 @@ def _why_no_picture(entry: os.DirEntry[str], suffix: str) -> str | None:
         return GONE
     except OSError:
         return UNKNOWN
-    if picture_format(start):
+    if modality.claims(start):
         return None
     if suffix in _OTHER_SUFFIXES:
-        return f"{OTHER} ({suffix})"
+        return f"no {modality.one} ({suffix})"
     return TEXT if _is_text(start) else UNKNOWN
 
 

@@ -1,4 +1,4 @@
-"""Which pictures a step takes: a pure function of (seed, step), whatever came before."""
+"""Which images a step takes: a pure function of (seed, step), whatever came before."""
 
 from typing import Any
 
@@ -21,10 +21,10 @@ def batch_indices(
     rows: np.ndarray | None = None,
     window: int = 0,
 ) -> tuple[int, np.ndarray]:
-    """The epoch that `step` (from 0) belongs to, and the numbers of its pictures.
+    """The epoch that `step` (from 0) belongs to, and the numbers of its images.
 
-    rows, window: where each picture is in its source, which is read `window` rows at a time, one window after the
-    other; pictures are then shuffled within their window only. 0 shuffles all of them.
+    rows, window: where each image is in its source, which is read `window` rows at a time, one window after the
+    other; images are then shuffled within their window only. 0 shuffles all of them.
     """
     per_epoch = steps_per_epoch(num_images, batch_size)
     epoch, position = divmod(step, per_epoch)

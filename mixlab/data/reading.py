@@ -1,42 +1,33 @@
-"""A split read once: which pictures can be read, their digests, and their pixels where those are kept."""
+"""A split read once: which examples can be read, their digests, and the examples where they are kept."""
 
 import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixlab.data.copies import picture_digest
 from mixlab.data.dataset import Split
-from mixlab.data.decode import GREY16_MAX, Reduction, decode, decode_deep
-from mixlab.data.preprocess import Preprocess
-from mixlab.errors import DataError, ImageError
+from mixlab.data.modality import BadFile, Look, Modality, Preprocess, array_digest
+from mixlab.errors import DataError, ExampleError
 
 
 @dataclass(frozen=True)
-class BadFile:
-    """A picture that could not be read, and why."""
+class Examples:
+    """The readable examples of a split.
 
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Images:
-    """The readable pictures of a split.
-
-    split: names and labels of those that could be read. pixels: uint8 (m, channels, H, W) at model size if
-    they are kept in memory, else None. bad: the others. places: int64 (n,), where in `pixels` each picture is; None
-    where they are in the same order. digests: of the decoded pictures (`copies.picture_digest`), empty where unknown.
+    split: names and labels of those that could be read. kept: (m, *kept_shape) of the preprocess if they are
+    in memory, else None. bad: the others. places: int64 (n,), where in `kept` each example is; None where they are in
+    the same order. digests: of the decoded examples (`array_digest`), empty where unknown.
     """
 
     split: Split
     preprocess: Preprocess
-    pixels: Tensor | None
+    kept: Tensor | None
     bad: list[BadFile] = field(default_factory=list)
     places: np.ndarray | None = None
     digests: tuple[str, ...] = ()
@@ -44,51 +35,68 @@ class Images:
     def __len__(self) -> int:
         return len(self.split)
 
-    def take(self, indices: np.ndarray) -> "Images":
-        """The pictures at `indices`, in that order, with the same pixels in memory."""
+    def take(self, indices: np.ndarray) -> "Examples":
+        """The examples at `indices`, in that order, with the same memory."""
         places = None
-        if self.pixels is not None:
+        if self.kept is not None:
             places = indices if self.places is None else self.places[indices]
         digests = tuple(self.digests[i] for i in indices)
         return replace(self, split=self.split.take(indices), places=places, digests=digests)
 
-    def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """uint8 (n, channels, H, W): the preprocessed pictures at `indices`. ImageError if one went bad since."""
-        if self.pixels is not None:
+    def at(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """(n, *kept_shape): the kept examples at `indices`. ExampleError if one went bad since."""
+        if self.kept is not None:
             wanted = np.asarray(indices)
-            return self.pixels[torch.as_tensor(wanted if self.places is None else self.places[wanted])]
-        grey_max = self.preprocess.grey_max
-        decoded = [read_picture(self.split, i, grey_max=grey_max) for i in indices]
-        return torch.from_numpy(np.stack([self.preprocess.pixels(picture) for picture in decoded]))
+            return self.kept[torch.as_tensor(wanted if self.places is None else self.places[wanted])]
+        decoded = [read_example(self.split, i, self.preprocess) for i in indices]
+        return torch.from_numpy(np.stack([self.preprocess.keep(example) for example in decoded]))
+
+    def readable(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray, list[BadFile]]:
+        """`at`, without those that went bad: the others, their numbers, and what is wrong with these."""
+        try:
+            return self.at(indices), indices, []
+        except ExampleError:
+            kept, good, bad = [], [], []
+        for i in indices:
+            try:
+                kept.append(self.at([int(i)]))
+                good.append(i)
+            except ExampleError as error:
+                bad.append(self.bad_file(i, error))
+        return torch.cat(kept) if kept else torch.empty(0), np.array(good, dtype=np.int64), bad
+
+    def bad_file(self, index: int, error: ExampleError) -> BadFile:
+        """The example at `index`, with the reason why it cannot be read."""
+        return BadFile(self.split.names[index], error.message)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """All pictures of a split, read once, from which those of its parts are taken.
+    """All examples of a split, read once, from which those of its parts are taken.
 
-    pixels: as in Images, in the order of `split`; rows of unreadable pictures mean nothing. digests: of each picture.
-    bad: unreadable pictures by index. peaks: the largest value of each 16-bit grey picture, by index. is_read: False
-    for pictures that were not looked at.
+    kept: as in Examples, in the order of `split`; rows of unreadable ones mean nothing. digests: of each example.
+    bad: unreadable ones by index. facts: what `Modality.learn` wants to know, by index of those that have it.
+    is_read: False for examples that were not looked at.
     """
 
     split: Split
     preprocess: Preprocess
-    pixels: Tensor | None
+    kept: Tensor | None
     digests: list[str]
     bad: dict[int, BadFile]
-    peaks: dict[int, int]
+    facts: dict[int, Any]
     is_read: bool = True
 
-    def images(self, indices: np.ndarray | None = None) -> Images:
-        """The readable ones of the pictures at `indices` (all), which share these pixels."""
+    def examples(self, indices: np.ndarray | None = None) -> Examples:
+        """The readable ones of the examples at `indices` (all), which share this memory."""
         if indices is None:
             indices = np.arange(len(self.split))
         good = np.array([i for i in indices if i not in self.bad], dtype=np.int64)
         is_all = len(good) == len(self.split) and bool((good == np.arange(len(good))).all())
-        return Images(
+        return Examples(
             split=self.split if is_all else self.split.take(good),
             preprocess=self.preprocess,
-            pixels=self.pixels,
+            kept=self.kept,
             bad=[self.bad[int(i)] for i in indices if i in self.bad],
             places=None if is_all else good,
             digests=tuple(self.digests[i] for i in good),
@@ -97,48 +105,45 @@ class Reading:
 
 Progress = Callable[[int, int], None]
 NUM_SAMPLED = 64
-READ_CHUNK, READ_PART = 1024, 16  # pictures handed to the threads at a time, and to one of them
+READ_CHUNK, READ_PART = 1024, 16  # examples handed to the threads at a time, and to one of them
 
 
-def load_images(
+def load_examples(
     split: Split, preprocess: Preprocess, *, in_memory: bool = True, progress: Progress | None = None
-) -> Images:
-    """Read every picture of `split` once; keep the pixels if `in_memory`, else only learn which are readable."""
-    return read_images(split, preprocess, in_memory=in_memory, progress=progress).images()
+) -> Examples:
+    """Read every example of `split` once; keep them if `in_memory`, else only learn which are readable."""
+    return read_examples(split, preprocess, in_memory=in_memory, progress=progress).examples()
 
 
-def read_images(
+def read_examples(
     split: Split, preprocess: Preprocess, *, in_memory: bool = True, progress: Progress | None = None
 ) -> Reading:
-    """Read every picture of `split` once, with its digest; a stream, or shards not kept in memory, are not read."""
-    digests, bad, peaks = [""] * len(split), {}, {}  # type: ignore[var-annotated]
+    """Read every example of `split` once, with its digest; a stream, or shards not kept in memory, are not read."""
+    digests, bad, facts = [""] * len(split), {}, {}  # type: ignore[var-annotated]
     if not in_memory and split.encoded is not None and (split.encoded.is_checked or split.encoded.window):
         # Known to be good, or too long to read just for that.
-        return Reading(split, preprocess, None, _stored_digests(split), bad, peaks, is_read=False)
-    shape = (len(split), preprocess.channels, *preprocess.image_size)
-    pixels = np.empty(shape, dtype=np.uint8) if in_memory else None
+        return Reading(split, preprocess, None, _stored_digests(split), bad, facts, is_read=False)
+    whole = preprocess.keep_all(split.arrays) if in_memory and split.arrays is not None else None
+    kept = whole
+    if in_memory and kept is None:
+        kept = np.empty((len(split), *preprocess.kept_shape), dtype=preprocess.kept_dtype)
+    modality = preprocess.modality
 
     def read(index: int) -> None:
         try:
-            if split.pixels is not None:
-                picture, deep = split.pixels[index], None
-            else:
-                picture, deep = decode_deep(split.read(index), grey_max=preprocess.grey_max)
-            if deep is not None:
-                peaks[index] = int(deep.max())
-            digests[index] = picture_digest(picture if deep is None else deep)
-            if pixels is not None and not is_taken_whole:
-                pixels[index] = preprocess.pixels(picture)
-        except ImageError as error:
+            look = look_at(split, index, modality, preprocess)
+            if look.fact is not None:
+                facts[index] = look.fact
+            digests[index] = look.digest
+            if kept is not None and whole is None:
+                kept[index] = preprocess.keep(look.example)
+        except ExampleError as error:
             bad[index] = BadFile(split.names[index], error.message)
 
     def read_all(part: range) -> None:
         for index in part:
             read(index)
 
-    is_taken_whole = split.pixels is not None and _is_model_size(split.pixels, preprocess)
-    if is_taken_whole and split.pixels is not None and pixels is not None:
-        pixels[:] = split.pixels.transpose(0, 3, 1, 2)
     # Decoders, digests and resizing release the GIL, so threads keep all cores busy without copies.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(split), READ_CHUNK):
@@ -147,73 +152,80 @@ def read_images(
             list(pool.map(read_all, parts))
             if progress is not None:
                 progress(stop, len(split))
-    return Reading(
-        split, preprocess, None if pixels is None else torch.from_numpy(pixels), digests, bad, peaks
-    )
+    return Reading(split, preprocess, None if kept is None else torch.from_numpy(kept), digests, bad, facts)
+
+
+def digests_of(split: Split, modality: Modality) -> list[str]:
+    """The digests of all examples of `split`, empty for those that cannot be read; of a stream its own."""
+    if split.encoded is not None and (split.encoded.is_checked or split.encoded.window):
+        return _stored_digests(split)
+
+    def digest(index: int) -> str:
+        try:
+            return look_at(split, index, modality).digest
+        except ExampleError:
+            return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(digest, range(len(split))))
+
+
+def look_at(split: Split, index: int, modality: Modality, preprocess: Preprocess | None = None) -> Look:
+    """One example of a split for the first time. ExampleError if it cannot be read."""
+    if split.arrays is not None:
+        return Look(split.arrays[index], array_digest(split.arrays[index]))
+    return modality.look(split.read(index), preprocess)
+
+
+def read_example(split: Split, index: int, preprocess: Preprocess) -> np.ndarray:
+    """One decoded example of a split. ExampleError if it cannot be read."""
+    if split.arrays is not None:
+        return split.arrays[index]
+    return preprocess.modality.decode(split.read(index), preprocess)
 
 
 def read_again(reading: Reading, preprocess: Preprocess) -> Reading:
-    """The same pictures where `preprocess` differs in `grey_max`: those of 16 bits are decoded again."""
-    if reading.pixels is not None:
-        for index in reading.peaks:
-            picture = read_picture(reading.split, index, grey_max=preprocess.grey_max)
-            reading.pixels.numpy()[index] = preprocess.pixels(picture)
+    """The same examples with a `preprocess` made after their facts were known: those that have one are read again."""
+    if reading.kept is not None:
+        for index in reading.facts:
+            example = read_example(reading.split, index, preprocess)
+            reading.kept.numpy()[index] = preprocess.keep(example)
     return replace(reading, preprocess=preprocess)
 
 
-def sample_peaks(split: Split, indices: np.ndarray) -> dict[int, int]:
-    """`peaks` of some of the pictures at `indices`, for splits that are not read beforehand."""
+def sample_facts(split: Split, indices: np.ndarray, modality: Modality) -> dict[int, Any]:
+    """`facts` of some of the examples at `indices`, for splits that are not read beforehand."""
     window = split.encoded.window if split.encoded is not None else 0
-    step = (
-        1 if window else max(len(indices) // NUM_SAMPLED, 1)
-    )  # the first of a stream, whose middle is far away
-    peaks = {}
+    # The first of a stream, whose middle is far away.
+    step = 1 if window else max(len(indices) // NUM_SAMPLED, 1)
+    facts = {}
     for index in indices[::step][:NUM_SAMPLED].tolist():
-        with contextlib.suppress(ImageError):
-            deep = decode_deep(split.read(index))[1]
-            if deep is not None:
-                peaks[index] = int(deep.max())
-    return peaks
+        with contextlib.suppress(ExampleError):
+            fact = modality.look(split.read(index)).fact
+            if fact is not None:
+                facts[index] = fact
+    return facts
 
 
 def _stored_digests(split: Split) -> list[str]:
-    """Digests that a split's files bring along, of the pictures' bytes; empty for others."""
+    """Digests that a split's files bring along, of their bytes; empty for others."""
     stored = getattr(split.encoded, "digest", None)
     if stored is None or split.rows is None:
         return [""] * len(split)
     return [f"bytes-{stored[row]}" for row in split.rows]
 
 
-def _is_model_size(pixels: np.ndarray, preprocess: Preprocess) -> bool:
-    height, width = pixels.shape[1:3]
-    whole = (0.0, 0.0, float(width), float(height))
-    return (
-        (height, width) == preprocess.image_size
-        and pixels.shape[3] == preprocess.channels
-        and preprocess.box(height, width) == whole
-    )
+def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float, many: str) -> None:
+    """DataError, naming the first of them, if more than `max_share` of `total` examples are bad, or all.
 
-
-def read_picture(
-    split: Split, index: int, reduction: Reduction | None = None, grey_max: int = GREY16_MAX
-) -> np.ndarray:
-    """uint8 (H, W, channels): one decoded picture. reduction, grey_max: as for `decode`. ImageError if it is none."""
-    if split.pixels is not None:
-        return split.pixels[index]
-    return decode(split.read(index), reduction=reduction, grey_max=grey_max)
-
-
-def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float) -> None:
-    """DataError, naming the first of them, if more than `max_share` of `total` pictures are bad, or all.
-
-    `bad` may hold files that are no pictures of the set but might have been; `total` counts them too.
+    `bad` may hold files that are none of the set but might have been; `total` counts them too. many: their name.
     """
     if len(bad) < total and len(bad) <= max_share * total:
         return
     lines = "".join(f"\n  {file.path}: {file.reason}" for file in bad[:10])
     more = "" if len(bad) <= 10 else f"\n  and {len(bad) - 10} more"
     raise DataError(
-        f"{len(bad)} of {total} images cannot be read, more than the {max_share:.0%} allowed:{lines}{more}",
+        f"{len(bad)} of {total} {many} cannot be read, more than the {max_share:.0%} allowed:{lines}{more}",
         where="data.max_bad_share",
         hint="mend or remove them (`mixlab check DATA` lists all), or allow more with --max-bad-share",
     )

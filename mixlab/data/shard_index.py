@@ -1,4 +1,4 @@
-"""What is in tar shards: every picture's place, digest and class, and the manifest of all (see `shards`)."""
+"""What is in tar shards: every image's place, digest and class, and the manifest of all (see `shards`)."""
 
 import json
 import tarfile
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from mixlab.data.decode import MAX_BYTES
-from mixlab.data.formats import IMAGE_SUFFIXES
+from mixlab.data.images.formats import IMAGE_SUFFIXES
+from mixlab.data.modality import MAX_BYTES
 from mixlab.data.shards import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST_NAME,
     Progress,
+    bytes_digest,
     manifest_digest,
-    picture_digest,
     split_of,
 )
 from mixlab.errors import DataError
@@ -77,22 +77,22 @@ def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
 
 
 def pictures_in(path: Path) -> Contents:
-    """Of every key the picture's offset, size and digest, and what its .cls says, or its .txt where there is none."""
+    """Of every key the image's offset, size and digest, and what its .cls says, or its .txt where there is none."""
     pictures: dict[str, tuple[int, int, str]] = {}
     classes: dict[str, str] = {}
     texts: dict[str, str] = {}
     for key, suffix, offset, data in _members(path):
         if suffix in IMAGE_SUFFIXES:
             if key in pictures:
-                raise DataError(f"two pictures have the key {key}", where=str(path))
-            pictures[key] = (offset, len(data), picture_digest(data))
+                raise DataError(f"two images have the key {key}", where=str(path))
+            pictures[key] = (offset, len(data), bytes_digest(data))
         else:
             labels = classes if suffix == ".cls" else texts
             labels[key] = data.decode("utf-8", errors="replace").strip()
     labels = {key: classes.get(key, texts.get(key, "")) for key in pictures}
     unlabelled = [key for key, label in labels.items() if not label]
     if unlabelled:
-        raise DataError(f"{unlabelled[0]} has a picture but no .cls with its class", where=str(path))
+        raise DataError(f"{unlabelled[0]} has an image but no .cls with its class", where=str(path))
     return pictures, labels
 
 

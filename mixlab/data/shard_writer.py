@@ -1,4 +1,4 @@
-"""Writing shards: pictures as they are into tar files, an index of each, and the manifest of all (see `shards`)."""
+"""Writing shards: images as they are into tar files, an index of each, and the manifest of all (see `shards`)."""
 
 import csv
 import io
@@ -9,18 +9,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mixlab.data.dataset import Source, Split
-from mixlab.data.decode import decode, describe
+from mixlab.data.modality import Modality
 from mixlab.data.shard_index import BLOCK, pictures_in, write_manifest
 from mixlab.data.shards import MANIFEST_NAME, Progress, check_splits, split_of, tars_in
-from mixlab.errors import DataError, ImageError, UsageError
+from mixlab.errors import DataError, ExampleError, UsageError
 from mixlab.files import written_whole
-
-_SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of others it is the name itself
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What `write_shards` wrote: pictures written, those and files that may be pictures left out, and shards."""
+    """What `write_shards` wrote: images written, those and files that may be images left out, and shards."""
 
     num_ok: int
     num_bad: int
@@ -38,9 +36,9 @@ def write_shards(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ShardResult:
-    """Write every picture of `source`, as it is, into shards of about `shard_bytes`; unreadable ones are listed.
+    """Write every image of `source`, as it is, into shards of about `shard_bytes`; unreadable ones are listed.
 
-    Within a split the pictures are shuffled, for readers that go from front to back. `folder` must not exist; it
+    Within a split the images are shuffled, for readers that go from front to back. `folder` must not exist; it
     appears when all of it is on the disk.
     """
     if folder.exists():
@@ -57,16 +55,15 @@ def write_shards(
                 for i in order:
                     done += 1
                     try:
-                        data, suffix = _encoded(split, int(i))
-                        decode(data)
-                    except ImageError as error:
+                        data, suffix = _encoded(split, int(i), source.modality)
+                    except ExampleError as error:
                         bad.append({"path": split.names[i], "reason": error.message})
                         continue
                     writer.write(data, suffix, int(split.labels[i]))
                     if progress is not None and done % 256 == 0:
                         progress(done, total)
         if len(bad) == total + len(source.lost):
-            raise DataError("no picture can be read", where=source.name)
+            raise DataError("no image can be read", where=source.name)
         contents = {path: pictures_in(path) for path in tars_in(temporary)}
         numbers = {str(i): i for i in range(len(source.class_names))}
         manifest = write_manifest(temporary, contents, list(source.class_names), numbers)
@@ -139,7 +136,7 @@ class _Writer:
             self._close()
             path = self._folder / f"{self._split}-{self._number:06d}.tar"
             self._file = path.open("wb")
-            # The same pictures give the same bytes: no time and no user in them.
+            # The same images give the same bytes: no time and no user in them.
             self._tar = _webdataset().TarWriter(
                 self._file, encoder=False, mtime=0, user="mixlab", group="mixlab"
             )
@@ -161,19 +158,10 @@ class _Writer:
         self._close()
 
 
-def _encoded(split: Split, index: int) -> tuple[bytes, str]:
-    """The bytes of a picture and the suffix that tells their format: as they are, or pixels as PNG."""
-    if split.pixels is None:
-        data = split.read(index)
-        return data, _suffix_of(data)
-    from PIL import Image
-
-    pixels = split.pixels[index]
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "png")
-    return buffer.getvalue(), "png"
-
-
-def _suffix_of(data: bytes) -> str:
-    name = describe(data)[3]
-    return _SUFFIX_OF_FORMAT.get(name, name.lower())
+def _encoded(split: Split, index: int, modality: Modality) -> tuple[bytes, str]:
+    """The bytes of an example and the suffix that tells their format: as they are, or an array as a file."""
+    if split.arrays is not None:
+        return modality.encode(split.arrays[index])
+    content = split.read(index)
+    modality.decode(content)
+    return content, modality.suffix_of(content)

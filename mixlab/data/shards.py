@@ -1,8 +1,8 @@
-"""Pictures in tar shards, as webdataset writes and reads them, with a manifest so that no damage goes unnoticed.
+"""Images in tar shards, as webdataset writes and reads them, with a manifest so that no damage goes unnoticed.
 
 A folder of shards holds `train-000000.tar`, ... (members KEY.jpg and KEY.cls), for each shard an index
-`train-000000.index.json` with key, label, place and digest of every picture, and `manifest.json` with the class names
-and the count, size and SHA-256 of every shard and index. Pictures are read at their places, so exact order and resume
+`train-000000.index.json` with key, label, place and digest of every image, and `manifest.json` with the class names
+and the count, size and SHA-256 of every shard and index. Images are read at their places, so exact order and resume
 are the same as for files; each is compared with its digest whenever it is read.
 """
 
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.dataset import SPLIT_NAMES, Source, Split
-from mixlab.data.decode import MAX_BYTES
-from mixlab.errors import DataError, ImageError, UsageError
+from mixlab.data.images.modality import IMAGES
+from mixlab.data.modality import MAX_BYTES
+from mixlab.errors import DataError, ExampleError, UsageError
 from mixlab.files import sha256
 
 MANIFEST_NAME = "manifest.json"
@@ -29,14 +30,14 @@ MAX_MANIFEST_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
 
-def picture_digest(data: bytes) -> str:
+def bytes_digest(data: bytes) -> str:
     """Eight bytes of BLAKE2b, in hexadecimal: against damage, not against forgery."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
 class ShardPictures:
-    """`Encoded` pictures in tar files: paths of the shards, and for each row shard, offset, size and digest."""
+    """`Encoded` images in tar files: paths of the shards, and for each row shard, offset, size and digest."""
 
     paths: tuple[Path, ...]
     shard: np.ndarray
@@ -54,9 +55,9 @@ class ShardPictures:
                 file.seek(int(self.offset[row]))
                 data = file.read(int(self.size[row]))
         except OSError as error:
-            raise ImageError(f"the shard cannot be read: {error.strerror}", where=str(path)) from None
-        if picture_digest(data) != self.digest[row]:
-            raise ImageError("the shard is damaged here: the picture's digest differs", where=str(path))
+            raise ExampleError(f"the shard cannot be read: {error.strerror}", where=str(path)) from None
+        if bytes_digest(data) != self.digest[row]:
+            raise ExampleError("the shard is damaged here: the image's digest differs", where=str(path))
         return data
 
 
@@ -161,7 +162,7 @@ def _source_of(folder: Path, manifest: dict[str, Any]) -> Source:
         if count and (offset.min() < 0 or size.min() < 0 or (offset + size).max() > shard["size"]):
             raise DataError("the index points outside of the shard", where=str(index_path))
         if count and size.max() > MAX_BYTES:
-            raise DataError("the index names a picture that is too large", where=str(index_path))
+            raise DataError("the index names an image that is too large", where=str(index_path))
         by_split.setdefault(str(shard["split"]), []).append((len(names), len(names) + count))
         names += [f"{path.name}/{key}" for key in index["key"]]
         paths.append(path)
@@ -177,7 +178,9 @@ def _source_of(folder: Path, manifest: dict[str, Any]) -> Source:
         splits[split] = Split(
             names=tuple(names[row] for row in rows), labels=labels[rows], encoded=pictures, rows=rows
         )
-    return Source(name=folder.resolve().name, class_names=class_names, splits=splits, root=folder)
+    return Source(
+        name=folder.resolve().name, class_names=class_names, splits=splits, modality=IMAGES, root=folder
+    )
 
 
 def verify_shards(folder: Path, *, progress: Progress | None = None) -> list[dict[str, str]]:

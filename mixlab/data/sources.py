@@ -1,4 +1,4 @@
-"""Where labelled images come from: class folders, a CSV file, digits, or a set that torchvision knows."""
+"""Where labelled examples come from: class folders, a CSV file, digits, or a set that torchvision knows."""
 
 import difflib
 import os
@@ -10,24 +10,26 @@ import numpy as np
 
 from mixlab.data.csv_files import read_rows
 from mixlab.data.dataset import SPLIT_NAMES, Source, Split, clean_name
-from mixlab.data.known import TORCHVISION_NAMES, open_digits, open_torchvision
+from mixlab.data.images.known import TORCHVISION_NAMES, open_torchvision
 from mixlab.data.listing import (
     HIDDEN,
     LOOSE,
     OWN,
     SYSTEM,
     Skips,
+    files_below,
+    files_in,
     is_own,
-    pictures_below,
-    pictures_in,
+    modality_in,
     subfolders,
 )
+from mixlab.data.modality import MODALITIES, SETS, Modality
 from mixlab.data.shards import open_shards
 from mixlab.errors import DataError, UsageError, path_text
 from mixlab.escape import readable
 
-_LAYOUT = "lay it out as FOLDER/CLASS/IMAGE, or as FOLDER/train/CLASS/IMAGE with val and test beside train"
-SOURCE_NAMES: tuple[str, ...] = ("digits", *TORCHVISION_NAMES)
+_LAYOUT = "lay it out as FOLDER/CLASS/FILE, or as FOLDER/train/CLASS/FILE with val and test beside train"
+SOURCE_NAMES: tuple[str, ...] = (*SETS, *TORCHVISION_NAMES)
 Row = tuple[str, str, str]  # path, class, split
 
 
@@ -59,11 +61,13 @@ def open_source(
         return _open_folder(path, for_evaluation)
     if os.path.isfile(path):
         if path.suffix.lower() in (".csv", ".tsv"):
-            return _source_of_files(path.stem, path, read_rows(path), Skips(), for_evaluation)
+            rows = read_rows(path)
+            modality = _modality_of(rows)
+            return _source_of_files(path.stem, path, modality, rows, Skips(), for_evaluation)
         raise UsageError("a data set is a folder, a .csv file or a known name", where=data)
     name = data.lower()
-    if name == "digits":
-        return open_digits()
+    if name in SETS:
+        return SETS[name]()
     if name in TORCHVISION_NAMES:
         return open_torchvision(name, Path(os.path.expanduser(data_dir or "data")), download)
     known = "known names: " + ", ".join(SOURCE_NAMES)
@@ -77,50 +81,55 @@ def open_source(
 
 def _open_folder(root: Path, for_evaluation: bool) -> Source:
     if is_own(root):
-        hint = "name the folder of pictures; `mixlab evaluate RUN` measures a run on its own data"
+        hint = "name the folder of the data; `mixlab evaluate RUN` measures a run on its own data"
         raise DataError("this folder was written by mixlab, it is no data set", where=str(root), hint=hint)
-    skips = Skips()
-    splits = _split_folders(root, skips)
+    skips, modality = Skips(), modality_in(root)
+    splits = _split_folders(root, modality, skips)
     rows: list[Row] = []
     empty: list[str] = []
     for split, folder in (splits or {"all": root}).items():
         # While the root's own folders were looked at, `skips` had them already.
         classes = subfolders(folder, skips if splits else None)
-        loose = pictures_in(folder, skips)
-        looked_at = {path: _images_of(path, skips) for path in classes}
-        found = {path: images for path, images in looked_at.items() if images is not None}
+        loose = files_in(folder, modality, skips)
+        looked_at = {path: _files_of(path, modality, skips) for path in classes}
+        found = {path: files for path, files in looked_at.items() if files is not None}
         if not found:
-            text = f"{len(loose)} images without class folders" if loose else "no class folders and no images"
+            many = modality.many
+            text = (
+                f"{len(loose)} {many} without class folders" if loose else f"no class folders and no {many}"
+            )
             raise DataError(text, where=str(folder), hint=_LAYOUT)
-        for image in loose:
-            skips.add(LOOSE, image)
+        for file in loose:
+            skips.add(LOOSE, file)
         _refuse_one_name_for_two(found, folder)
         rows += [
-            (image, unicodedata.normalize("NFC", path.name), split)
-            for path, images in found.items()
-            for image in images
+            (file, unicodedata.normalize("NFC", path.name), split)
+            for path, files in found.items()
+            for file in files
         ]
         if not (for_evaluation or split in ("val", "test")):
-            empty += [os.path.relpath(path, root) for path, images in found.items() if not images]
+            empty += [os.path.relpath(path, root) for path, files in found.items() if not files]
     if not rows:
-        raise DataError("no images in any class folder", where=str(root), hint=_LAYOUT)
+        raise DataError(f"no {modality.many} in any class folder", where=str(root), hint=_LAYOUT)
     if empty:
         raise DataError(
-            f"class folders without images: {_some(empty)}", where=str(root), hint="remove them or fill them"
+            f"class folders without {modality.many}: {_some(empty)}",
+            where=str(root),
+            hint="remove them or fill them",
         )
-    return _source_of_files(root.resolve().name, root, rows, skips, for_evaluation)
+    return _source_of_files(root.resolve().name, root, modality, rows, skips, for_evaluation)
 
 
-def _split_folders(root: Path, skips: Skips) -> dict[str, Path]:
+def _split_folders(root: Path, modality: Modality, skips: Skips) -> dict[str, Path]:
     """The folders that are splits, by split; empty where the folders are classes. DataError where it is unclear.
 
-    A folder called train that holds pictures and no folders is a class, if there are other classes.
+    A folder called train that holds files and no folders is a class, if there are other classes.
     """
     folders = subfolders(root, skips)
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if not named:
         return {}
-    others = [f for f in folders if f not in named and pictures_below(f)]
+    others = [f for f in folders if f not in named and files_below(f, modality)]
     if others and not any(subfolders(folder) for folder in named):
         return {}
     splits: dict[str, Path] = {}
@@ -137,18 +146,18 @@ def _split_folders(root: Path, skips: Skips) -> dict[str, Path]:
             f"both split folders ({_some(f.name for f in named)}) and others ({_some(f.name for f in others)})",
             where=str(root),
             hint=f"if they are splits, of the classes {classes}, move the others away; if all are classes, list the "
-            "pictures in a CSV file (path,label)",
+            "files in a CSV file (path,label)",
         )
     return splits
 
 
-def _images_of(folder: Path, skips: Skips) -> list[str] | None:
-    """The pictures of a class folder; None if there is nothing in it but what mixlab or a system wrote."""
+def _files_of(folder: Path, modality: Modality, skips: Skips) -> list[str] | None:
+    """The examples of a class folder; None if there is nothing in it but what mixlab or a system wrote."""
     inside = Skips()
-    images = pictures_below(folder, inside)
+    files = files_below(folder, modality, inside)
     skips.update(inside)
     is_others = bool(inside.counts) and inside.counts.keys() <= {OWN, SYSTEM, HIDDEN}
-    return None if not images and is_others else images
+    return None if not files and is_others else files
 
 
 def _refuse_one_name_for_two(folders: Iterable[Path], where: Path) -> None:
@@ -165,11 +174,11 @@ def _refuse_one_name_for_two(folders: Iterable[Path], where: Path) -> None:
 
 
 def _source_of_files(
-    name: str, root: Path, rows: Sequence[Row], skips: Skips, for_evaluation: bool
+    name: str, root: Path, modality: Modality, rows: Sequence[Row], skips: Skips, for_evaluation: bool
 ) -> Source:
     """A source from (path, class, split), once its classes make sense."""
     if not rows:
-        raise DataError("no images", where=str(root))
+        raise DataError(f"no {modality.many}", where=str(root))
     class_names = tuple(sorted({label for _, label, _ in rows}))
     if len(class_names) == 1 and not for_evaluation:
         hint = "a classifier needs two or more; " + _LAYOUT
@@ -196,7 +205,20 @@ def _source_of_files(
             names = tuple(readable(path) for path in paths)
             labels = np.array([index[label] for _, label, _ in part], dtype=np.int64)
             splits[split] = Split(names=names, labels=labels, paths=None if names == paths else paths)
-    return Source(name=name, class_names=class_names, splits=splits, root=root, skipped=skips.result())
+    return Source(
+        name=name,
+        class_names=class_names,
+        splits=splits,
+        modality=modality,
+        root=root,
+        skipped=skips.result(),
+    )
+
+
+def _modality_of(rows: Sequence[Row]) -> Modality:
+    """What kind of example most of the files in a CSV file are, by their names; the first kind, if none."""
+    suffixes = [os.path.splitext(path)[1].lower() for path, _, _ in rows]
+    return max(MODALITIES.values(), key=lambda one: sum(suffix in one.suffixes for suffix in suffixes))
 
 
 def _some(names: Iterable[str]) -> str:

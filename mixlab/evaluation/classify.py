@@ -34,7 +34,7 @@ def classify(
     quick = fast(model.eval())
     parts = []
     for batch in batches:
-        logits = quick(batch.image.to(device)).float().cpu()[: len(batch.label)]
+        logits = quick(batch.inputs.to(device)).float().cpu()[: len(batch.label)]
         log_probs = F.log_softmax(logits, dim=1)
         confidence, predicted = log_probs.exp().max(dim=1)
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices

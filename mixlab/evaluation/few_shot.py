@@ -114,7 +114,7 @@ def extract_features(
     model.eval()
     found, labels = [], []
     for batch in batches:
-        found.append(_features(model, batch.image.to(device)).float().cpu().numpy())
+        found.append(_features(model, batch.inputs.to(device)).float().cpu().numpy())
         labels.append(batch.label.numpy())
     model.train(was_training)
     if not found:

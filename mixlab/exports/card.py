@@ -17,8 +17,8 @@ from mixlab.report.run_log import read_run_log
 MAX_CARD_BYTES = 4 * 2**20
 
 LIMITS = (
-    "It knows the classes below and no others: any picture gets one of them. Its probabilities come from "
-    "pictures like those it was trained on and say little about others. It was not examined for bias or for safety."
+    "It knows the classes below and no others: any image gets one of them. Its probabilities come from "
+    "images like those it was trained on and say little about others. It was not examined for bias or for safety."
 )
 
 
@@ -31,9 +31,9 @@ def write_card(
     """
     facts = _facts(run)
     name = display_name(weights.model_settings["name"])
-    cost = measure_cost(weights.model, weights.preprocess.image_size, in_channels=weights.preprocess.channels)
+    cost = measure_cost(weights.model, weights.preprocess.input_size, in_channels=weights.preprocess.channels)
     data = data or str(without_places(str(weights.provenance.get("data", "not stated"))))
-    size = "x".join(map(str, weights.preprocess.image_size))
+    size = "x".join(map(str, weights.preprocess.input_size))
     test = facts.get("test")
     if test and not (test.get("num_images") and test.get("num_correct") is not None):
         test = None
@@ -55,7 +55,7 @@ def write_card(
     lines += ["---", "", f"# {name}, {for_markdown(data)}", ""]
     lines += [
         f"An image classifier of {cost.num_parameters:,} parameters and {cost.macs / 1e6:,.1f} million "
-        f"multiply-accumulates a picture of {size} pixels, made of nothing but MLPs over patches and channels "
+        f"multiply-accumulates an image of {size} pixels, made of nothing but MLPs over patches and channels "
         "(MLP-Mixer, Tolstikhin et al. 2021, arXiv 2105.01601"
         + (
             "; a hierarchical one of mixlab's own)."

@@ -1,4 +1,4 @@
-"""What goes into an exported graph around a model: pixels to its input, and any picture to pixels.
+"""What goes into an exported graph around a model: kept examples to its input, and any image to pixels.
 
 All of it is sums, products and comparisons of tensors, so that every runtime can have it.
 """
@@ -7,11 +7,32 @@ import PIL
 import torch
 from torch import Tensor, nn
 
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
+from mixlab.data.modality import Preprocess
 from mixlab.errors import UsageError
 
 LUMA = (19595, 38470, 7471)  # ITU-R 601 in 1/65536, as Pillow has it
 PILLOW_MAJOR = int(PIL.__version__.split(".")[0])
+
+
+def graph_of(model: nn.Module, preprocess: Preprocess) -> nn.Module:
+    """From examples as `Preprocess.to_graph` gives them to logits."""
+    return (
+        PixelModel(model, preprocess)
+        if isinstance(preprocess, ImagePreprocess)
+        else KeptModel(model, preprocess)
+    )
+
+
+class KeptModel(nn.Module):
+    """Kept examples (B, *kept_shape) -> logits (B, K)."""
+
+    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.model, self.preprocess = model, preprocess
+
+    def forward(self, examples: Tensor) -> Tensor:
+        return self.model(self.preprocess.to_input(examples))
 
 
 class PixelModel(nn.Module):
@@ -21,7 +42,7 @@ class PixelModel(nn.Module):
     shift: Tensor
     order: Tensor | None
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, model: nn.Module, preprocess: ImagePreprocess) -> None:
         super().__init__()
         self.model = model
         mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
@@ -38,39 +59,39 @@ class PixelModel(nn.Module):
         return self.model(image)
 
 
-class PictureModel(nn.Module):
-    """One RGB picture of any size, uint8 (height, width, 3) -> logits (1, K): crop and scale as `Preprocess` does."""
+class ImageModel(nn.Module):
+    """One RGB image of any size, uint8 (height, width, 3) -> logits (1, K): crop and scale as `Preprocess` does."""
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, model: nn.Module, preprocess: ImagePreprocess) -> None:
         super().__init__()
         self.pixels = Scale(preprocess)
         self.classify = PixelModel(model, preprocess)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        return self.classify(self.pixels(picture)[None])
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classify(self.pixels(image)[None])
 
 
 class Scale(nn.Module):
-    """RGB picture uint8 (height, width, 3) -> whole numbers, float32 (model height, model width, channels).
+    """RGB image uint8 (height, width, 3) -> whole numbers, float32 (model height, model width, channels).
 
     Pillow's antialiased resampling as a product with a matrix for each side, rounded after each and in the order of
     the Pillow that is installed: along the rows first, but from version 13 on second where the height loses more than
     twice as many pixels as the width.
     """
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    def __init__(self, preprocess: ImagePreprocess) -> None:
         super().__init__()
         if preprocess.fit not in ("crop", "stretch", "resize-crop"):
             raise UsageError(f"there is no graph for the fit {preprocess.fit!r}", where="--resize-in-graph")
         self.preprocess = preprocess
 
-    def forward(self, picture: Tensor) -> Tensor:
-        own, image = self.preprocess, picture.float()
+    def forward(self, image: Tensor) -> Tensor:
+        own, shape, image = self.preprocess, image.shape, image.float()
         if own.channels == 1:
             parts = (weight * image[..., channel] for channel, weight in enumerate(LUMA))
             image = torch.floor((sum(parts, torch.zeros(())) + 32768) / 65536)[..., None]
         # Lengths as tensors: a graph for any size must compute with them.
-        rows, columns = torch.arange(picture.shape[0]), torch.arange(picture.shape[1])
+        rows, columns = torch.arange(shape[0]), torch.arange(shape[1])
         height, width = (rows[-1] + 1).double(), (columns[-1] + 1).double()
         top, bottom, left, right = self._box(height, width)
         across = self._matrix(columns, left, right, own.image_size[1])

@@ -1,6 +1,6 @@
 """An ONNX model with 8-bit products: `mixlab export --int8`.
 
-ONNX Runtime's static quantisation (QDQ), ranges from calibration pictures, int8 weights by channel. Each product's
+ONNX Runtime's static quantisation (QDQ), ranges from calibration images, int8 weights by channel. Each product's
 own damage is measured first; if all of them together cost too much accuracy, the worst go back to float32 one by one.
 """
 
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from mixlab.errors import MixlabError, UsageError
-from mixlab.exports.export import INPUT
 from mixlab.exports.runtimes import METADATA_KEY, OUTPUT, Runner, quiet
 from mixlab.files import written_whole
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 NUM_CALIBRATION, CALIBRATION_BATCH = 512, 64
 PERCENTILE = 99.99
-MAX_LOSS = 0.003  # of accuracy on the pictures that the choice is made on
+MAX_LOSS = 0.003  # of accuracy on the images that the choice is made on
 SPEED_BATCH, SPEED_ROUNDS = 16, 7
 
 
@@ -30,7 +29,7 @@ def quantise(
 ) -> dict[str, Any]:
     """Write `source`, an ONNX file of `export`, with 8-bit products to `destination`.
 
-    calibration: uint8 (n, height, width, channels), pictures that ranges are taken and products chosen on; labels:
+    calibration: uint8 (n, height, width, channels), images that ranges are taken and products chosen on; labels:
     int (n,) of them. Returns the accuracy on them before and after, and a row for each product.
     """
     import onnx
@@ -39,7 +38,7 @@ def quantise(
     names = _products(model)
     if not names:
         raise UsageError("there is no product to quantise in this model", where=str(source))
-    ranges = _ranges(source, _batches(calibration[:NUM_CALIBRATION], INPUT))
+    ranges = _ranges(source, _batches(calibration[:NUM_CALIBRATION], model.graph.input[0].name))
     before = run_session(source.read_bytes(), threads)
     exact = _logits(before, calibration)
     top1 = _accuracy(exact, labels)
@@ -98,7 +97,7 @@ def compare_speed(first: Path, second: Path, pixels: np.ndarray, threads: int) -
 
 
 def accuracy_of(path: Path, pixels: np.ndarray, labels: np.ndarray, threads: int) -> float:
-    """Share of pictures uint8 (n, height, width, channels) whose label an exported ONNX model says."""
+    """Share of images uint8 (n, height, width, channels) whose label an exported ONNX model says."""
     return _accuracy(_logits(run_session(path.read_bytes(), threads), pixels), labels)
 
 

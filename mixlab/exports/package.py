@@ -1,4 +1,4 @@
-"""A zip that says what is in pictures wherever ONNX Runtime is: `mixlab package`."""
+"""A zip that says what is in images wherever ONNX Runtime is: `mixlab package`."""
 
 import importlib.resources
 import tempfile
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.checkpoint.store import Weights
+from mixlab.data.images.preprocess import for_images
 from mixlab.errors import UsageError
 from mixlab.exports.card import with_use
 from mixlab.exports.export import export
@@ -21,15 +22,16 @@ REQUIREMENTS = "numpy\nonnxruntime\npillow\n"
 
 
 def write_package(
-    weights: Weights, destination: Path, card: str, pictures: Sequence[np.ndarray]
+    weights: Weights, destination: Path, card: str, examples: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Write the zip; what `mixlab package --json` prints. pictures: as for `export`."""
+    """Write the zip; what `mixlab package --json` prints. examples: as for `export`."""
     if destination.exists():
         raise UsageError("it exists already", where=str(destination), hint="choose another --out")
+    for_images(weights.preprocess, "a package")
     program = importlib.resources.files("mixlab.exports").joinpath("standalone.py").read_text()
     with tempfile.TemporaryDirectory() as folder, written_whole(destination) as temporary:
         model = Path(folder) / "model.onnx"
-        result = export(weights, model, to="onnx", pictures=pictures)
+        result = export(weights, model, to="onnx", examples=examples)
         for name, text in {
             "predict.py": program,
             "requirements.txt": REQUIREMENTS,

@@ -1,4 +1,4 @@
-"""What is in pictures, by a model that mixlab exported: python predict.py picture.jpg ...
+"""What is in images, by a model that mixlab exported: python predict.py picture.jpg ...
 
 Needs onnxruntime, numpy and Pillow; model.onnx beside this file has its class names and preprocessing inside.
 """
@@ -16,7 +16,7 @@ Image.MAX_IMAGE_PIXELS = 50_000_000  # Pillow warns above that, and refuses twic
 
 
 def read_picture(path: str, preprocess: dict) -> np.ndarray:
-    """A picture file -> uint8 (height, width, channels) at model size."""
+    """An image file -> uint8 (height, width, channels) at model size."""
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode == "F":
         raise OSError("pixels are floating-point numbers of unknown range; save as 8 or 16 bits")

@@ -1,7 +1,7 @@
 """Models of other families to compare a Mixer with: timm's own classes, in sizes for small images.
 
 `timm/baseline_NAME` in a recipe. timm's named sizes are for 224 pixels and hundreds of times as much computing.
-Counts are multiply-accumulates of a 32 x 32 picture with 10 classes.
+Counts are multiply-accumulates of a 32 x 32 image with 10 classes.
 """
 
 from typing import Any

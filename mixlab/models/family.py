@@ -69,7 +69,7 @@ class ModelKeys:
     """Settings that all families have.
 
     name: a name from `mixlab models`, `mixer_SIZE` with any patch side (in a recipe also without, then the one that
-        suits the pictures; or `mixer_pyramid`, then also the size that suits the --budget), or `timm/NAME`.
+        suits the images; or `mixer_pyramid`, then also the size that suits the --budget), or `timm/NAME`.
     patch_size, hidden_dim, token_mlp_dim, channel_mlp_dim, num_blocks: replace the named size's value.
     stochastic_depth: drop probability of the last block's branches (timm models: their drop_path_rate).
     head_bias, branch_init_scale: initial values of a Mixer, see `MixerConfig`.
@@ -79,7 +79,7 @@ class ModelKeys:
     name: str | None = setting(
         None, "A name from `mixlab models`, or timm/NAME; auto suits the data.", "common"
     )
-    patch_size: int | None = setting(None, "Side of a patch in pixels; auto suits the pictures.", "common")
+    patch_size: int | None = setting(None, "Side of a patch in pixels; auto suits the images.", "common")
     hidden_dim: int | None = setting(None, "Width C of a token; auto is the named size's.")
     token_mlp_dim: int | None = setting(None, "Width D_S of the token-mixing MLP; auto is the named size's.")
     channel_mlp_dim: int | None = setting(

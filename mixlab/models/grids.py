@@ -21,8 +21,8 @@ def resample_grid(model: Mixer, image_size: tuple[int, int], patch_size: int | N
     Token mixing reads the new tokens through R (S, T), which brings a map on the new grid to the old one, and
     writes through V (T, S) back to the new: W1' = W1 R, W2' = V W2, b2' = V b2. Along each axis R and V average
     over areas where they shrink and interpolate cubically where they grow; their rows sum to one, so what is
-    constant over the picture stays so. The stem reads a patch of another side in the same way, so a model with
-    patches k times as large is exactly the old one on pictures averaged over k x k pixels. A pyramid's axial maps are
+    constant over the image stays so. The stem reads a patch of another side in the same way, so a model with
+    patches k times as large is exactly the old one on images averaged over k x k pixels. A pyramid's axial maps are
     read and written so along their own axis.
     The same grid and patch give the same weights, bit for bit.
     """

@@ -91,7 +91,7 @@ def _axes(order: Tensor, grid: tuple[int, int], what: str) -> _Axes:
 
 
 def _unit_order(order: Tensor, mixing: ShiftMlp) -> Tensor:
-    """Which hidden unit takes the place of each, so that every one still looks where it looked in the picture."""
+    """Which hidden unit takes the place of each, so that every one still looks where it looked in the image."""
     what = "shifts absorb the symmetries of the grid only: mirrored or turned, not shuffled"
     axes = _axes(order, mixing.grid, what)
     signs = []

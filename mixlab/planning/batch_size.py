@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from mixlab.data.augment import LONG, settled
 from mixlab.device import memory_bytes, peak_memory_bytes
 from mixlab.errors import TrainingError, UsageError, is_out_of_memory
+from mixlab.planning.budget import FOREVER
 from mixlab.planning.draft import UNKNOWN_STEPS, Draft
 from mixlab.training.build import new_model
 from mixlab.training.choose import needs_all_ranks
@@ -23,7 +23,26 @@ MEMORY_SHARE = 0.8  # of the memory: the rest is for evaluation, snapshots of a 
 STEPS = 2  # of training at each size: the optimizer's state appears in the first
 
 
-def decide_batch_size(draft: Draft) -> Draft:
+class Memory:
+    """The memory that a training takes."""
+
+    def used(self, device: torch.device) -> int:
+        """Most of it that this process has held so far, in bytes."""
+        if device.type == "cuda":
+            return int(torch.cuda.max_memory_reserved(device))
+        return peak_memory_bytes()
+
+    def total(self, device: torch.device, world: World) -> float:
+        """What there is for this process, in bytes."""
+        if device.type == "cuda":
+            return float(torch.cuda.get_device_properties(device).total_memory)
+        return memory_bytes() / world.local_size
+
+
+MEMORY = Memory()
+
+
+def decide_batch_size(draft: Draft, memory: Memory = MEMORY) -> Draft:
     """The draft with a batch size, where its recipe leaves it open.
 
     Doubled until the next would not fit, or there are no more images. On a GPU it is tried until memory runs out; on
@@ -42,20 +61,20 @@ def decide_batch_size(draft: Draft) -> Draft:
     model = new_model(plan, session.silent())
     limit = max(count // world.size // recipe.accumulate, 1)
     # Images a process.
-    size, fits = 1 + needs_two(model, preprocess.image_size, preprocess.channels), 0
+    size, fits = 1 + needs_two(model, preprocess.input_size, preprocess.channels), 0
     if size > limit:
         check_parts(replace(recipe, batch_size=recipe.accumulate * world.size), model, count, world.size)
-    before = _used(device)
+    before = memory.used(device)
     while size <= limit:
         world.now(f"trying a batch of {size * world.size}")
-        need = _try(draft, _for_trial(recipe, size), model)
+        need = _try(draft, _for_trial(recipe, size), model, memory)
         # All ranks go on or stop together; a negative maximum is a minimum.
         if -world.all_reduce_max([-(need is not None)])[0] != 1 or need is None:
             break
         # Linear in the size, from the last two; after the first one there is only the second to try.
         following = need + (2 * (need - before) if fits else 0)
         before, fits = need, size
-        if world.all_reduce_max([following > MEMORY_SHARE * _memory(device, world)])[0]:
+        if world.all_reduce_max([following > MEMORY_SHARE * memory.total(device, world)])[0]:
             break
         size *= 2
     if not fits:
@@ -76,7 +95,6 @@ def decide_batch_size(draft: Draft) -> Draft:
 def _for_trial(recipe: Recipe, size: int) -> Recipe:
     return replace(
         recipe.for_one_process(),
-        augment=settled(recipe.augment, LONG),
         batch_size=size * recipe.accumulate,
         compile=False,
     )
@@ -92,15 +110,16 @@ class _FewSteps(Course):
         return self._clock.step >= STEPS
 
 
-def _try(draft: Draft, recipe: Recipe, model: torch.nn.Module) -> int | None:
+def _try(draft: Draft, recipe: Recipe, model: torch.nn.Module, memory: Memory) -> int | None:
     """Peak memory in bytes of a few steps on a copy, by this process alone; None if memory ran out."""
     plan, device = draft.plan(UNKNOWN_STEPS, recipe), draft.session.device
     clock = Clock(UNKNOWN_STEPS)
     course = _FewSteps(clock)
     try:
         state = TrainState(copy.deepcopy(model), recipe, plan.objective, device)
-        fit(state, batches(plan, state, clock, course, num_workers=0), clock, course)
-        return _used(device)
+        augment = plan.modality.settled(plan.augment, FOREVER)
+        fit(state, batches(plan, state, clock, course, augment=augment, num_workers=0), clock, course)
+        return memory.used(device)
     except (MemoryError, OutOfMemoryError):
         return None
     except RuntimeError as error:  # of the copy itself
@@ -111,16 +130,3 @@ def _try(draft: Draft, recipe: Recipe, model: torch.nn.Module) -> int | None:
         state = None  # type: ignore[assignment]  # frees it before the card gives its memory back
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _used(device: torch.device) -> int:
-    """Most memory that this process has held so far, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved(device))
-    return peak_memory_bytes()
-
-
-def _memory(device: torch.device, world: World) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    return memory_bytes() / world.local_size

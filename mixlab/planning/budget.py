@@ -4,7 +4,6 @@ import re
 import time
 from dataclasses import replace
 
-from mixlab.data.augment import LONG, settled
 from mixlab.data.loader import evaluation_batches
 from mixlab.errors import UsageError
 from mixlab.evaluation.classify import classify
@@ -22,6 +21,7 @@ REPORT_SECONDS = 12.0  # figures, report and leaving Python, on two cores; measu
 MEASURE_SHARE = 0.01  # of the budget, spent measuring; the clock of the training goes on with it
 WAIT_SHARE = 0.1  # of what is left of it, at most, until what is measured computes as it will
 SPARE_SHARE = 0.01  # of the budget, kept for a machine that slows down
+FOREVER = 1e9  # epochs
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -84,7 +84,7 @@ def _measure(draft: Draft, measure_seconds: float, end: float) -> tuple[float, f
 
 
 def for_measuring(recipe: Recipe) -> Recipe:
-    """The recipe of a trial: nothing compiled, and no picture read before its steps."""
+    """The recipe of a trial: nothing compiled, and no example read before its steps."""
     return replace(recipe, compile=False, whiten_stem=False)
 
 
@@ -120,16 +120,16 @@ def measure_steps(plan: Plan, trial: TrainState, measure_seconds: float, end: fl
     """Seconds that a step takes, reading included, from steps for about `measure_seconds`, not far beyond `end`."""
     watch, clock = _Stopwatch(trial, measure_seconds, end), Clock(UNKNOWN_STEPS)
     # The most expensive augmentation, as long as nobody knows the length.
-    augment = settled(plan.recipe.augment, LONG)
+    augment = plan.modality.settled(plan.augment, FOREVER)
     fit(trial, batches(plan, trial, clock, watch, augment=augment), clock, watch)
     return watch.step_seconds
 
 
 def _evaluation_speed(plan: Plan, trial: TrainState) -> float:
-    """Seconds to read and classify one picture, on a few batches."""
-    images = plan.data.val if plan.data.val is not None else plan.data.train
+    """Seconds to read and classify one example, on a few batches."""
+    examples = plan.data.val if plan.data.val is not None else plan.data.train
     began, done = time.monotonic(), 0
-    for batch in evaluation_batches(images, plan.recipe.batch_size):
+    for batch in evaluation_batches(examples, plan.recipe.batch_size):
         done += len(classify(trial.model, [batch], trial.device).label)
         if time.monotonic() - began > 1.0:
             break

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mixlab.checkpoint.store import Weights
-from mixlab.data.augment import settled
 from mixlab.data.order import steps_per_epoch
 from mixlab.training.objectives import Objective, Preparation
 from mixlab.training.plan import Plan
@@ -88,8 +87,9 @@ class Draft:
 
     def with_augment(self, num_steps: int) -> "Draft":
         """The draft with its augmentation decided for a training of `num_steps`."""
-        augment = settled(self.recipe.augment, num_steps / self.steps_per_epoch)
-        return replace(self, recipe=replace(self.recipe, augment=augment))
+        modality = self.data.source.modality
+        settled = modality.settled(getattr(self.recipe, modality.part), num_steps / self.steps_per_epoch)
+        return replace(self, recipe=replace(self.recipe, **{modality.part: settled}))
 
     def plan(self, num_steps: int, recipe: Recipe | None = None) -> Plan:
         """The plan of a training of `num_steps`, which may be one that is thrown away; recipe: another one."""

@@ -54,7 +54,7 @@ class LrGrid:
             raise UsageError(
                 "nothing is held out to judge learning rates on",
                 where="--lr-grid",
-                hint="give --val-fraction 0.1, and more than one picture of each class",
+                hint="give --val-fraction 0.1, and more than one image of each class",
             )
 
     def decide(self, draft: Draft, num_steps: int) -> Draft:

@@ -1,6 +1,6 @@
 """`make_plan`: opens the data and takes every decision that a request leaves open, once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -29,17 +29,11 @@ from mixlab.training.small_sets import describe_absent, why_not_tested
 from mixlab.training.splits import split_source
 from mixlab.training.tracking import check_tracker
 
-
-def make_plan(request: Request, session: Session) -> Plan:
-    """The plan of what is asked for. UsageError, before anything is read, where it cannot be done."""
-    draft = _begin(request, session)
-    for decide in DECISIONS:
-        draft = decide(draft)
-    return draft.finished()
+Decision = Callable[[Draft], Draft]
 
 
 def _begin(request: Request, session: Session) -> Draft:
-    """What follows from the data and the weights alone, with all pictures read."""
+    """What follows from the data and the weights alone, with all examples read."""
     world, screen = session.world, session.screen
     autocast(session.device, request.recipe.precision)  # raises if this device does not have it
     check_tracker(session.tracker)
@@ -51,10 +45,10 @@ def _begin(request: Request, session: Session) -> Draft:
     if request.trials is not None:
         request.trials.check("val" in splits)
     if initial is not None:
-        recipe, initial = fit_initial(recipe, initial)
+        recipe, initial = fit_initial(recipe, initial, source.modality)
     may_choose = request.budget_seconds is not None and is_size_open(recipe)
     recipe = world.run_on_main(lambda: _resolved(recipe, splits["train"], source, session))
-    # Before reading the pictures, which may take long.
+    # Before reading the examples, which may take long.
     check_model(recipe, len(source.class_names), len(splits["train"]), world.size)
     num_images = world.local_size * len(splits["train"])
     preparation = objective_module(recipe).begin(recipe, source.class_names, num_images)
@@ -81,12 +75,12 @@ def _say_of_splits(source: Source, splits: dict[str, Split], session: Session) -
 
 
 def _resolved(recipe: Recipe, train: Split, source: Source, session: Session) -> Recipe:
-    resolved = resolve(recipe, train, session.world.local_size, len(source))
+    resolved = resolve(recipe, train, source.modality, session.world.local_size, len(source))
     return pick_precision(resolved, session.device, session.world.size)
 
 
 def read_everywhere(world: World, read: Callable[[], tuple[Recipe, Prepared]]) -> tuple[Recipe, Prepared]:
-    """What `read` gives, and that all ranks have the same training pictures."""
+    """What `read` gives, and that all ranks have the same training images."""
     world.now("reading the data set")
     recipe, data = read()
     train = data.train.split
@@ -117,7 +111,7 @@ def decide_by_trials(draft: Draft) -> Draft:
 
 
 # In this order: each knows what those before it have decided.
-DECISIONS: tuple[Callable[[Draft], Draft], ...] = (
+DECISIONS: tuple[Decision, ...] = (
     decide_batch_size,
     decide_length,
     decide_objective,
@@ -125,3 +119,14 @@ DECISIONS: tuple[Callable[[Draft], Draft], ...] = (
     decide_steps,
     decide_by_trials,
 )
+
+
+def make_plan(request: Request, session: Session, decisions: Sequence[Decision] = DECISIONS) -> Plan:
+    """The plan of what is asked for. UsageError, before anything is read, where it cannot be done.
+
+    decisions: what is decided, each knowing what those before it have.
+    """
+    draft = _begin(request, session)
+    for decide in decisions:
+        draft = decide(draft)
+    return draft.finished()

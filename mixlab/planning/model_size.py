@@ -1,6 +1,7 @@
 """`--budget` chooses the size of a pyramid: by what each size reached on CIFAR-10, and this machine's speed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,12 +12,15 @@ from mixlab.models.catalog import DIMENSIONS, OPEN_SIZES, name_with_patch
 from mixlab.planning.budget import for_measuring, measure_steps
 from mixlab.planning.draft import UNKNOWN_STEPS, Draft
 from mixlab.training.build import build
+from mixlab.training.plan import Plan
 from mixlab.training.recipe import Recipe
+from mixlab.training.step import TrainState
 
 MEASURE_SHARE, MEASURE_SECONDS = 0.004, 5.0  # of the budget, and at most, for each size measured
 USABLE_SHARE = 0.95  # of what is left of the budget: the rest goes into evaluation and report
 MUCH_WORSE = 1.1  # times the least error so far: larger models than one that bad are not measured
 IMAGES = 45_000  # that an epoch of the runs below had
+Measure = Callable[[Plan, TrainState, float, float], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class SizeCurve:
 # From the smallest to the largest. Runs of `small_images` on CIFAR-10, validation accuracy (LOG.md, 2026-11-28 and
 # 29): one seed each, of Micro/2's second and third three, and its second and fourth were 3 and 7 epochs of 40,000
 # images; Mini's longest is of the recipe before, with cosine decay and a stem that was not whitened. Which curve is
-# best matters here, not how hard the person's own pictures are.
+# best matters here, not how hard the person's own images are.
 SIZE_CURVES = (
     SizeCurve(model="mixer_pyramid_micro", coarse=2, runs=((1, 0.397), (3, 0.301), (10, 0.196))),
     SizeCurve(
@@ -65,10 +69,11 @@ def is_size_open(recipe: Recipe) -> bool:
     return model.name in OPEN_SIZES and all(value is None for value in given)
 
 
-def decide_model_size(draft: Draft) -> Draft:
+def decide_model_size(draft: Draft, measure: Measure = measure_steps) -> Draft:
     """The draft with the curve whose error should be the least at the end of its budget, if it may choose.
 
-    Sizes are measured from the smallest on, until one would do clearly worse than the best so far.
+    Sizes are measured from the smallest on, until one would do clearly worse than the best so far. measure: as
+    `measure_steps`, seconds of a step.
     """
     end = draft.end
     if end is None or not draft.may_choose_size:
@@ -80,9 +85,9 @@ def decide_model_size(draft: Draft) -> Draft:
         plan = candidate.plan(UNKNOWN_STEPS, for_measuring(candidate.recipe))
         try:
             trial = build(plan, draft.session.silent())
-        except UsageError:  # such patches do not divide these pictures
+        except UsageError:  # such patches do not divide these images
             continue
-        seconds = measure_steps(plan, trial, min(MEASURE_SHARE * (end - began), MEASURE_SECONDS), end)
+        seconds = measure(plan, trial, min(MEASURE_SHARE * (end - began), MEASURE_SECONDS), end)
         # At least one, where the budget is over already: `decide_steps` says so.
         steps = max(USABLE_SHARE * (end - time.monotonic()) / seconds, 1.0)
         # What rank 0 found, on all ranks.
@@ -95,7 +100,7 @@ def decide_model_size(draft: Draft) -> Draft:
 
 
 def _on_curve(draft: Draft, curve: SizeCurve) -> Recipe:
-    name = name_with_patch(curve.model, draft.data.preprocess.image_size)
+    name = name_with_patch(curve.model, draft.data.preprocess.input_size)
     patch_size = curve.coarse * int(name.removeprefix(curve.model))
     model = replace(draft.recipe.model, name=f"{curve.model}{patch_size}")
     return replace(draft.recipe, model=model)

@@ -8,7 +8,7 @@ from mixlab.checkpoint.checkpoints import CHECKPOINTS_NAME, checkpoint_paths
 from mixlab.checkpoint.described import check_size
 from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, read_config
 from mixlab.data.dataset import everything
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.modality import read_preprocess
 from mixlab.device import set_threads
 from mixlab.errors import DataError, UsageError, WeightsError
 from mixlab.planning.make_plan import read_everywhere
@@ -41,7 +41,7 @@ def reopen(run: Path, moved_to: str | None, session: Session) -> Plan:
     set_threads(recipe.threads)
     joined = everything(source)
     splits = {name: joined.take(places) for name, places in recorded.places.items()}
-    recipe = for_this_machine(recipe, len(splits["train"]), world.local_size)
+    recipe = for_this_machine(recipe, source.modality, len(splits["train"]), world.local_size)
     read = partial(prepare, recipe, source, splits, session.screen, recorded.digests)
     recipe, data = read_everywhere(world, lambda: (recipe, read()))
     world.run_on_main(lambda: add_bad_files(run, data.bad_files))
@@ -49,7 +49,7 @@ def reopen(run: Path, moved_to: str | None, session: Session) -> Plan:
     if not checkpoint_paths(run / CHECKPOINTS_NAME):
         initial = open_initial(recipe)
         if initial is not None:
-            _, initial = fit_initial(recipe, initial)
+            _, initial = fit_initial(recipe, initial, source.modality)
     objective = objective_module(recipe).reopen(run, recipe, data, session)
     return Plan(recipe=recipe, data=data, num_steps=num_steps, initial=initial, objective=objective)
 
@@ -79,11 +79,11 @@ def _check_described(run: Path, recipe: Recipe) -> None:
     """WeightsError if recipe.toml and config.json of a run are of different models: one of them was changed."""
     where = str(run / CONFIG_NAME)
     config = read_config(run / CONFIG_NAME)
-    preprocess = Preprocess.from_json(take(config, "preprocess", dict, where), where)
+    preprocess = read_preprocess(take(config, "preprocess", dict, where), where)
     stated = (recipe.data.image_size, recipe.data.channels)
-    if stated != (preprocess.image_size, preprocess.channels):
+    if stated != (preprocess.input_size, preprocess.channels):
         raise WeightsError(
-            "recipe.toml and config.json say different things of the size or channels of the pictures",
+            "recipe.toml and config.json say different things of the size or channels of the model's input",
             where=where,
             hint="one of them is not this run's: bring it back",
         )

@@ -1,7 +1,7 @@
 """The way of one training: planned or reopened, fitted, finished. One way for every kind of training."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from mixlab.data.workers import leave_if_imported_again
 from mixlab.errors import UsageError
 from mixlab.planning.draft import Request
-from mixlab.planning.make_plan import make_plan
+from mixlab.planning.make_plan import DECISIONS, Decision, make_plan
 from mixlab.planning.reopen import reopen
 from mixlab.training.build import build
 from mixlab.training.choose_split import recipe_of
@@ -27,38 +27,55 @@ from mixlab.training.signals import stopped_at_once
 from mixlab.training.step import TrainState
 
 
-def train(request: Request, session: Session) -> dict[str, Any]:
-    """Train what is asked for into a new run; returns the object that `train --json` prints."""
+def train(
+    request: Request,
+    session: Session,
+    *,
+    decisions: Sequence[Decision] = DECISIONS,
+    course_type: type[TrainingCourse] = TrainingCourse,
+    clock_type: type[Clock] = Clock,
+) -> dict[str, Any]:
+    """Train what is asked for into a new run; returns the object that `train --json` prints.
+
+    decisions: as of `make_plan`. course_type: what goes with the steps. clock_type: what counts them.
+    """
     leave_if_imported_again()
     with joined(request.recipe.timeout_seconds) as world:
         session = session.within(world)
         if request.run is not None and _is_started_again(request.run, session):
-            return _resume(request.run, None, session, "if unfinished")
+            return _resume(request.run, None, session, "if unfinished", course_type)
         _check(request, session)
-        plan = make_plan(request, session)
+        plan = make_plan(request, session, decisions)
         state = build(plan, session)
         run = world.run_on_main(lambda: create_run(request.run or default_run_path(plan.recipe), plan))
         with _alone_in(run, session):
-            return _train(plan, state, run, session)
+            return _train(plan, state, run, session, course_type=course_type, clock_type=clock_type)
 
 
 def resume(
-    run: Path, session: Session, *, data: str | None = None, start_over: StartOver = "never"
+    run: Path,
+    session: Session,
+    *,
+    data: str | None = None,
+    start_over: StartOver = "never",
+    course_type: type[TrainingCourse] = TrainingCourse,
 ) -> dict[str, Any]:
     """Go on with the training in `run` from its newest valid checkpoint, as if it had never stopped.
 
     The number of processes may be another one than before. data: where the data set is now, if it was moved.
-    start_over: begin again instead, and keep what is there in a folder of its own (history.py). TrainingError where
-    that would be needed and is not asked for.
+    start_over: begin again instead, and keep what is there in a folder of its own (history.py); TrainingError where
+    that would be needed and is not asked for. course_type: what goes with the steps.
     """
     leave_if_imported_again()
     if not (run / "recipe.toml").is_file():
         raise UsageError("there is no run to resume", where=str(run), hint="`mixlab runs` lists the runs")
     with joined(recipe_of(run).timeout_seconds) as world:
-        return _resume(run, data, session.within(world), start_over)
+        return _resume(run, data, session.within(world), start_over, course_type)
 
 
-def _resume(run: Path, data: str | None, session: Session, start_over: StartOver) -> dict[str, Any]:
+def _resume(
+    run: Path, data: str | None, session: Session, start_over: StartOver, course_type: type[TrainingCourse]
+) -> dict[str, Any]:
     world = session.world
     world.run_on_main(lambda: check_links(run))
     with _alone_in(run, session):
@@ -68,11 +85,18 @@ def _resume(run: Path, data: str | None, session: Session, start_over: StartOver
         when, hint = "before it went on; the run is as it was", f"go on with --resume {run}"
         with stopped_at_once(run, when, hint, every=world.size > 1):
             plan = reopen(run, data, session)
-            return _train(plan, build(plan, session), run, session, is_resumed=True)
+            return _train(plan, build(plan, session), run, session, course_type=course_type, is_resumed=True)
 
 
 def _train(
-    plan: Plan, state: TrainState, run: Path, session: Session, *, is_resumed: bool = False
+    plan: Plan,
+    state: TrainState,
+    run: Path,
+    session: Session,
+    *,
+    course_type: type[TrainingCourse],
+    clock_type: type[Clock] = Clock,
+    is_resumed: bool = False,
 ) -> dict[str, Any]:
     world = session.world
     if not all(world.gather((run / "recipe.toml").is_file())):
@@ -81,8 +105,13 @@ def _train(
             where=str(run),
             hint="put it on storage that all of them share, and give its whole path",
         )
-    clock = open_clock(plan, run, session)
-    course = TrainingCourse(plan, state, run, clock, session)
+    clock = clock_type(
+        plan.num_steps,
+        deadline=plan.deadline,
+        run=run,
+        changes=world.run_on_main(lambda: read_changes(run)),
+    )
+    course = course_type(plan, state, run, clock, session)
     if is_resumed:
         course.load()
     with course.running():
@@ -91,16 +120,6 @@ def _train(
     hint = f"`mixlab train --resume {run}` tests them and writes the report"
     with stopped_at_once(run, when, hint, every=world.size > 1):
         return finish(run, plan, course, session)
-
-
-def open_clock(plan: Plan, run: Path, session: Session) -> Clock:
-    """The clock of a run."""
-    return Clock(
-        plan.num_steps,
-        deadline=plan.deadline,
-        run=run,
-        changes=session.world.run_on_main(lambda: read_changes(run)),
-    )
 
 
 def _is_started_again(run: Path, session: Session) -> bool:

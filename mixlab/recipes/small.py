@@ -1,8 +1,8 @@
-"""Recipes for pictures of at most some 64 pixels, from scratch, on a CPU."""
+"""Recipes for images of at most some 64 pixels, from scratch, on a CPU."""
 
 from dataclasses import replace
 
-from mixlab.data.augment import AugmentConfig
+from mixlab.data.images.augment import AugmentConfig
 from mixlab.models.catalog import ModelConfig
 from mixlab.training.losses import LossConfig
 from mixlab.training.optimizer import OptimizerConfig
@@ -11,7 +11,7 @@ from mixlab.training.schedule import ScheduleConfig
 
 
 def digits() -> Recipe:
-    """scikit-learn's 8 x 8 digits: 98.4 +- 0.6 % (n=5), 2 cores EPYC, 43 s, commit 7489b51."""
+    """scikit-learn's 8 x 8 digits: 98.38 +- 0.6 % (n=5), machine A of docs/results.md, commit 7489b51."""
     return Recipe(
         name="digits",
         data=DataConfig(source="digits"),
@@ -26,15 +26,9 @@ def digits() -> Recipe:
 
 
 def small_images() -> Recipe:
-    """Tens of thousands of small pictures, by a pyramid of the size that a budget has time for, else Mini.
+    """Tens of thousands of small images, by a pyramid of the size that a budget has time for, else Mini.
 
-    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 84.49 +- 0.22 % (n=3; 5.3 epochs), Mini by the
-    budget's choice in fp32, 2 cores EPYC (Zen 3), commit d4fb3bb; 87.8 % (n=1; 14.2 epochs), Mini in bf16, 2 cores
-    EPYC (Zen 5), commit 5788e59. With `--budget 30m`, Nano by the budget's choice in bf16: 90.10 +- 0.52 % (n=2;
-    31.3 epochs), Zen 5, commit 5788e59; 89.00 +- 0.34 % (n=2; 18.9 epochs), Zen 4, commit 2de512f. Before the
-    whitened stem, flips in turns and linear decay, Mini in bf16, Zen 4: in 10 minutes 85.60 +- 0.04 % (n=3; 8.8
-    epochs), commits 6585962 and f5d641e; in 30 minutes 89.12 +- 0.09 % (n=2; 26.6 epochs), commits f5d641e and
-    48d062c.
+    CIFAR-10 in ten minutes: 84.49 +- 0.22 % (n=3), machine A of docs/results.md, commit d4fb3bb.
     """
     flat = small_images_flat()
     return replace(
@@ -47,14 +41,9 @@ def small_images() -> Recipe:
 
 
 def small_images_flat() -> Recipe:
-    """Tens of thousands of small pictures, by a flat Mixer.
+    """Tens of thousands of small images, by a flat Mixer.
 
-    CIFAR-10 from scratch with `--budget 10m --val-fraction 0`: 79.84 +- 0.20 % (n=3; 6.2 epochs), Micro/4 in fp32, 2
-    cores EPYC (Zen 3) when slow, commit b973f10. Before the stem was whitened, flips took turns, the rate fell
-    linearly and was 0.01 outside the MLPs: 76.6 % (n=3; 6.6 epochs), the same, commit 5218644; 79.2 % (n=2; 10.5
-    epochs) on that machine when faster, commit 7489b51; 81.8 % (n=3; 17.6 epochs) in bf16, 2 cores EPYC (Zen 4),
-    commit bc9c39b. With `--budget 30m --model mixer_mini`: 86.70 +- 0.16 % (n=2; 45 epochs) in bf16, there, commits
-    13c1f15 and 2de512f; before those four 85.8 % (n=2; 40 epochs), commit 48d062c.
+    CIFAR-10 in ten minutes: 79.84 +- 0.20 % (n=3), machine A of docs/results.md, commit b973f10.
     """
     return Recipe(
         name="small_images_flat",
@@ -71,11 +60,9 @@ def small_images_flat() -> Recipe:
 
 
 def small_data() -> Recipe:
-    """A few hundred pictures a class, your own folder, by a pyramid.
+    """A few hundred images a class, your own folder, by a pyramid.
 
-    From scratch on 2,000 pictures of CIFAR-10, 200 a class: 64.7 +- 0.7 % (n=3), Mini, commit 67e9e6c, 12 to 22 min
-    of one core EPYC (Zen 3) with tests beside; the recipe before it (flat Micro/4, AdamW, moving average) 48.7 %
-    (n=2).
+    2,000 images of CIFAR-10: 64.69 +- 0.67 % (n=3), machine A of docs/results.md, commit 67e9e6c.
     """
     many = small_images()
     return replace(

@@ -1,4 +1,4 @@
-"""The pictures of a report: plain numbers in, a matplotlib Figure out.
+"""The images of a report: plain numbers in, a matplotlib Figure out.
 
 Only Figure objects, never pyplot, so nothing is global and no display is needed. Text is at least 8 pt.
 """

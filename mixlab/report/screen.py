@@ -1,5 +1,7 @@
 """What a command shows while it works: a progress bar on a terminal, plain lines elsewhere."""
 
+import io
+import logging
 import os
 import sys
 import time
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mixlab.escape import visible
 
+LOGGER = logging.getLogger("mixlab")
+LOGGER.addHandler(logging.NullHandler())  # a program that has not set up logging hears nothing
 LINE_SECONDS = 10.0  # between two plain progress lines
 
 
@@ -28,13 +32,17 @@ class _Console(Console):
 
 
 class Screen:
-    """Text for the person at the command. With `to_stderr` standard output stays free for one JSON object."""
+    """Text for the person at the command. With `to_stderr` standard output stays free for one JSON object.
 
-    def __init__(self, *, to_stderr: bool = False, quiet: bool = False) -> None:
+    to_log: nothing is printed; lines and tables go to `logging.getLogger("mixlab")` as INFO. quiet: to nobody.
+    """
+
+    def __init__(self, *, to_stderr: bool = False, to_log: bool = False, quiet: bool = False) -> None:
         stream = sys.stderr if to_stderr else sys.stdout
         # A service may have no standard output (None), or a closed one: then there is nobody to tell.
         is_gone = stream is None or getattr(stream, "closed", False)
-        self.quiet = quiet or not speaks() or is_gone
+        self.quiet = quiet or not speaks() or (is_gone and not to_log)
+        self.to_log = to_log
         self._said: set[str] = set()
         # A log file gets whole lines; only a terminal has a width to wrap at.
         is_terminal = not is_gone and hasattr(stream, "isatty") and stream.isatty()
@@ -43,7 +51,11 @@ class Screen:
 
     def say(self, text: str = "") -> None:
         """One line of text; what would not be seen in it, or would move the rest, is shown as an escape."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.to_log:
+            LOGGER.info("%s", visible(text))
+        else:
             self.console.print(visible(text), markup=False)
 
     def say_lines(self, text: str) -> None:
@@ -59,17 +71,22 @@ class Screen:
 
     def show(self, renderable: Any) -> None:
         """A rich table."""
-        if not self.quiet:
-            if not self.console.is_terminal:
-                # Without a terminal a table is as wide as its content.
-                Console(file=self.console.file, width=200, highlight=False).print(renderable)
-            else:
-                self.console.print(renderable)
+        if self.quiet:
+            return
+        if self.to_log:
+            text = io.StringIO()
+            Console(file=text, width=200, highlight=False).print(renderable)
+            LOGGER.info("%s", text.getvalue().rstrip())
+        elif not self.console.is_terminal:
+            # Without a terminal a table is as wide as its content.
+            Console(file=self.console.file, width=200, highlight=False).print(renderable)
+        else:
+            self.console.print(renderable)
 
     @contextmanager
     def progress(self, label: str, total: int, start: int = 0) -> Iterator["Bar"]:
         """A bar for `total` units of work."""
-        if self.quiet or not self.console.is_terminal:
+        if self.quiet or self.to_log or not self.console.is_terminal:
             yield Bar(self, label, total, start, None)
             return
         columns = (

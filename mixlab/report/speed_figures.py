@@ -1,4 +1,4 @@
-"""The pictures of `mixlab bench`: speeds of backends, and how time and memory grow."""
+"""The images of `mixlab bench`: speeds of backends, and how time and memory grow."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The pictures of studies: rows of a CSV file in, a matplotlib Figure out."""
+"""The images of studies: rows of a CSV file in, a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -139,7 +139,7 @@ def curves_by_model(curves: Rows, models: Sequence[str], settings: Sequence[str]
 
 
 def unit_pictures(units: np.ndarray, pairs: np.ndarray, grid: tuple[int, int]) -> Figure:
-    """Pairs of units (D, S) as pictures of the grid, side by side in order; pairs: int (n, 2)."""
+    """Pairs of units (D, S) as images of the grid, side by side in order; pairs: int (n, 2)."""
     pictures = units[pairs.reshape(-1)].reshape(-1, *grid, 1)
     limits = np.abs(pictures).max(axis=(1, 2, 3), keepdims=True)
     # From -1 to 1 on the scale of each; a unit of zeros has none.
@@ -155,7 +155,7 @@ def stem_filters(filters: np.ndarray) -> Figure:
 
 
 def _tiled(pictures: np.ndarray, *, columns: int, low: float = -1.0) -> Figure:
-    """Pictures (n, H, W, 1 or 3), values from `low` to 1, in rows, as one image with white gaps.
+    """Images (n, H, W, 1 or 3), values from `low` to 1, in rows, as one image with white gaps.
 
     Those of one channel are in blue and red about zero, or in greys where `low` is zero.
     """

@@ -8,7 +8,7 @@ from rich.table import Table
 from mixlab.escape import visible
 from mixlab.report.screen import Screen, format_seconds
 
-ENOUGH = 1000  # pictures, for shares that differ by tenths of a point
+ENOUGH = 1000  # images, for shares that differ by tenths of a point
 NUM_ABSENT = 10  # classes without images, that are named
 NUM_LISTED = 20  # of bad files or duplicates, before "and n more"
 
@@ -54,6 +54,27 @@ def show_recipes(rows: list[dict[str, Any]], screen: Screen) -> None:
     screen.say("`mixlab train DATA --recipe NAME` takes one; `mixlab recipes NAME` prints it as TOML")
 
 
+def show_keys(rows: list[dict[str, Any]], screen: Screen) -> None:
+    """`mixlab keys`."""
+    table = Table("key", "takes", "default", "what it does")
+    for row in rows:
+        table.add_row(row["key"], escape(row["takes"]), escape(row["default"]), escape(row["sentence"]))
+    screen.show(table)
+
+
+def show_key(row: dict[str, Any], screen: Screen) -> None:
+    """`mixlab keys KEY`."""
+    part, _, name = row["key"].rpartition(".")
+    screen.say(f"{row['key']}: {row['sentence']}")
+    screen.say(f"  takes {row['takes']}; default {row['default']}; level {row['level']}")
+    screen.say(
+        f"  on the command line {', '.join(row['options'])}; in Python {row['key'].replace('.', '__')}="
+    )
+    screen.say(f"  in a TOML file {name}" + (f" under [{part}]" if part else ""))
+    for recipe, value in row["recipes"].items():
+        screen.say(f"  the recipe {recipe} has {value}")
+
+
 def show_published(rows: list[dict[str, Any]], screen: Screen) -> None:
     """`mixlab models --pretrained`."""
     table = Table("name", "MiB", "classes", "input", "GELU", "top-1", "here", "what it is")
@@ -81,7 +102,7 @@ def show_conversion(result: dict[str, Any], screen: Screen) -> None:
         if compared:
             what = compared.get("numerics", "against these weights as they were trained")
             screen.say(
-                f"{title}: {what}; on {compared['num_probes']} random pictures the logits differ by "
+                f"{title}: {what}; on {compared['num_probes']} random images the logits differ by "
                 f"{compared['max_difference']:.2g} at most (the largest is {compared['largest_logit']:.2g}), and "
                 f"{compared['same_top1']} have the same top-1"
             )
@@ -107,7 +128,7 @@ def show_study(result: dict[str, Any], screen: Screen) -> None:
 def show_export(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab export`."""
     screen.say(
-        f"compared on {result['num_pictures']} pictures: logits differ by {result['max_difference']:.2g} at most "
+        f"compared on {result['num_pictures']} images: logits differ by {result['max_difference']:.2g} at most "
         f"(the largest is {result['largest_logit']:.3g}), {result['same_top1']} of "
         f"{result.get('num_compared', result['num_pictures'])} have the same top-1"
     )
@@ -117,7 +138,7 @@ def show_export(result: dict[str, Any], screen: Screen) -> None:
         )
         if result["num_pictures"] < ENOUGH:
             screen.say(
-                f"on fewer than {ENOUGH:,} pictures: that says little; give more by --pictures or --data"
+                f"on fewer than {ENOUGH:,} images: that says little; give more by --pictures or --data"
             )
     if "int8" in result:
         found = result["int8"]
@@ -129,11 +150,11 @@ def show_export(result: dict[str, Any], screen: Screen) -> None:
         screen.show(table)
         table = Table("", "float32", "int8")
         table.add_row(
-            f"accuracy, {found['judged_on']} ({found['num_judged']:,} pictures)",
+            f"accuracy, {found['judged_on']} ({found['num_judged']:,} images)",
             *(f"{100 * found[k]:.2f} %" for k in ("top1_before", "top1_after")),
         )
         table.add_row(
-            f"accuracy, test ({found['num_test']:,} pictures)",
+            f"accuracy, test ({found['num_test']:,} images)",
             *(f"{100 * found[k]:.2f} %" for k in ("test_before", "test_after")),
         )
         table.add_row(
@@ -142,7 +163,7 @@ def show_export(result: dict[str, Any], screen: Screen) -> None:
         table.add_row("speed, batches of 16", "1", f"{found['speed_ratio']:.2f} times")
         screen.show(table)
         if min(found["num_judged"], found["num_test"]) < ENOUGH:
-            screen.say(f"on fewer than {ENOUGH:,} pictures: a change of a point may be chance")
+            screen.say(f"on fewer than {ENOUGH:,} images: a change of a point may be chance")
     screen.say(f"written to {result['destination']}, {result['num_bytes'] / 2**20:.2f} MiB")
 
 
@@ -153,7 +174,7 @@ def show_permutation(result: dict[str, Any], screen: Screen) -> None:
 
 def show_few_shot(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab fewshot`."""
-    table = Table("pictures of each class", "accuracy (mean of seeds)", "lowest", "highest")
+    table = Table("images of each class", "accuracy (mean of seeds)", "lowest", "highest")
     for row in result["shots"]:
         values = [percent(row[key]) for key in ("top1", "lowest", "highest")]
         table.add_row(str(row["shots"]), *values)
@@ -236,14 +257,14 @@ def show_check(result: dict[str, Any], screen: Screen) -> None:
     across = [
         f"{' = '.join(group['paths'])} ({', '.join(group['splits'])})" for group in result["duplicates"]
     ]
-    _list("the same picture in several splits", across, screen)
+    _list("the same image in several splits", across, screen)
     contrary = [
         f"{' = '.join(group['paths'])} ({', '.join(group['labels'])})" for group in result["conflicts"]
     ]
-    _list("the same picture with different labels", contrary, screen)
+    _list("the same image with different labels", contrary, screen)
     near = [f"{' ~ '.join(pair['paths'])} ({', '.join(pair['splits'])})" for pair in result["near_copies"]]
     if near:
-        screen.say(f"{result['num_near_copies']} pictures are nearly like another one, such as")
+        screen.say(f"{result['num_near_copies']} images are nearly like another one, such as")
         for line in near[:NUM_LISTED]:
             screen.say(f"  {line}")
     for one in result["skipped"]:
@@ -261,62 +282,3 @@ def _list(title: str, lines: list[str], screen: Screen) -> None:
         screen.say(f"  {line}")
     if len(lines) > NUM_LISTED:
         screen.say(f"  and {len(lines) - NUM_LISTED} more; --json lists all")
-
-
-def show_bench(rows: list[dict[str, Any]], screen: Screen) -> None:
-    """Speed of every model and backend, and how many times faster mixlab is than each."""
-    table = Table()
-    for heading in (
-        "model",
-        "backend",
-        "images/s",
-        "ms for one",
-        "GFLOP/s",
-        "of GEMM peak",
-        "memory",
-        "mixlab is",
-        "for one",
-    ):
-        table.add_column(heading, justify="left" if heading in ("model", "backend") else "right")
-    ours: dict[str, Any] = {}
-    for row in rows:
-        if "error" in row:
-            table.add_row(row["model"], row["backend"], row["error"])
-            continue
-        if "ratio" in row:
-            ours = row
-        ratio, backend = ours.get("ratio", {}), row["backend"]
-        times = alone = ""
-        if backend in ratio:
-            low, high = ours["ratio_range"][backend]
-            times = f"{ratio[backend]:.2f}x ({low:.2f} to {high:.2f})"
-            if "ratio_batch_1" in ours:
-                alone = f"{ours['ratio_batch_1'][backend]:.2f}x"
-        speed = [
-            "" if row[key] is None else f"{row[key]:,.1f}"
-            for key in ("images_per_second", "ms_batch_1", "gflops")
-        ]
-        memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
-        table.add_row(row["model"], backend, *speed, f"{row['peak_share']:.0%}", memory, times, alone)
-    screen.show(table)
-
-
-def show_growth(rows: list[dict[str, Any]], powers: list[dict[str, Any]], screen: Screen) -> None:
-    """Time and memory an image at every point, and with what power they grow at the end."""
-    for axis, title in (("patches", "patches"), ("width", "channels")):
-        table = Table(title=f"against {title}: ms, MiB an image")
-        values = list(dict.fromkeys(row[axis] for row in rows if row["axis"] == axis))
-        for heading in ("", *map(str, values), "time grows as", "memory as"):
-            table.add_column(heading, justify="right" if heading else "left")
-        for power in powers:
-            if power["axis"] != axis:
-                continue
-            found = [row for row in rows if row["family"] == power["family"] and row["axis"] == axis]
-            cells = [
-                f"{1000 * row['seconds_per_image']:.1f}, {row['bytes_per_image'] / 2**20:.0f}"
-                for row in found
-            ]
-            table.add_row(
-                power["family"], *cells, f"{title}^{power['time']:.2f}", f"{title}^{power['memory']:.2f}"
-            )
-        screen.show(table)

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class QueueFullError(Exception):
-    """More pictures wait than the server takes on."""
+    """More images wait than the server takes on."""
 
 
 @dataclass
@@ -21,10 +21,10 @@ class _Waiting:
 
 
 class Batcher:
-    """Collects pictures for up to `max_wait` seconds, or until there are `max_batch`, and classifies them at once.
+    """Collects images for up to `max_wait` seconds, or until there are `max_batch`, and classifies them at once.
 
     classify: pixels uint8 (B, channels, height, width) -> an answer for each; it runs in a thread of its own.
-    Pictures whose asker has gone are left out. max_queue: how many may wait.
+    Images whose asker has gone are left out. max_queue: how many may wait.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Batcher:
         self.num_batches, self.num_pictures, self.busy_seconds = 0, 0, 0.0
 
     def check_room(self, count: int = 1) -> None:
-        """QueueFullError if `count` more pictures are too many."""
+        """QueueFullError if `count` more images are too many."""
         if self.waiting.qsize() + count > self.max_queue:
             raise QueueFullError
 
     async def ask(self, pixels: np.ndarray) -> Any:
-        """The answer for one picture, uint8 (channels, height, width). QueueFullError if too many wait."""
+        """The answer for one image, uint8 (channels, height, width). QueueFullError if too many wait."""
         self.check_room()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.waiting.put_nowait(_Waiting(pixels, answer))
-        return await answer  # a cancelled asker cancels it, and the picture is left out
+        return await answer  # a cancelled asker cancels it, and the image is left out
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -1,7 +1,7 @@
-"""From the body of a request to pixels: a picture, a form with files, JSON with base64, a tar.
+"""From the body of a request to pixels: an image, a form with files, JSON with base64, a tar.
 
 All of it runs in the decoding processes (see `decoder`), since parsers of what strangers send are as exposed as
-decoders of pictures. What the bytes are counts for more than what the Content-Type says: clients name it carelessly.
+decoders of images. What the bytes are counts for more than what the Content-Type says: clients name it carelessly.
 """
 
 import asyncio
@@ -17,10 +17,9 @@ import python_multipart  # noqa: F401  so that its absence is noticed here: star
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from mixlab.data.decode import MAX_BYTES
-from mixlab.data.formats import picture_format
-from mixlab.data.preprocess import Preprocess
-from mixlab.errors import ImageError
+from mixlab.data.images.formats import image_format
+from mixlab.data.modality import MAX_BYTES, Preprocess
+from mixlab.errors import ExampleError
 
 MAX_PICTURES = 64  # of one request
 MAX_NAME, MAX_PATH = 255, 4096  # characters of a name that is shown, of one that is read
@@ -28,14 +27,14 @@ MAX_FIELD_BYTES = 1024  # of a form's field that is no file: none is wanted
 MAX_JSON_PARTS = (
     10 * MAX_PICTURES
 )  # objects, lists and commas: each costs many times its byte once it is read
-SNIFFED_BYTES = 16  # of a body, that tell whether it is a picture
+SNIFFED_BYTES = 16  # of a body, that tell whether it is an image
 PIECE = 2**16  # bytes that the form's parser takes at a time
 FORM, JSON, CURL_TEXT = "multipart/form-data", "application/json", "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture of a request: its name there; its pixels uint8 (channels, height, width), or why there are none."""
+    """An image of a request: its name there; its pixels uint8 (channels, height, width), or why there are none."""
 
     name: str
     pixels: np.ndarray | None
@@ -51,12 +50,12 @@ class Contents:
 
 
 def read_body(data: bytes, content_type: str, plain: str, preprocess: Preprocess) -> Contents:
-    """The pictures of a body. plain: what it is where it is neither a form nor JSON, `picture` or `tar`.
+    """The images of a body. plain: what it is where it is neither a form nor JSON, `picture` or `tar`.
 
-    ImageError if it cannot be read at all; where only some pictures cannot, they have a reason.
+    ExampleError if it cannot be read at all; where only some images cannot, they have a reason.
     """
     kind = content_type.partition(";")[0].strip().lower()
-    if not picture_format(data[:SNIFFED_BYTES]):
+    if not image_format(data[:SNIFFED_BYTES]):
         if kind == FORM:
             files = form_files(data, content_type)
             return Contents([_read(name, content, preprocess) for name, content in files], len(files) > 1)
@@ -92,7 +91,7 @@ def _read(name: str, data: bytes, preprocess: Preprocess) -> Decoded:
     name = safe_name(name)
     try:
         return Decoded(name, preprocess.read(data), "")
-    except ImageError as error:
+    except ExampleError as error:
         return Decoded(name, None, error.message)
     except MemoryError:
         return Decoded(name, None, "decoding it would take too much memory")
@@ -106,7 +105,7 @@ class _InMemory(MultiPartParser):
 
 
 def form_files(data: bytes, content_type: str) -> list[tuple[str, bytes]]:
-    """Name and content of the files of a form, in order. ImageError if there are none, too many, or other fields."""
+    """Name and content of the files of a form, in order. ExampleError if none, too many, or other fields."""
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         view = memoryview(data)
@@ -122,8 +121,8 @@ def form_files(data: bytes, content_type: str) -> list[tuple[str, bytes]]:
         found = []
         for field, value in form.multi_items():
             if not isinstance(value, UploadFile):
-                raise ImageError(f"the form's field {safe_name(field)!r} is no file")
-            path = (value.filename or "").replace("\\", "/")  # some send the whole path of a picture
+                raise ExampleError(f"the form's field {safe_name(field)!r} is no file")
+            path = (value.filename or "").replace("\\", "/")  # some send the whole path of an image
             found.append((path.rpartition("/")[2] or safe_name(field), value.file.read()))
             value.file.close()
         return found
@@ -131,11 +130,11 @@ def form_files(data: bytes, content_type: str) -> list[tuple[str, bytes]]:
     try:
         found = asyncio.run(parse())
     except MultiPartException as error:
-        raise ImageError(f"the form cannot be read: {error.message}") from error
+        raise ExampleError(f"the form cannot be read: {error.message}") from error
     except (ValueError, KeyError, LookupError) as error:
-        raise ImageError(f"the form cannot be read: {type(error).__name__}") from error
+        raise ExampleError(f"the form cannot be read: {type(error).__name__}") from error
     if not found:
-        raise ImageError("the form has no files")
+        raise ExampleError("the form has no files")
     return found
 
 
@@ -152,26 +151,26 @@ def json_images(data: bytes) -> tuple[list[tuple[str, str]], bool]:
     """Names and base64 of `{"image": base64}` or `{"images": [base64, ...]}`, and whether it was a list."""
     wanted = 'JSON is {"image": BASE64} or {"images": [BASE64, ...]}'
     if sum(data.count(char) for char in (b"{", b"[", b",")) > MAX_JSON_PARTS:
-        raise ImageError(f"more in it than {MAX_PICTURES} pictures; {wanted}")
+        raise ExampleError(f"more in it than {MAX_PICTURES} images; {wanted}")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ImageError(f"not JSON that can be read; {wanted}") from error
+        raise ExampleError(f"not JSON that can be read; {wanted}") from error
     if not isinstance(found, dict) or len(found) != 1 or not found.keys() <= {"image", "images"}:
-        raise ImageError(wanted)
+        raise ExampleError(wanted)
     is_list = "images" in found
     texts = found["images"] if is_list else [found["image"]]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ImageError(f"an image is a string of base64; {wanted}")
+        raise ExampleError(f"an image is a string of base64; {wanted}")
     if not 1 <= len(texts) <= MAX_PICTURES:
-        raise ImageError(f"{len(texts)} pictures; one request has 1 to {MAX_PICTURES}")
+        raise ExampleError(f"{len(texts)} images; one request has 1 to {MAX_PICTURES}")
     return [(f"images[{i}]" if is_list else "image", text) for i, text in enumerate(texts)], is_list
 
 
 def _read_text(name: str, text: str, preprocess: Preprocess) -> Decoded:
     try:
         return _read(name, from_base64(text), preprocess)
-    except ImageError as error:
+    except ExampleError as error:
         return Decoded(name, None, error.message)
 
 
@@ -180,20 +179,20 @@ def from_base64(text: str) -> bytes:
     head, comma, rest = text.partition(",")
     if comma:
         if not (head.startswith("data:") and head.endswith(";base64")):
-            raise ImageError("not base64")
+            raise ExampleError("not base64")
         text = rest
     try:
         plain = text.encode("ascii").translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n")
         return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
     except ValueError as error:  # binascii.Error is one
-        raise ImageError("not base64") from error
+        raise ExampleError("not base64") from error
 
 
 # -- a tar ---------------------------------------------------------------------------------------------------
 
 
 def tar_files(data: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """Name and content of the files of a plain tar, None for what is no plain file. ImageError if it is no tar."""
+    """Name and content of the files of a plain tar, None for what is no plain file. ExampleError if it is no tar."""
     number = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
@@ -201,10 +200,10 @@ def tar_files(data: bytes) -> Iterator[tuple[str, bytes | None]]:
                 if member.isdir():
                     continue
                 if number == MAX_PICTURES:
-                    raise ImageError(f"more than {MAX_PICTURES} files in the tar")
+                    raise ExampleError(f"more than {MAX_PICTURES} files in the tar")
                 number += 1
                 if len(member.name) > MAX_PATH:
-                    raise ImageError("a name in the tar is too long")
+                    raise ExampleError("a name in the tar is too long")
                 name = member.name.encode("utf-8", "replace").decode()
                 if not member.isfile() or member.issparse():  # a sparse one is larger than what came
                     yield name, None
@@ -212,6 +211,6 @@ def tar_files(data: bytes) -> Iterator[tuple[str, bytes | None]]:
                 file = archive.extractfile(member)
                 yield name, b"" if file is None else file.read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise ImageError(f"not a tar that can be read: {type(error).__name__}") from error
+        raise ExampleError(f"not a tar that can be read: {type(error).__name__}") from error
     if not number:
-        raise ImageError("the tar has no files")
+        raise ExampleError("the tar has no files")

@@ -1,4 +1,4 @@
-"""Pictures of strangers, decoded in processes of their own: what goes wrong there ends that process, nothing else.
+"""Images of strangers, decoded in processes of their own: what goes wrong there ends that process, nothing else.
 
 A process takes one job at a time through a pipe, has a limit of memory, and is replaced when it dies or takes too
 long. What comes back is read as JSON and raw pixels, never unpickled.
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from mixlab.data.preprocess import Preprocess
-from mixlab.errors import ImageError
+from mixlab.data.modality import Preprocess
+from mixlab.errors import ExampleError
 from mixlab.serving.bodies import Contents, Decoded, read_body
 
 MAX_ANSWER = 2**20  # bytes of JSON
@@ -56,7 +56,7 @@ def _serve(pipe: Any, preprocess: Preprocess) -> None:
     """A decoding process, which says first who its parent is.
 
     In: JSON (Content-Type, and what the body is without one), the body.
-    Out: JSON (a reason, or a row for each picture), then their pixels.
+    Out: JSON (a reason, or a row for each image), then their pixels.
     """
     _limit_memory()
     pipe.send_bytes(json.dumps(os.getppid()).encode())
@@ -75,7 +75,7 @@ def _answer(data: bytes, content_type: str, plain: str, preprocess: Preprocess) 
     """A function of its own, so that nothing of a body is kept while the next one comes."""
     try:
         found = read_body(data, content_type, plain, preprocess)
-    except ImageError as error:
+    except ExampleError as error:
         return json.dumps({"refused": error.message}).encode(), b""
     except MemoryError:
         return json.dumps({"refused": "decoding it would take too much memory"}).encode(), b""
@@ -92,11 +92,11 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, now + MEMORY_BYTES))
 
 
-class _Process:
+class Process:
     """One decoding process and the pipe to it."""
 
     def __init__(self, context: Any, preprocess: Preprocess) -> None:
-        self.shape = (preprocess.channels, *preprocess.image_size)
+        self.shape = preprocess.kept_shape
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, preprocess), daemon=True)
         self.theirs = theirs
@@ -113,7 +113,7 @@ class _Process:
             self.theirs.close()
 
     def work(self, job: Job) -> Contents:
-        """The pictures, or ImageError. DecoderError if it died; it must not be used again then.
+        """The images, or ExampleError. DecoderError if it died; it must not be used again then.
 
         It may be stopped, or never read what it is sent: whoever calls this kills it when its time is over.
         """
@@ -127,7 +127,7 @@ class _Process:
         except (EOFError, OSError, ValueError) as error:
             raise DecoderError("a decoding process ended") from error
         if "refused" in answer:
-            raise ImageError(answer["refused"])
+            raise ExampleError(answer["refused"])
         rows = iter(pixels)
         found = [
             Decoded(name, next(rows) if has_pixels else None, reason)
@@ -152,24 +152,33 @@ class Decoders:
     """Decoding processes, for use from one event loop.
 
     No job outlives its time: its process is killed then, whatever it is at, and another one takes its place.
+    start_seconds: for one to start.
     """
 
-    def __init__(self, preprocess: Preprocess, number: int) -> None:
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        number: int,
+        *,
+        start_seconds: float = START_SECONDS,
+        process_type: type[Process] = Process,
+    ) -> None:
+        self.start_seconds, self.process_type = start_seconds, process_type
         # New ones in milliseconds, without our threads.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["mixlab.serving.decoder"])
         self.preprocess, self.number = preprocess, number
         self.pool = ThreadPoolExecutor(number, thread_name_prefix="decoder")  # each waits for one process
-        self.processes: set[_Process] = set()
-        self.starting: set[_Process] = set()
-        self.idle: asyncio.Queue[_Process | None] = asyncio.Queue()  # None: there will be no more
+        self.processes: set[Process] = set()
+        self.starting: set[Process] = set()
+        self.idle: asyncio.Queue[Process | None] = asyncio.Queue()  # None: there will be no more
         self.large = asyncio.Semaphore(1)  # large bodies one at a time, so that others find a process too
         self.num_restarts, self.forkserver = 0, 0
         self.last_answer = -math.inf  # when a process last did a job; one that only began speaks for no other
         self.is_closed = False
 
     async def decode(self, job: Job, seconds: float) -> Contents:
-        """The pictures of a job. ImageError: what is wrong with it. DecoderError: nobody knows."""
+        """The images of a job. ExampleError: what is wrong with it. DecoderError: nobody knows."""
         end = time.monotonic() + seconds
         async with self.large if len(job.data) > LARGE_BYTES else contextlib.nullcontext():
             for _ in range(TRIES):
@@ -186,7 +195,7 @@ class Decoders:
                     return await self._ask(process, job, left)
         raise DecoderError("no process could decode it")
 
-    async def _ask(self, process: _Process, job: Job, seconds: float) -> Contents:
+    async def _ask(self, process: Process, job: Job, seconds: float) -> Contents:
         work = self._loop.run_in_executor(self.pool, process.work, job)
         killer = self._loop.call_later(seconds, process.kill)
 
@@ -207,15 +216,15 @@ class Decoders:
             await asyncio.wait([work])
             raise
 
-    def _replace(self, process: _Process) -> None:
+    def _replace(self, process: Process) -> None:
         """By a new one, unless all is ending."""
         self.processes.discard(process)
         if not self.is_closed:
             self._start(process)
 
-    def _start(self, old: _Process | None = None) -> "asyncio.Future[int]":
+    def _start(self, old: Process | None = None) -> "asyncio.Future[int]":
         """A new process, begun in a thread, after the end of `old`; another one if it does not start."""
-        process = _Process(self.context, self.preprocess)
+        process = self.process_type(self.context, self.preprocess)
 
         def start() -> int:
             if old is not None:
@@ -235,13 +244,13 @@ class Decoders:
                 self._loop.call_later(AGAIN_SECONDS, self._replace, process)
 
         self.starting.add(process)
-        seconds = START_SECONDS if self.forkserver else FIRST_SECONDS
+        seconds = self.start_seconds if self.forkserver else FIRST_SECONDS
         late = self._loop.call_later(seconds, self._give_up, process)
         work = self._loop.run_in_executor(self.pool, start)
         work.add_done_callback(finish)
         return work
 
-    def _give_up(self, process: _Process) -> None:
+    def _give_up(self, process: Process) -> None:
         """It does not start: it stands still, or the forkserver does, which is not ours alone and is woken."""
         process.kill()
         self._wake_forkserver()

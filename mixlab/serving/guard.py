@@ -12,8 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mixlab.serving.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+PAGE_FILES = (
+    "page.css", "language.js",
+    "page.js", "page_texts.js", "map.js", "results.js",
+    "ui.js", "ui_texts.js", "chart.js", "compare.js",
+)  # fmt: skip
 # Without a token: nothing of the model or of a run.
-OPEN_PATHS = ("/", "/page.js", "/ui.js", "/page.css", "/docs", "/openapi.json", "/health", "/ready")
+OPEN_PATHS = ("/", *(f"/{name}" for name in PAGE_FILES), "/docs", "/openapi.json", "/health", "/ready")
 ANY_HOST = "*"
 PROBES = ("/health", "/ready")  # what asks them knows an address, not a name, and they tell nothing
 MAX_HEADER_BYTES = 16 * 1024
@@ -156,7 +161,7 @@ class Guard:
         return len(hosts) == 1 and (ANY_HOST in self.hosts or _without_port(hosts[0]) in self.hosts)
 
     def _has_key(self, scope: Scope) -> bool:
-        """Whether the address itself has the key of the folder of this file: links and pictures send no header."""
+        """Whether the address itself has the key of the folder of this file: links and images send no header."""
         if not scope["path"].startswith("/files/"):
             return False
         folder = "/".join(scope["path"].split("/")[:4])

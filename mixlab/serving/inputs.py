@@ -1,4 +1,4 @@
-"""What a program hands to `predict`, as one list of pictures; nothing is opened before all of it is understood."""
+"""What a program hands to `predict`, as one list of examples; nothing is opened before all of it is understood."""
 
 import io
 import os
@@ -7,47 +7,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mixlab.data.decode import MAX_BYTES, decode_opened
-from mixlab.data.preprocess import Preprocess
-from mixlab.errors import ImageError, UsageTypeError
-
-TAKEN = (
-    "a path of a file or folder, bytes of an image file, a PIL image, a binary file object, a uint8 array "
-    "(H, W), (H, W, 1 or 3) or (N, H, W, 1 or 3), or a list of these"
-)
+from mixlab.data.modality import MAX_BYTES, Modality, Preprocess
+from mixlab.errors import ExampleError, UsageTypeError
 
 
 @dataclass(frozen=True)
 class Given:
-    """One picture. name: its path, or its number among all. content: a path, bytes, or an array uint8 (H, W, C)."""
+    """One example. name: its path, or its number among all. content: a path, bytes, or a decoded example."""
 
     name: str
-    content: str | bytes | np.ndarray | ImageError
+    content: str | bytes | np.ndarray | ExampleError
 
     def read(self, preprocess: Preprocess) -> np.ndarray:
-        """uint8 (channels, height, width) at model size. ImageError says why there is none."""
-        if isinstance(self.content, ImageError):
+        """The example as `preprocess` keeps it. ExampleError says why there is none."""
+        if isinstance(self.content, ExampleError):
             raise self.content
         if isinstance(self.content, np.ndarray):
-            return preprocess.pixels(self.content)
+            return preprocess.keep(self.content)
         return preprocess.read(self.content)
 
 
-def read_inputs(images: Any, preprocess: Preprocess, list_folder: Callable[[str], list[str]]) -> list[Given]:
-    """The pictures of `images` (TAKEN) in order; a folder is what is listed of it. UsageTypeError for anything else.
+def read_inputs(given: Any, preprocess: Preprocess, list_folder: Callable[[str], list[str]]) -> list[Given]:
+    """The examples of `given` in order; a folder is what is listed of it. UsageTypeError for what is taken by none.
 
-    Files are opened later, by `Given.read`. PIL images and file objects, which belong to the caller and to its
-    thread, are read here and left open; one that cannot be read gives a picture that raises ImageError.
+    Files are opened later, by `Given.read`. What is open already, a file or an object of the modality's own, belongs
+    to the caller and to its thread: it is read here and left open; one that cannot be read gives an example that
+    raises ExampleError.
     """
-    single = _is_one(images)
-    if not single and not _is_list(images):
-        raise _refused(images)
-    items = [images] if single else list(images)
+    modality = preprocess.modality
+    single = _is_one(given, modality)
+    if not single and not _is_list(given):
+        raise _refused(given, modality)
+    items = [given] if single else list(given)
     for number, item in enumerate(items):
-        if not _is_one(item):
-            raise _refused(item, number)
+        if not _is_one(item, modality):
+            raise _refused(item, modality, number)
     contents = [content for item in items for content in _contents(item, preprocess, list_folder)]
     return [
         Given(content if isinstance(content, str) else str(number), content)
@@ -55,62 +50,58 @@ def read_inputs(images: Any, preprocess: Preprocess, list_folder: Callable[[str]
     ]
 
 
-def _is_one(item: Any) -> bool:
-    if isinstance(item, np.ndarray):
-        return item.dtype == np.uint8
-    if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+def _is_one(item: Any, modality: Modality) -> bool:
+    if modality.takes(item) or isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         return True
+    if isinstance(item, np.ndarray):
+        return False
     return callable(getattr(item, "read", None)) and not isinstance(item, io.TextIOBase)
 
 
-def _is_list(images: Any) -> bool:
-    if isinstance(images, np.ndarray):
-        return images.dtype.kind in "OU" and images.ndim > 0  # of objects or of paths, not of numbers
-    return isinstance(images, Iterable) and not isinstance(images, Mapping | io.TextIOBase)
+def _is_list(given: Any) -> bool:
+    if isinstance(given, np.ndarray):
+        return given.dtype.kind in "OU" and given.ndim > 0  # of objects or of paths, not of numbers
+    return isinstance(given, Iterable) and not isinstance(given, Mapping | io.TextIOBase)
 
 
-def _refused(item: Any, number: int | None = None) -> UsageTypeError:
+def _refused(item: Any, modality: Modality, number: int | None = None) -> UsageTypeError:
     kind = f"an array of {item.dtype}" if isinstance(item, np.ndarray) else type(item).__name__
     at = "" if number is None else f" at position {number}"
     hint = "a tensor uint8 (C, H, W) becomes one by x.permute(1, 2, 0).numpy()" if kind == "Tensor" else None
-    return UsageTypeError(f"predict takes {TAKEN}; got {kind}{at}", where="images", hint=hint)
+    return UsageTypeError(f"predict takes {_taken(modality)}; got {kind}{at}", where="images", hint=hint)
+
+
+def _taken(modality: Modality) -> str:
+    own = f"{modality.taken}, " if modality.taken else ""
+    return f"a path of a file or folder, the bytes of a file, {own}a binary file object, or a list of these"
 
 
 def _contents(
     item: Any, preprocess: Preprocess, list_folder: Callable[[str], list[str]]
-) -> list[str | bytes | np.ndarray | ImageError]:
-    """The pictures that one item of `_is_one` stands for."""
+) -> list[str | bytes | np.ndarray | ExampleError]:
+    """The examples that one item of `_is_one` stands for."""
     if isinstance(item, str | os.PathLike):
         path = os.fsdecode(item)
         return list(list_folder(path)) if os.path.isdir(path) else [path]
     if isinstance(item, bytes | bytearray | memoryview):
         return [bytes(item)]
-    if isinstance(item, np.ndarray):
-        return [_checked(array) for array in (item if item.ndim == 4 else [item])]
+    if preprocess.modality.takes(item):
+        return list(preprocess.modality.contents(item, preprocess))
     try:
-        if isinstance(item, Image.Image):
-            return [decode_opened(item, grey_max=preprocess.grey_max)]
         return [_read_file(item)]
-    except ImageError as error:
+    except ExampleError as error:
         return [error]
 
 
-def _checked(array: np.ndarray) -> np.ndarray | ImageError:
-    shaped = array[..., None] if array.ndim == 2 else array
-    if shaped.ndim == 3 and shaped.shape[2] in (1, 3) and shaped.size:
-        return shaped
-    return ImageError(f"an array must be uint8 (H, W), (H, W, 3) or (H, W, 1), got {array.shape}")
-
-
 def _read_file(file: Any) -> bytes:
-    """What is left in an open file, up to the size at which images are refused anyway."""
+    """What is left in an open file, up to the size at which files are refused anyway."""
     parts: list[bytes] = []
     size = 0
     while size <= MAX_BYTES:
         try:
             part = file.read(MAX_BYTES + 1 - size)
         except Exception as error:  # whatever stands behind it: a disk, an archive, a network
-            raise ImageError(f"cannot be read: {error or type(error).__name__}") from None
+            raise ExampleError(f"cannot be read: {error or type(error).__name__}") from None
         if not part:
             break
         if not isinstance(part, bytes):

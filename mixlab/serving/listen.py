@@ -16,9 +16,6 @@ from mixlab.errors import MixlabError, UsageError
 from mixlab.serving.guard import ANY_HOST, LOOPBACK, MAX_HEADER_BYTES, SECURITY_HEADERS, RefusedError
 from mixlab.serving.service import Limits
 
-HEADER_SECONDS = 10.0  # for the headers of a request to be complete
-KEEP_ALIVE_SECONDS = 5
-WRITE_SECONDS = 20.0  # for a client to read what was written
 MAX_CONNECTIONS = 4096  # at a time
 OWN_FILES = 256  # beside those of the connections
 DRAIN_SECONDS = 20
@@ -31,9 +28,13 @@ SECURITY_HEADERS_RAW = [(key.lower().encode(), value.encode()) for key, value in
 class TimedProtocol(H11Protocol):
     """uvicorn's, which waits for ever for headers that come byte by byte, and for clients that do not read.
 
-    Here for HEADER_SECONDS and WRITE_SECONDS, and at most MAX_CONNECTIONS are open at a time.
+    header_seconds: for the headers of a request to be complete. write_seconds: for a client to read what was written.
+    max_connections: that are open at a time.
     """
 
+    header_seconds = 10.0
+    keep_alive_seconds = 5
+    write_seconds = 20.0
     max_connections = MAX_CONNECTIONS
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -49,7 +50,7 @@ class TimedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+            self._unread = self.loop.call_later(self.write_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -80,7 +81,7 @@ class TimedProtocol(H11Protocol):
         if not self._is_idle():
             self._stop()
         elif self._late is None:
-            self._late = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+            self._late = self.loop.call_later(self.header_seconds, self._too_slow)
 
     def _stop(self) -> None:
         if self._late is not None:
@@ -186,16 +187,17 @@ def make_server(
     port: int,
     started: Callable[[int], None] = lambda port: None,
     stopping: Callable[[], None] = lambda: None,
+    protocol: type[TimedProtocol] = TimedProtocol,
 ) -> uvicorn.Server:
     """A server whose `run()` serves until SIGINT or SIGTERM; requests under way are answered first.
 
-    started: called with the port once it listens; stopping: when a signal came.
+    started: called with the port once it listens; stopping: when a signal came. protocol: of each connection.
     """
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=TimedProtocol,
+        http=protocol,
         ws="none",
         lifespan="on",
         log_level="critical",
@@ -204,7 +206,7 @@ def make_server(
         date_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=protocol.keep_alive_seconds,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     return _Server(config, started, stopping)
@@ -229,7 +231,7 @@ def listen(server: uvicorn.Server) -> None:
     except SystemExit as error:  # how uvicorn says so
         if server.lifespan.should_exit:
             raise MixlabError(
-                "the processes that decode pictures did not start",
+                "the processes that decode images did not start",
                 hint="is there memory left? Try again when the machine is less busy",
             ) from error
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A trained model for use: pictures in, labels with probabilities out."""
+"""A trained model for use: examples in, labels with probabilities out."""
 
 import csv
 import glob
@@ -18,10 +18,10 @@ from torch import nn
 
 from mixlab.checkpoint.open import open_weights
 from mixlab.cpu.inference import fast
-from mixlab.data.listing import Skips, describe_skipped, pictures_below
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.listing import Skips, describe_skipped, files_below
+from mixlab.data.modality import Modality, Preprocess
 from mixlab.device import num_cores, pick_device
-from mixlab.errors import ImageError, UsageError, check_type
+from mixlab.errors import ExampleError, UsageError, check_type
 from mixlab.escape import for_csv
 from mixlab.files import write_atomically
 from mixlab.models.layers import Gelu
@@ -29,14 +29,15 @@ from mixlab.serving.inputs import Given, read_inputs
 
 Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | BinaryIO | np.ndarray
 BATCH_SIZE = 64
-FEW = 8  # pictures, below which no fast copy of the model is made
+FEW = 8  # examples, below which no fast copy of the model is made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A model with its preprocessing and class names; what `mixlab.load` returns.
 
-    model: float32 (B, channels, H, W), normalised -> logits (B, K). cautions: to be read before it is trusted.
+    model: float32 (B, channels, H, W), as `preprocess` gives it -> logits (B, K). cautions: to be read before
+    it is trusted.
     """
 
     model: nn.Module
@@ -57,34 +58,35 @@ class Classifier:
         kind is a UsageTypeError, which is a TypeError too, before anything is opened.
         """
         check_type(top, (Integral,), "top", "a number of labels")
-        pictures = read_inputs(images, self.preprocess, lambda folder: find_images([folder]))
+        modality = self.preprocess.modality
+        given = read_inputs(images, self.preprocess, lambda folder: find_examples([folder], modality))
         if top < 1:
             raise UsageError(f"top must be at least 1, got {top}", where="--top")
         rows: list[dict[str, Any]] = []
         # Packing the weights takes as long as a few images do.
-        model = fast(self.model) if len(pictures) >= FEW else self.model
-        for start in range(0, len(pictures), BATCH_SIZE):
-            part = pictures[start : start + BATCH_SIZE]
+        model = fast(self.model) if len(given) >= FEW else self.model
+        for start in range(0, len(given), BATCH_SIZE):
+            part = given[start : start + BATCH_SIZE]
             with ThreadPoolExecutor(num_cores()) as pool:
                 read = list(pool.map(self._read, part))
             good = [i for i, result in enumerate(read) if isinstance(result, np.ndarray)]
             found = iter(self._classify(model, np.stack([read[i] for i in good]), top) if good else [])
-            for picture, result in zip(part, read, strict=True):
+            for one, result in zip(part, read, strict=True):
                 if isinstance(result, np.ndarray):
-                    rows.append({"path": picture.name, "predictions": next(found)})
+                    rows.append({"path": one.name, "predictions": next(found)})
                 else:
-                    rows.append({"path": picture.name, "error": result})
+                    rows.append({"path": one.name, "error": result})
         return rows
 
-    def _read(self, picture: Given) -> np.ndarray | str:
+    def _read(self, given: Given) -> np.ndarray | str:
         try:
-            return picture.read(self.preprocess)
-        except ImageError as error:
+            return given.read(self.preprocess)
+        except ExampleError as error:
             return error.message
 
-    def _classify(self, model: nn.Module, pixels: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
-        image = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
-        probabilities = model(image).float().softmax(dim=1).cpu()
+    def _classify(self, model: nn.Module, kept: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
+        inputs = self.preprocess.to_input(torch.from_numpy(kept).to(self.device))
+        probabilities = model(inputs).float().softmax(dim=1).cpu()
         values, labels = probabilities.topk(min(top, len(self.class_names)), dim=1)
         return [
             [
@@ -124,8 +126,8 @@ def load(
     )
 
 
-def find_images(arguments: Sequence[str], skips: Skips | None = None) -> list[str]:
-    """Files named by paths, folders (all images below, sorted) and globs. UsageError if one names nothing.
+def find_examples(arguments: Sequence[str], modality: Modality, skips: Skips | None = None) -> list[str]:
+    """Files named by paths, folders (all examples below, sorted) and globs. UsageError if one names nothing.
 
     skips: takes what is left out of folders.
     """
@@ -134,17 +136,17 @@ def find_images(arguments: Sequence[str], skips: Skips | None = None) -> list[st
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = pictures_below(path, skips)
+            inside = files_below(path, modality, skips)
             if not inside:
                 hint = describe_skipped(skips.result()) or None
-                raise UsageError("there are no images in this folder", where=argument, hint=hint)
+                raise UsageError(f"there are no {modality.many} in this folder", where=argument, hint=hint)
             found += inside
         elif path.exists() or path.is_symlink():
             found.append(argument)
         else:
             matches = sorted(p for p in glob.glob(argument, recursive=True) if not Path(p).is_dir())
             if not matches:
-                raise UsageError("there is no such image, folder or match", where=argument)
+                raise UsageError(f"there is no such {modality.one}, folder or match", where=argument)
             found += matches
     return found
 

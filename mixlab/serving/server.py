@@ -1,12 +1,12 @@
 """`mixlab serve`: a classifier over HTTP, for a page and for programs.
 
-    POST /predict        one picture -> {"predictions": [...]}; several -> as /predict-many
-    POST /predict-many   at most 64 pictures -> what `mixlab predict --json` prints
-    POST /occlusion      one picture -> how much each part of it matters for the best label
+    POST /predict        one image -> {"predictions": [...]}; several -> as /predict-many
+    POST /predict-many   at most 64 images -> what `mixlab predict --json` prints
+    POST /occlusion      one image -> how much each part of it matters for the best label
     GET  /info /health /ready /metrics /openapi.json /docs, and the page at /
 
-A picture is the body itself, a file of a form, or base64 in JSON; many are a plain tar, or the same (see `bodies`).
-Nothing is fetched from anywhere, no model is loaded at a person's wish, and pictures are decoded in processes of
+An image is the body itself, a file of a form, or base64 in JSON; many are a plain tar, or the same (see `bodies`).
+Nothing is fetched from anywhere, no model is loaded at a person's wish, and images are decoded in processes of
 their own. Every answer but the page is JSON; errors are {"error": {"kind", "message"}}, at times with a "hint", and
 name no path of this machine.
 """
@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import importlib.resources
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,10 @@ from starlette.types import ASGIApp
 
 from mixlab.serving.batching import QueueFullError
 from mixlab.serving.bodies import Contents
-from mixlab.serving.guard import LOOPBACK, Guard, RefusedError, busy, http_error, unexpected
+from mixlab.serving.guard import LOOPBACK, PAGE_FILES, Guard, RefusedError, busy, http_error, unexpected
 from mixlab.serving.service import Service, unless_gone
 
-PAGE = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/docs": ("docs.html", "text/html; charset=utf-8"),
-}
+KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 MAX_TOP = 1000
 
 
@@ -48,22 +43,28 @@ def _top(request: Request) -> int:
 
 
 def _only(found: Contents) -> np.ndarray:
-    """The pixels of the one picture that a request was to have."""
+    """The pixels of the one image that a request was to have."""
     if found.is_list or found.pictures[0].pixels is None:
-        raise RefusedError(415, "image", "this takes one picture at a time")
+        raise RefusedError(415, "image", "this takes one image at a time")
     return found.pictures[0].pixels
 
 
 def create_app(
-    service: Service, *, hosts: tuple[str, ...] = LOOPBACK, token: str | None = None, root_path: str = ""
+    service: Service,
+    *,
+    hosts: tuple[str, ...] = LOOPBACK,
+    token: str | None = None,
+    root_path: str = "",
+    language: str | None = None,
 ) -> ASGIApp:
     """The ASGI application. hosts: names that a Host header may have, without the port. token: what callers need.
-    root_path: a prefix of all paths, such as `/mixlab`, whether or not the proxy before it takes it away."""
+    root_path: a prefix of all paths, such as `/mixlab`, whether or not the proxy before it takes it away.
+    language: of the page, instead of the browser's; one of LANGUAGES."""
 
     async def answered(
         request: Request, plain: str, work: Callable[[Contents], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
-        """What `work` makes of the pictures that a request has, within its time."""
+        """What `work` makes of the images that a request has, within its time."""
         async with service.received(request, plain) as job:
 
             async def everything() -> dict[str, Any]:
@@ -114,10 +115,6 @@ def create_app(
         spec = json.loads(asset("openapi.json"))
         return JSONResponse(spec | {"servers": [{"url": root_path}]} if root_path else spec)
 
-    async def page(request: Request) -> Response:
-        name, kind = PAGE[request.scope["path"]]
-        return Response(asset(name), headers={"Content-Type": kind})
-
     def answer(
         handler: Callable[[Request], Awaitable[dict[str, Any]]],
     ) -> Callable[[Request], Awaitable[Response]]:
@@ -147,12 +144,27 @@ def create_app(
         Route("/ready", answer(ready), methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
-        *(Route(path, page, methods=["GET"]) for path in PAGE),
+        *page_routes({"/": "page.html", "/docs": "docs.html"}, language),
     ]
     handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, hosts, token, service.metrics, root_path)
+
+
+def page_routes(pages: Mapping[str, str], language: str | None) -> list[Route]:
+    """The HTML files of `pages`, by path, and what they load. language: as for `create_app`."""
+    files = {**pages, **{f"/{name}": name for name in PAGE_FILES}}
+
+    async def page(request: Request) -> Response:
+        name = files[request.scope["path"]]
+        content = asset(name)
+        if name.endswith(".html"):
+            content = content.replace(b'data-language=""', f'data-language="{language or ""}"'.encode())
+        kind = KINDS[name.rpartition(".")[2]]
+        return Response(content, headers={"Content-Type": f"{kind}; charset=utf-8"})
+
+    return [Route(path, page, methods=["GET"]) for path in files]
 
 
 def asset(name: str) -> bytes:

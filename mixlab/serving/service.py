@@ -1,4 +1,4 @@
-"""A classifier with what serves it: pictures decoded elsewhere, batches, limits of what is taken on."""
+"""A classifier with what serves it: images decoded elsewhere, batches, limits of what is taken on."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from mixlab.cpu.cost import measure_cost
 from mixlab.cpu.inference import fast
-from mixlab.data.decode import MAX_BYTES
-from mixlab.errors import ImageError
+from mixlab.data.images.preprocess import for_images
+from mixlab.data.modality import MAX_BYTES
+from mixlab.errors import ExampleError
 from mixlab.serving.batching import Batcher
 from mixlab.serving.bodies import MAX_PICTURES, Contents
 from mixlab.serving.decoder import DecoderError, Decoders, Job
@@ -25,7 +26,7 @@ from mixlab.version import __version__
 
 OCCLUSION_SIDE = 8  # parts along each side, at most
 DRAIN_SECONDS = 5.0  # from SIGTERM on, for what has to be decoded
-PROBE_AGE, PROBE_WAIT, PROBE_SECONDS = 1.0, 0.8, 3.0  # those who ask /ready wait a second, as a rule
+PROBE_AGE, PROBE_WAIT = 1.0, 0.8  # those who ask /ready wait a second, as a rule
 PROBE = bytearray.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63680000008200"
     "8177cd72b60000000049454e44ae426082"
@@ -42,8 +43,9 @@ HOW_TO_SEND = {
 class Limits:
     """What one server takes on.
 
-    body_bytes: of a request. read_seconds: to receive it. request_seconds: from then to the answer. max_queue:
-    pictures that may wait. max_batch, max_wait_seconds: see `Batcher`. decoders: processes that decode.
+    body_bytes: of a request. read_seconds: to receive it. request_seconds: from then to the answer. probe_seconds:
+    for the image by which /ready tries whether any are decoded. max_queue:
+    images that may wait. max_batch, max_wait_seconds: see `Batcher`. decoders: processes that decode.
     max_requests: at a time, once their bodies are here. waiting_bytes: of all bodies that are here or on their way
     and not decoded yet.
     """
@@ -51,6 +53,7 @@ class Limits:
     body_bytes: int = min(64 * 2**20, MAX_BYTES)
     read_seconds: float = 10.0
     request_seconds: float = 20.0
+    probe_seconds: float = 3.0
     max_queue: int = 256
     max_batch: int = 32
     max_wait_seconds: float = 0.004
@@ -83,7 +86,7 @@ class Service:
     def classify(self, pixels: np.ndarray) -> list[np.ndarray]:
         """uint8 (B, channels, height, width) -> probabilities (K,) for each; in the batcher's thread."""
         began = time.perf_counter()
-        image = self.classifier.preprocess.normalize(torch.from_numpy(pixels).to(self.classifier.device))
+        image = self.classifier.preprocess.to_input(torch.from_numpy(pixels).to(self.classifier.device))
         probabilities = self.model(image).float().softmax(dim=1).cpu().numpy()
         self.metrics.observe_batch(len(pixels), time.perf_counter() - began)
         return list(probabilities)
@@ -127,7 +130,7 @@ class Service:
                 await asyncio.gather(self.batching, return_exceptions=True)
 
     async def check_ready(self) -> None:
-        """RefusedError unless a picture that came now would be decoded: one was a moment ago, or a test one is."""
+        """RefusedError unless an image that came now would be decoded: one was a moment ago, or a test one is."""
         if self.is_draining:
             raise RefusedError(503, "draining", "the server is stopping", retry=5)
         if self.batching.done():
@@ -137,11 +140,12 @@ class Service:
         if time.monotonic() - self.decoders.last_answer < PROBE_AGE:
             return
         if self.probe is None or self.probe.done():
-            self.probe = asyncio.ensure_future(self.decoders.decode(Job(PROBE, "", "picture"), PROBE_SECONDS))
+            decoding = self.decoders.decode(Job(PROBE, "", "picture"), self.limits.probe_seconds)
+            self.probe = asyncio.ensure_future(decoding)
             self.probe.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
         await asyncio.wait([self.probe], timeout=PROBE_WAIT)
         if not self.probe.done() or self.probe.exception() is not None:
-            raise RefusedError(503, "decoder", "no process decodes pictures now", retry=1)
+            raise RefusedError(503, "decoder", "no process decodes images now", retry=1)
 
     @contextlib.asynccontextmanager
     async def received(self, request: Request, plain: str = "picture") -> AsyncIterator[Job]:
@@ -163,7 +167,7 @@ class Service:
 
     async def _receive(self, request: Request, job: Job) -> None:
         limits = self.limits
-        too_large = RefusedError(413, "too_large", f"a body may have {limits.body_bytes} bytes")
+        too_large = RefusedError(413, "too_large", f"a body may have {limits.body_bytes / 1e6:.1f} MB")
         declared = request.headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > limits.body_bytes:
             raise too_large
@@ -178,7 +182,7 @@ class Service:
             job.num_counted += len(part)
             job.data += part
         if not job.data:
-            raise RefusedError(400, "empty", "the body is empty: send the picture itself")
+            raise RefusedError(400, "empty", "the body is empty: send the image itself")
 
     def _release(self, job: Job) -> None:
         self.num_waiting_bytes -= job.num_counted
@@ -187,10 +191,10 @@ class Service:
             job.data.clear()
 
     async def contents(self, job: Job) -> Contents:
-        """What is in a body; RefusedError if it cannot be read, or is one picture that cannot."""
+        """What is in a body; RefusedError if it cannot be read, or is one image that cannot."""
         try:
             found = await self.decoders.decode(job, self.limits.request_seconds)
-        except ImageError as error:
+        except ExampleError as error:
             raise RefusedError(415, "image", error.message, hint=HOW_TO_SEND[job.plain]) from error
         except DecoderError as error:
             raise RefusedError(503, "decoder", "this could not be decoded now", retry=1) from error
@@ -201,7 +205,7 @@ class Service:
         return found
 
     async def rows(self, found: Contents, top: int) -> dict[str, Any]:
-        """What `mixlab predict --json` prints: a row for each picture, in order, with labels or what is wrong."""
+        """What `mixlab predict --json` prints: a row for each image, in order, with labels or what is wrong."""
         good = [picture.pixels for picture in found.pictures if picture.pixels is not None]
         self.batcher.check_room(len(good))
         answers = iter(await asyncio.gather(*map(self.batcher.ask, good)))
@@ -214,7 +218,7 @@ class Service:
         return {"images": rows, "num_ok": len(good), "num_bad": len(rows) - len(good)}
 
     async def occlusion(self, pixels: np.ndarray) -> dict[str, Any]:
-        """How much the best label's probability falls where a part of the picture is grey: a grid of numbers."""
+        """How much the best label's probability falls where a part of the image is grey: a grid of numbers."""
         height, width = pixels.shape[1:]
         rows, columns = (min(OCCLUSION_SIDE, side) for side in (height, width))
         edges = [
@@ -248,15 +252,16 @@ class Service:
     def info(self) -> dict[str, Any]:
         """What the model is, for /info and the page."""
         own = self.classifier
-        cost = measure_cost(own.model, own.preprocess.image_size, in_channels=own.preprocess.channels)
+        preprocess = for_images(own.preprocess, "the server")
+        cost = measure_cost(own.model, preprocess.image_size, in_channels=preprocess.channels)
         return {
             "name": self.name,
             "version": __version__,
             "class_names": list(own.class_names),
-            "image_size": list(own.preprocess.image_size),
-            "channels": own.preprocess.channels,
-            "fit": own.preprocess.fit,
-            "crop_fraction": own.preprocess.crop_fraction,
+            "image_size": list(preprocess.image_size),
+            "channels": preprocess.channels,
+            "fit": preprocess.fit,
+            "crop_fraction": preprocess.crop_fraction,
             "num_parameters": cost.num_parameters,
             "macs": cost.macs,
             "max_body_bytes": self.limits.body_bytes,

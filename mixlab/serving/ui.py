@@ -10,8 +10,11 @@ Only files of known names, of folders that are runs or studies, can be asked for
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +27,12 @@ from starlette.types import ASGIApp
 
 from mixlab.errors import MixlabError
 from mixlab.escape import from_csv, visible_values, without_places
-from mixlab.records import read_json, read_table, read_text
+from mixlab.records import read_json, read_table, read_text, read_toml
 from mixlab.report.run_log import read_run_log
 from mixlab.serving.guard import LOOPBACK, Guard, file_key, http_error, unexpected
 from mixlab.serving.metrics import Metrics
-from mixlab.serving.server import asset
+from mixlab.serving.server import page_routes
 
-ASSETS = {
-    "/": ("ui.html", "text/html; charset=utf-8"),
-    "/ui.js": ("ui.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-}
 # A report brings its style and its script with it, and needs nothing else; it runs as a page of no origin.
 REPORT_POLICY = "; ".join(
     (
@@ -62,9 +60,10 @@ def create_ui(
     hosts: tuple[str, ...] = LOOPBACK,
     token: str | None = None,
     root_path: str = "",
+    language: str | None = None,
 ) -> ASGIApp:
     """The ASGI application. runs, studies: the folders that hold them. list_runs: gives a row for each run.
-    known: the studies there are, and what each is asked about (DATA, WEIGHTS)."""
+    known: the studies there are, and what each is asked about (DATA, WEIGHTS). The rest is as for `serve`."""
 
     def run_of(request: Request) -> Path:
         return _inside(runs, request.path_params["name"], _is_run)
@@ -73,12 +72,11 @@ def create_ui(
         return {"key": file_key(token, f"/files/{kind}/{folder.name}")}
 
     async def overview(request: Request) -> Response:
-        found = await asyncio.to_thread(list_runs, runs)
-        rows = [row | {"run": Path(row["run"]).name} for row in found]
+        rows = await asyncio.to_thread(_rows, runs, list_runs)
         there = sorted(filter(_is_study, studies.iterdir())) if studies.is_dir() else []
         shown = [_study(folder) | key("studies", folder) for folder in there]
         missing = [
-            {"study": name, "command": f"mixlab study {name} {subject}"}
+            {"study": name, "command": f"mixlab study {name} {subject}".rstrip()}
             for name, subject in known.items()
             if name not in {folder.name for folder in there}
         ]
@@ -98,10 +96,6 @@ def create_ui(
     async def study_file(request: Request) -> Response:
         return _file(_inside(studies, request.path_params["name"], _is_study), request.path_params["file"])
 
-    async def page(request: Request) -> Response:
-        name, kind = ASSETS[request.scope["path"]]
-        return Response(asset(name), headers={"Content-Type": kind})
-
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
@@ -112,7 +106,7 @@ def create_ui(
         Route("/files/runs/{name}/{file:path}", run_file, methods=["GET"]),
         Route("/files/studies/{name}/{file:path}", study_file, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
-        *(Route(path, page, methods=["GET"]) for path in ASSETS),
+        *page_routes({"/": "ui.html"}, language),
     ]
     handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
     app = Starlette(routes=routes, exception_handlers=handlers)
@@ -149,7 +143,7 @@ def _file(folder: Path, name: str) -> Response:
 
 
 def figures_of(folder: Path) -> list[str]:
-    """Names of the pictures of a run or study."""
+    """Names of the images of a run or study."""
     place = folder / "figures"
     if not place.is_dir():
         return []
@@ -161,6 +155,51 @@ def figures_of(folder: Path) -> list[str]:
 def _is_within(folder: Path, path: Path) -> bool:
     """Whether `path` is a regular file in `folder`, wherever links lead."""
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
+def _rows(runs: Path, list_runs: ListRuns) -> list[dict[str, Any]]:
+    """What `list_runs` says of each run, with its data, its model, when it began, and how long its log is still."""
+    rows = []
+    for row in list_runs(runs):
+        run = Path(row["run"])
+        versions = [_version(run / name) for name in ("recipe.toml", "environment.json", "metrics.jsonl")]
+        idle = None if versions[2] is None else max(time.time() - versions[2] / 1e9, 0.0)
+        rows.append(row | _described(run, *versions[:2]) | {"run": run.name, "idle_seconds": idle})
+    return rows
+
+
+def _version(path: Path) -> int | None:
+    """Nanoseconds at which a file was last written; None where there is none."""
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)  # the page asks every few seconds, and neither file changes as a rule
+def _described(run: Path, recipe_version: int | None, environment_version: int | None) -> dict[str, Any]:
+    """data, model and started (ISO 8601) of a run, None where they are not known."""
+
+    def text(read: Callable[[Path], Any], name: str, *keys: str) -> str | None:
+        try:
+            value = read(run / name)
+        except MixlabError:
+            return None
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, str) else None
+
+    started = text(read_json, "environment.json", "started")
+    try:
+        started = started and datetime.fromisoformat(started).isoformat()
+    except ValueError:
+        started = None
+    found = {
+        "data": text(read_toml, "recipe.toml", "data", "source"),
+        "model": text(read_toml, "recipe.toml", "model", "name"),
+    }
+    shown: dict[str, Any] = visible_values(without_places(found))
+    return shown | {"started": started}
 
 
 def _study(folder: Path, *, tables: bool = False) -> dict[str, Any]:

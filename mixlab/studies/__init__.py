@@ -1,7 +1,7 @@
-"""The paper's questions, a module each: `mixlab study NAME`. A module that defines STUDY is one.
+"""The paper's questions: `mixlab study NAME` asks the one in questions/NAME.py, which defines STUDY.
 
-What they share: harness.py (what a study is), trainings.py (trainings as cells of a table), presets.py (what they
-train), rows.py (CSV files), statistics.py.
+Here is what they share: harness.py (what a study is), trainings.py (trainings as cells of a table), presets.py (what
+they train), rows.py (CSV files), statistics.py.
 """
 
 import difflib
@@ -9,24 +9,13 @@ import importlib
 import pkgutil
 
 from mixlab.errors import UsageError
+from mixlab.studies import questions
 from mixlab.studies.harness import Study
-
-SHARED = (
-    "harness",
-    "statistics",
-    "trainings",
-    "exactness",
-    "presets",
-    "published",
-    "rows",
-    "units",
-)  # modules that are no studies
 
 
 def study_names() -> tuple[str, ...]:
     """The names of all studies, as their modules are called."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if name not in SHARED))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(questions.__path__)))
 
 
 def open_study(name: str) -> Study:
@@ -35,5 +24,5 @@ def open_study(name: str) -> Study:
         close = difflib.get_close_matches(name, study_names(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(study_names())}"
         raise UsageError(f"there is no study {name!r}", where="NAME", hint=hint)
-    study: Study = importlib.import_module(f"mixlab.studies.{name}").STUDY
+    study: Study = importlib.import_module(f"mixlab.studies.questions.{name}").STUDY
     return study

@@ -1,4 +1,4 @@
-"""What can be proved of permuted pictures, exactly: of trained weights, and of a training."""
+"""What can be proved of permuted images, exactly: of trained weights, and of a training."""
 
 import copy
 import json
@@ -10,8 +10,8 @@ import torch
 
 from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import load_weights
+from mixlab.data.images.permutation import PixelPermutation
 from mixlab.data.loader import TrainingDataset, training_batches
-from mixlab.data.permutation import PixelPermutation
 from mixlab.data.random import torch_seed
 from mixlab.device import set_threads
 from mixlab.files import write_atomically
@@ -58,7 +58,7 @@ def prove_exactly(options: Options, resolved: Recipe) -> dict[str, Any]:
 
 
 def couple(recipe: Recipe, steps: int) -> dict[str, Any]:
-    """Trainings in float64 of one initial Mixer: on pictures as they are, and on permuted ones.
+    """Trainings in float64 of one initial Mixer: on images as they are, and on permuted ones.
 
     The second begins with the same weights, the permutation absorbed; the control without that. Returns the losses of
     each, and the largest difference of the second's, and of the control's, from the first's.
@@ -68,7 +68,7 @@ def couple(recipe: Recipe, steps: int) -> dict[str, Any]:
     train = split_source(source, recipe)["train"]
     few = np.linspace(0, len(train) - 1, min(len(train), steps * recipe.batch_size)).astype(np.int64)
     prepared = prepare(recipe, source, {"train": train.take(few)}, Screen(quiet=True))
-    permutation, size = permutation_of(SHARED, recipe), prepared.preprocess.image_size
+    permutation, size = permutation_of(SHARED, recipe), prepared.preprocess.input_size
     assert permutation is not None
     set_threads(recipe.threads)
     torch.manual_seed(torch_seed(recipe.seed, 0, 2**31))
@@ -84,16 +84,16 @@ def couple(recipe: Recipe, steps: int) -> dict[str, Any]:
     }
     losses: dict[str, list[float]] = {name: [] for name in states}
     dataset = TrainingDataset(
-        images=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+        examples=prepared.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )
     batches = training_batches(
         dataset, first_step=0, num_steps=steps, num_workers=0, on_bad=lambda file: None
     )
     for step, batch in enumerate(batches):
-        clock, image = Clock(steps, step=step), batch.image.double()
+        clock, image = Clock(steps, step=step), batch.inputs.double()
         for name, state in states.items():
             seen = image if name == ORIGINAL else permutation.apply(image)
-            losses[name].append(train_step(state, replace(batch, image=seen), clock).loss)
+            losses[name].append(train_step(state, replace(batch, inputs=seen), clock).loss)
     differences = {
         name: max(abs(a - b) for a, b in zip(losses[ORIGINAL], losses[name], strict=True))
         for name in ("absorbed", "control")

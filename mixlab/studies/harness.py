@@ -74,8 +74,7 @@ class Answer:
 class Study:
     """One of the paper's questions. run: measures what is missing below `options.out`, and answers.
 
-    subject: what it is asked about: `DATA` to train on, `WEIGHTS`, or nothing. variants: options of its own, name ->
-    the study that is asked then.
+    subject: what it is asked about: `DATA` to train on, `WEIGHTS`, or nothing.
     """
 
     name: str
@@ -84,7 +83,6 @@ class Study:
     paper: str
     run: Callable[[Options], Answer]
     subject: Literal["DATA", "WEIGHTS", ""] = "DATA"
-    variants: "dict[str, Study]" = field(default_factory=dict)
 
 
 def conduct(study: Study, options: Options) -> dict[str, Any]:

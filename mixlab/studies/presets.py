@@ -50,10 +50,11 @@ class Preset:
         overrides = self.shared | self.models["Mixer"]
         recipe = compose(data_of(options), recipe=self.recipe, overrides=overrides)
         recipe = replace(recipe, threads=options.threads)
-        return resolve(recipe, split_source(open_data(recipe), recipe)["train"])
+        source = open_data(recipe)
+        return resolve(recipe, split_source(source, recipe)["train"], source.modality)
 
     def changes_of(self, model: str, resolved: Recipe) -> dict[str, Any]:
-        """Keys that a model has for itself, fitted to the data: all see pictures of one size, and patches of one."""
+        """Keys that a model has for itself, fitted to the data: all see images of one size, and patches of one."""
         assert resolved.data.image_size is not None
         height, width = resolved.data.image_size
         changes = self.models[model] | {"data.image_size": f"{height}x{width}"}
@@ -67,7 +68,7 @@ def data_of(options: Options) -> str:
         raise UsageError(
             "this study trains on a data set",
             where="DATA",
-            hint="a folder of pictures or a set's name, as for `mixlab train`; --smoke tries it on digits",
+            hint="a folder of images or a set's name, as for `mixlab train`; --smoke tries it on digits",
         )
     return options.subject or "digits"
 
@@ -85,7 +86,7 @@ def presets(seeds: dict[str, int], *, paper_seeds: int) -> dict[str, Preset]:
             recipe="small_images_flat",
             shared=PLAIN,
             minutes=6.0,
-            scale="Small models, one set of small pictures and minutes of training",
+            scale="Small models, one set of small images and minutes of training",
             likeness="Models of about equal multiplications, where the paper's have equal width and depth",
         ),
         "paper": Preset(

@@ -61,6 +61,17 @@ class Cell:
         return re.sub(r"[^a-z0-9]+", "-", f"{self.model} {self.setting} {self.seed}".lower()).strip("-")
 
 
+def train_cell(recipe: Recipe, run: Path, minutes: float | None, options: Options) -> dict[str, Any]:
+    """Train one cell in `run`, or go on with it; what `mixlab train --json` prints."""
+    session = Session(
+        device_name=options.device, with_pictures=False, figures=not options.smoke, screen=options.screen
+    )
+    if (run / "recipe.toml").is_file():
+        return resume(run, session, start_over="if unfinished")
+    seconds = 60 * minutes if minutes is not None and recipe.steps is None else None
+    return train(Request(recipe=recipe, run=run, budget_seconds=seconds, follow_clock=False), session)
+
+
 def fill(
     options: Options,
     preset: Preset,
@@ -68,11 +79,12 @@ def fill(
     *,
     extra_columns: Sequence[str] = (),
     measure: Callable[[Path, Cell], dict[str, Any]] | None = None,
+    train: Callable[[Recipe, Path, float | None, Options], dict[str, Any]] = train_cell,
 ) -> tuple[list[Row], list[Row]]:
     """Train what is missing, and return the rows of results.csv and curves.csv, in the order of `cells`.
 
-    measure: what else to write down of a finished run, for `extra_columns`. DataError if the set has no test split;
-    UsageError if the folder holds cells of another recipe.
+    measure: what else to write down of a finished run, for `extra_columns`. train: as `train_cell`. DataError if the
+    set has no test split; UsageError if the folder holds cells of another recipe.
     """
     out, screen = options.out, options.screen
     minutes = preset.minutes_of(options)
@@ -83,7 +95,7 @@ def fill(
     source = open_source(base.data.source, data_dir=base.data.data_dir)
     if "test" not in split_source(
         source, base
-    ):  # which a set of a few pictures has not, even where it is drawn
+    ):  # which a set of a few images has not, even where it is drawn
         raise DataError("a study reports on a test split, and there is none", where=source.name)
     columns = (*COLUMNS, *extra_columns)
     make_folder(out)
@@ -108,7 +120,7 @@ def fill(
             leader = next((row for row in rows if row["model"] == cell.model), None)
             if leader is not None and minutes is not None:
                 recipe = replace(recipe, steps=int(leader["steps"]))
-            result = _train(recipe, run, minutes, options)
+            result = train(recipe, run, minutes, options)
             result_row = cell.key | _row(run, result) | {"recipe": digests[cell.folder_name][0]}
             result_row |= {
                 key: _text(value) for key, value in (measure(run, cell) if measure else {}).items()
@@ -119,14 +131,6 @@ def fill(
             write_rows(out / RESULTS, columns, rows)
         chosen = [row for row in curves if any(_is_of(row, cell) for cell in cells)]
         return [known for cell in cells if (known := _find(rows, cell)) is not None], chosen
-
-
-def _train(recipe: Recipe, run: Path, minutes: float | None, options: Options) -> dict[str, Any]:
-    session = Session(device_name=options.device, with_pictures=False, screen=options.screen)
-    if (run / "recipe.toml").is_file():
-        return resume(run, session, start_over="if unfinished")
-    seconds = 60 * minutes if minutes is not None and recipe.steps is None else None
-    return train(Request(recipe=recipe, run=run, budget_seconds=seconds, follow_clock=False), session)
 
 
 def _row(run: Path, result: dict[str, Any]) -> Row:

@@ -1,4 +1,4 @@
-"""Hidden units of a token-mixing MLP as pictures of the grid of patches: how regular they are, in numbers."""
+"""Hidden units of a token-mixing MLP as images of the grid of patches: how regular they are, in numbers."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ def cosines(units: np.ndarray) -> np.ndarray:
 
 
 def frequencies(units: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(D,): the centre of the power spectrum of each unit's picture over the radius, in cycles a patch."""
+    """(D,): the centre of the power spectrum of each unit's image over the radius, in cycles a patch."""
     power = np.abs(np.fft.fft2(units.reshape(-1, *grid))) ** 2
     rows, columns = (np.fft.fftfreq(side) for side in grid)
     radius = np.hypot(rows[:, None], columns[None, :])

@@ -6,21 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from mixlab.data.copies import copy_groups, picture_digest
+from mixlab.data.copies import copy_groups
 from mixlab.data.csv_files import read_record
 from mixlab.data.dataset import Source, Split, everything
-from mixlab.data.decode import decode_deep
-from mixlab.data.preprocess import Preprocess
-from mixlab.data.reading import read_images
+from mixlab.data.modality import Modality
+from mixlab.data.reading import digests_of, look_at
 from mixlab.data.sources import open_source
-from mixlab.errors import DataError, ImageError, UsageError
+from mixlab.errors import DataError, ExampleError, UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.keys import from_toml, override
 from mixlab.training.recipe import Recipe
 from mixlab.training.setup import open_data, with_absolute_paths
 from mixlab.training.splits import Recorded, find_splits, split_source
 
-NUM_COMPARED = 64  # pictures, by which a set is recognised whose paths are the same
+NUM_COMPARED = 64  # examples, by which a set is recognised whose paths are the same
 
 
 def choose_split(
@@ -56,14 +55,16 @@ def choose_split(
         keep_all = override(Recipe(), {"data.val_fraction": 0.0})
         return source, _pick(split_source(source, keep_all, _groups(source)), split or "test", source.name)
     if "all" in source.splits and split is None:
-        screen.say(f"{source.name} has no splits: all {len(source.splits['all'])} images are used")
+        screen.say(
+            f"{source.name} has no splits: all {len(source.splits['all'])} {source.modality.many} are used"
+        )
     return source, _pick(
         dict(source.splits), split or ("all" if "all" in source.splits else "test"), source.name
     )
 
 
 def known_digests(run: Path) -> dict[str, set[str]] | None:
-    """The digests of a run's pictures by split; None for weights alone, and for runs of versions that noted none."""
+    """The digests of a run's examples by split; None for weights alone, and for runs of versions that noted none."""
     if not has_record(run):
         return None
     digests = {
@@ -107,7 +108,7 @@ def open_own_data(run: Path, recipe: Recipe, moved_to: str | None = None) -> tup
     found = find_splits(source, run / "split.csv", None if moved_to is None else root)
     if moved_to is not None and not _is_same(source, found):
         raise DataError(
-            "the pictures here have the same names as the run's, but are others", where=recipe.data.source
+            "the examples here have the same names as the run's, but are others", where=recipe.data.source
         )
     return source, found
 
@@ -137,7 +138,7 @@ def _recognise(source: Source, run: Path, root: str) -> Recorded | None:
 
 
 def _is_same(source: Source, found: Recorded) -> bool:
-    """Whether some pictures, evenly chosen, have the digests that were noted."""
+    """Whether some examples, evenly chosen, have the digests that were noted."""
     joined = everything(source)
     pairs = [
         (int(place), digest)
@@ -146,23 +147,19 @@ def _is_same(source: Source, found: Recorded) -> bool:
         if digest and not digest.startswith("bytes-")
     ]
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), NUM_COMPARED)).astype(int))
-    return all(_digest(joined, pairs[i][0]) in (None, pairs[i][1]) for i in chosen)
+    return all(_digest(joined, pairs[i][0], source.modality) in (None, pairs[i][1]) for i in chosen)
 
 
-def _digest(split: Split, index: int) -> str | None:
-    if split.pixels is not None:
-        return picture_digest(split.pixels[index])
+def _digest(split: Split, index: int, modality: Modality) -> str | None:
     try:
-        pixels, deep = decode_deep(split.read(index))
-    except ImageError:  # damaged since: the others tell
+        return look_at(split, index, modality).digest
+    except ExampleError:  # damaged since: the others tell
         return None
-    return picture_digest(pixels if deep is None else deep)
 
 
 def _groups(source: Source) -> np.ndarray | None:
-    """Which pictures of a source are copies of each other, as for a training on it."""
-    reading = read_images(everything(source), Preprocess(image_size=(8, 8)), in_memory=False)
-    return copy_groups(reading.digests)
+    """Which examples of a source are copies of each other, as for a training on it."""
+    return copy_groups(digests_of(everything(source), source.modality))
 
 
 def _pick(splits: dict[str, Split], name: str, where: str) -> Split:

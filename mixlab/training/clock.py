@@ -8,7 +8,7 @@ effect, so that a resumed one takes the same steps at the same rates.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mixlab.errors import TrainingError
@@ -36,14 +36,15 @@ class Clock:
         deadline: float | None = None,
         run: Path | None = None,
         changes: Mapping[int, int] | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """A training of `num_steps` as it was planned.
 
         deadline: on time.monotonic(), after which no step begins; None leaves the number of steps as it is.
-        run: the folder where changes are written. changes: those of earlier parts (`read_changes`).
+        run: the folder where changes are written. changes: those of earlier parts (`read_changes`). now: the time.
         """
         self.planned_steps, self.deadline = num_steps, deadline
-        self._run, self._changes = run, dict(changes or {})
+        self._run, self._changes, self._now = run, dict(changes or {}), now
         self.num_steps = num_steps
         self.go_to(step)
 
@@ -51,12 +52,12 @@ class Clock:
         """A part of the training begins after `step`."""
         self.step = step
         self.num_steps = self._at(step)
-        self._looks = [(time.monotonic(), step)]
+        self._looks = [(self._now(), step)]
 
     @property
     def is_late(self) -> bool:
         """Whether the deadline is over."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+        return self.deadline is not None and self._now() > self.deadline
 
     @property
     def last_known_step(self) -> int | None:
@@ -76,7 +77,7 @@ class Clock:
         It looks at the time now and then. The speed is the mean over at least the last half of this part of the
         training, with all validations and saves in it: a machine may stand still for a while, or have done so.
         """
-        now, deadline, step, steps = time.monotonic(), self.deadline, self.step, self.num_steps
+        now, deadline, step, steps = self._now(), self.deadline, self.step, self.num_steps
         began, first = self._looks[0]
         if deadline is None or now >= deadline or step == first:
             return 0

@@ -19,8 +19,9 @@ from mixlab.checkpoint.checkpoints import (
 )
 from mixlab.checkpoint.store import CONFIG_NAME, Weights, save_weights
 from mixlab.data.loader import Batch
+from mixlab.data.modality import BadFile
 from mixlab.data.order import steps_per_epoch
-from mixlab.data.reading import BadFile, check_bad_share
+from mixlab.data.reading import check_bad_share
 from mixlab.errors import DiskError, TrainingError, WeightsError
 from mixlab.evaluation.metrics import Evaluation
 from mixlab.records import take
@@ -345,7 +346,12 @@ class TrainingCourse(Course):
                     self._guarded(lambda file=file: add_bad_files(self.run, [file]))  # type: ignore[misc]
                 self.screen.say(f"left out {file.path}: {file.reason}")
                 self.gone_bad.append(file)
-        check_bad_share(self.gone_bad, len(self.plan.data.train), self.recipe.data.max_bad_share)
+        check_bad_share(
+            self.gone_bad,
+            len(self.plan.data.train),
+            self.recipe.data.max_bad_share,
+            self.plan.modality.many,
+        )
 
     def _clock(self) -> dict[str, float]:
         return {"seconds": self.seconds}

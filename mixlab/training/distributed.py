@@ -25,7 +25,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from mixlab.cpu.workers import end_programs
 from mixlab.data.loader import Batch, evaluation_batches
-from mixlab.data.reading import BadFile, Images
+from mixlab.data.modality import BadFile
+from mixlab.data.reading import Examples
 from mixlab.device import pick_device
 from mixlab.errors import MixlabError, TrainingError, UsageError
 from mixlab.evaluation.classify import classify
@@ -189,14 +190,14 @@ class Heartbeat:
 def classify_shared(
     world: World,
     model: nn.Module,
-    images: Images,
+    examples: Examples,
     batch_size: int,
     device: torch.device,
     *,
     on_bad: Callable[[BadFile], None],
     equally_often: bool = False,
 ) -> Predictions:
-    """Predictions for every image, each counted once, on every rank.
+    """Predictions for every example, each counted once, on every rank.
 
     Whole batches are shared out, so that the last bits of a logit do not depend on the number of ranks.
     equally_often: the ranks must call the model as often as each other.
@@ -204,13 +205,13 @@ def classify_shared(
 
     def batches() -> Iterator[Batch]:
         count = 0
-        for batch in evaluation_batches(images, batch_size, on_bad, first=world.rank, every=world.size):
+        for batch in evaluation_batches(examples, batch_size, on_bad, first=world.rank, every=world.size):
             count += 1
             yield batch
-        num_batches = -(-len(images) // batch_size)
+        num_batches = -(-len(examples) // batch_size)
         while equally_often and count < -(-num_batches // world.size):
             count += 1
-            blank = torch.zeros(1, images.preprocess.channels, *images.preprocess.image_size)
+            blank = torch.zeros(1, examples.preprocess.channels, *examples.preprocess.input_size)
             yield Batch(blank, torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64))
 
     return classify(model, batches(), device, gather=world.gather)

@@ -10,9 +10,10 @@ import numpy as np
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.dataset import Source, Split
-from mixlab.data.imagenet import numbers_by_name, read_real_labels, real_labels_of
-from mixlab.data.preprocess import Fit
-from mixlab.data.reading import BadFile, Images, load_images
+from mixlab.data.images.imagenet import numbers_by_name, read_real_labels, real_labels_of
+from mixlab.data.images.preprocess import Fit, for_images
+from mixlab.data.modality import BadFile
+from mixlab.data.reading import Examples, load_examples
 from mixlab.device import set_threads
 from mixlab.errors import DataError, UsageError, path_text
 from mixlab.evaluation.metrics import Evaluation, accuracy_of_any, summarize
@@ -50,8 +51,8 @@ def evaluate(
 
     run: a run or weights folder, a weights file, or a published name. image_size: resample a Mixer to it first.
     data: None takes the run's own data set and the splits it was trained with, at `moved_to` if it was moved. split:
-    by default `test`, or everything where `data` has no splits. Pictures that the run was trained on are counted.
-    fit: one of FITS instead of the weights' own. labels: ReaL's (data/imagenet.py), measured beside the data's own.
+    by default `test`, or everything where `data` has no splits. Examples that the run was trained on are counted.
+    fit: one of FITS instead of the weights' own. labels: ReaL's (images/imagenet.py), measured beside the data's own.
     """
     screen = screen or Screen()
     run = path_text(run, "run", "a run, a weights file or a published name")
@@ -63,72 +64,89 @@ def evaluate(
         weights = open_weights(run, image_size=image_size)
         if fit is not None:
             weights = with_fit(weights, fit)
-        source, images_split = choose_split(Path(run), data, split, data_dir, screen, moved_to=moved_to)
-        images_split = with_class_numbers(images_split, source, weights.class_names)
-        if acceptable is not None:  # what does not belong together is found before the pictures are read
-            real_labels_of(images_split.names, acceptable, weights.class_names)
+        source, chosen = choose_split(Path(run), data, split, data_dir, screen, moved_to=moved_to)
+        check_modality(source, weights)
+        chosen = with_class_numbers(chosen, source, weights.class_names)
+        if acceptable is not None:  # what does not belong together is found before the images are read
+            real_labels_of(chosen.names, acceptable, weights.class_names)
         torch_device = world.device(device)
         set_threads(threads)
-        in_memory = fits_in_memory(world.local_size * len(images_split), weights.preprocess)
-        with screen.progress("reading", len(images_split)) as bar:
-            images = load_images(
-                images_split,
+        in_memory = fits_in_memory(world.local_size * len(chosen), weights.preprocess)
+        with screen.progress("reading", len(chosen)) as bar:
+            examples = load_examples(
+                chosen,
                 weights.preprocess,
                 in_memory=in_memory,
                 progress=lambda done, total: bar.update(done),
             )
         known = known_digests(Path(run))
         if data is not None and split is None and known is not None:
-            images = _without_training(images, known, screen)
+            examples = _without_training(examples, known, screen)
         model = weights.model.to(torch_device)
         bad: list[BadFile] = []
-        predictions = classify_shared(world, model, images, EVALUATION_BATCH, torch_device, on_bad=bad.append)
-        bad = images.bad + [file for files in world.gather(bad) for file in files]
+        predictions = classify_shared(
+            world, model, examples, EVALUATION_BATCH, torch_device, on_bad=bad.append
+        )
+        bad = examples.bad + [file for files in world.gather(bad) for file in files]
     evaluation = replace(
         summarize(predictions, weights.class_names),
-        num_trained_on=_num_trained_on(images, predictions.index, known),
+        num_trained_on=_num_trained_on(examples, predictions.index, known),
     )
-    _say_what_is_known(evaluation, screen, is_known=known is not None or not has_record(Path(run)))
+    _say_what_is_known(
+        evaluation, source.modality.many, screen, is_known=known is not None or not has_record(Path(run))
+    )
     if acceptable is not None:
-        names = [images.split.names[i] for i in predictions.index]
+        names = [examples.split.names[i] for i in predictions.index]
         of_images = real_labels_of(names, acceptable, weights.class_names)
         evaluation = replace(evaluation, real=accuracy_of_any(predictions, of_images))
     return evaluation, bad
 
 
-def _without_training(images: Images, known: dict[str, set[str]], screen: Screen) -> Images:
-    """Only the run's own test pictures, where `images` are all that it had, under whatever names."""
-    tested, found = known.get("test", set()), set(images.digests)
+def _without_training(examples: Examples, known: dict[str, set[str]], screen: Screen) -> Examples:
+    """Only the run's own test examples, where `examples` are all that it had, under whatever names."""
+    tested, found = known.get("test", set()), set(examples.digests)
     if not tested or not tested <= found or not known["train"] & found:
-        return images
-    own = np.flatnonzero([digest in tested and digest not in known["train"] for digest in images.digests])
-    screen.say(f"these are the run's own pictures: the {len(own)} of its test split are used")
-    return images.take(own)
+        return examples
+    own = np.flatnonzero([digest in tested and digest not in known["train"] for digest in examples.digests])
+    screen.say(
+        f"these are the run's own {examples.preprocess.modality.many}: the {len(own)} of its test split are used"
+    )
+    return examples.take(own)
 
 
-def _num_trained_on(images: Images, index: np.ndarray, known: dict[str, set[str]] | None) -> int | None:
-    """How many of the measured pictures the run was trained on; None if that cannot be known."""
-    if known is None or not any(images.digests):
+def _num_trained_on(examples: Examples, index: np.ndarray, known: dict[str, set[str]] | None) -> int | None:
+    """How many of the measured examples the run was trained on; None if that cannot be known."""
+    if known is None or not any(examples.digests):
         return None
-    return sum(images.digests[i] in known["train"] for i in index)
+    return sum(examples.digests[i] in known["train"] for i in index)
 
 
-def _say_what_is_known(evaluation: Evaluation, screen: Screen, *, is_known: bool) -> None:
+def _say_what_is_known(evaluation: Evaluation, many: str, screen: Screen, *, is_known: bool) -> None:
     if evaluation.num_trained_on:
         screen.say(
             f"warning: the model was trained on {evaluation.num_trained_on:,} of these {evaluation.num_images:,} "
-            "images: the accuracy on new ones is lower"
+            f"{many}: the accuracy on new ones is lower"
         )
     if not is_known:
-        screen.say("this run is of an older version: whether it was trained on these images cannot be known")
+        screen.say(f"this run is of an older version: whether it was trained on these {many} cannot be known")
 
 
 def with_fit(weights: Weights, fit: str) -> Weights:
-    """The same weights with another way from picture to input; UsageError for an unknown one."""
+    """The same weights with another way from image to input; UsageError for an unknown one."""
     if fit not in FITS:
         raise UsageError(f"there is no fit {fit!r}", where="--fit", hint=f"there are {', '.join(FITS)}")
+    preprocess = for_images(weights.preprocess, "a fit", "--fit")
     name, crop_fraction = FITS[fit]
-    return replace(weights, preprocess=replace(weights.preprocess, fit=name, crop_fraction=crop_fraction))
+    return replace(weights, preprocess=replace(preprocess, fit=name, crop_fraction=crop_fraction))
+
+
+def check_modality(source: Source, weights: Weights) -> None:
+    """UsageError if the weights take another kind of example than the data has."""
+    taken = weights.preprocess.modality
+    if taken is not source.modality:
+        raise UsageError(
+            f"the data has {source.modality.many}, and these weights take {taken.many}", where=source.name
+        )
 
 
 def with_class_numbers(split: Split, source: Source, class_names: tuple[str, ...]) -> Split:

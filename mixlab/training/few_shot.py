@@ -1,4 +1,4 @@
-"""`mixlab fewshot`: a linear probe on a model's frozen features, from a few pictures of each class."""
+"""`mixlab fewshot`: a linear probe on a model's frozen features, from a few examples of each class."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.data.dataset import Source, Split
 from mixlab.data.loader import evaluation_batches
-from mixlab.data.reading import BadFile, load_images
+from mixlab.data.modality import BadFile
+from mixlab.data.reading import load_examples
 from mixlab.device import pick_device
 from mixlab.errors import DataError, UsageError
 from mixlab.evaluation.few_shot import extract_features, few_shot_accuracy
 from mixlab.report.screen import Screen
 from mixlab.training.choose_split import choose_split
-from mixlab.training.evaluate import EVALUATION_BATCH
+from mixlab.training.evaluate import EVALUATION_BATCH, check_modality
 from mixlab.training.setup import fits_in_memory
 
 
@@ -45,6 +46,7 @@ def few_shot(
     features, labels = {}, {}
     for split_name in ("train", "test"):
         source, split = choose_split(Path(name), data, split_name, data_dir, screen, split_whole=True)
+        check_modality(source, weights)
         features[split_name], labels[split_name] = _extract(weights, source, split, device, bad, screen)
     num_classes = len(source.class_names)
     present = np.unique(labels["train"])
@@ -87,13 +89,13 @@ def _extract(
     weights: Weights, source: Source, split: Split, device: str, bad: list[BadFile], screen: Screen
 ) -> tuple[np.ndarray, np.ndarray]:
     with screen.progress(f"reading {source.name}", len(split)) as bar:
-        images = load_images(
+        examples = load_examples(
             split,
             weights.preprocess,
             in_memory=fits_in_memory(len(split), weights.preprocess),
             progress=lambda done, total: bar.update(done),
         )
-    bad += images.bad
+    bad += examples.bad
     torch_device = pick_device(device)
-    batches = evaluation_batches(images, EVALUATION_BATCH, on_bad=bad.append)
+    batches = evaluation_batches(examples, EVALUATION_BATCH, on_bad=bad.append)
     return extract_features(weights.model.to(torch_device), batches, torch_device)

@@ -1,10 +1,10 @@
 """The one loop of training: whatever trains a model, for good or to learn something from it, is a `fit`."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from mixlab.data.augment import AugmentConfig
 from mixlab.data.loader import Batch, TrainingDataset, training_batches
-from mixlab.data.reading import BadFile
+from mixlab.data.modality import BadFile
 from mixlab.errors import TrainingError
 from mixlab.evaluation.metrics import Evaluation, summarize
 from mixlab.training.clock import Clock
@@ -44,7 +44,7 @@ def batches(
     clock: Clock,
     course: Course,
     *,
-    augment: AugmentConfig | None = None,
+    augment: Any = None,
     num_workers: int | None = None,
 ) -> Iterator[Batch]:
     """The training batches of `plan` from the clock's step on, of which `state` takes its shards.
@@ -55,8 +55,8 @@ def batches(
     last = clock.last_known_step
     return training_batches(
         TrainingDataset(
-            images=plan.data.train,
-            augment=augment or recipe.augment,
+            examples=plan.data.train,
+            augment=plan.augment if augment is None else augment,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             num_shards=state.exchange.num_shards,
@@ -91,7 +91,7 @@ def fit(state: TrainState, batches: Iterable[Batch], clock: Clock, course: Cours
     TrainingError that says what to do where memory runs out, or a batch is too small for the model.
     """
     state.model.train()
-    state.world.now(f"reading the pictures of step {clock.step + 1}")
+    state.world.now(f"reading the batch of step {clock.step + 1}")
     for batch in batches:
         if course.is_over():
             return
@@ -108,7 +108,7 @@ def fit(state: TrainState, batches: Iterable[Batch], clock: Clock, course: Cours
         clock.step += 1
         if course.after_step(result) or clock.step >= clock.num_steps:
             return
-        state.world.now(f"reading the pictures of step {clock.step + 1}")
+        state.world.now(f"reading the batch of step {clock.step + 1}")
 
 
 def _raise_explained(error: Exception, state: TrainState) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
 from mixlab.cpu.describe import describe_settings
+from mixlab.data.images.preprocess import ImagePreprocess
+from mixlab.data.modality import Modality
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig, config_of, family_of, settings_of
 from mixlab.models.mixer import Mixer, MixerConfig
@@ -43,28 +45,25 @@ def _with_absolute(config: Any) -> Any:
     return replace(config, **changes)
 
 
-def fit_initial(recipe: Recipe, weights: Weights) -> tuple[Recipe, Weights]:
+def fit_initial(recipe: Recipe, weights: Weights, modality: Modality) -> tuple[Recipe, Weights]:
     """The weights fitted to the recipe's images, and the recipe with what it left open as the weights have it.
 
     Open may be the model, image size, channels, mean and std. UsageError where the recipe asks for another model.
     """
-    data, preprocess = recipe.data, weights.preprocess
-    if preprocess.permutation is not None:
+    preprocess = weights.preprocess
+    if preprocess.modality is not modality:
         raise UsageError(
-            "these weights take permuted pictures, on which a training cannot start",
+            f"these weights take {preprocess.modality.many}, and the data has {modality.many}",
+            where=str(recipe.init_from),
+        )
+    if isinstance(preprocess, ImagePreprocess) and preprocess.permutation is not None:
+        raise UsageError(
+            "these weights take permuted images, on which a training cannot start",
             where=str(recipe.init_from),
             hint="start from the weights from before `mixlab permute`",
         )
     own_name = weights.model_settings["name"]
-    channels = data.channels or preprocess.channels
-    data = replace(
-        data,
-        image_size=data.image_size or preprocess.image_size,
-        channels=channels,
-        mean=data.mean or _for_channels(preprocess.mean, channels),
-        std=data.std or _for_channels(preprocess.std, channels),
-    )
-    recipe = replace(recipe, data=data)
+    recipe = replace(recipe, data=modality.start_from(recipe.data, preprocess))
     if config_of(weights.model) is not None:
         fitted = _fitted(weights.model, recipe)
         weights, settings = replace(weights, model=fitted), settings_of(fitted.config)
@@ -102,11 +101,11 @@ def load_initial(model: nn.Module, weights: Weights, recipe: Recipe, class_names
             continue
         if name not in own or own[name].shape != tensor.shape:
             needed = f"needs {tuple(own[name].shape)}" if name in own else "has none"
-            size = weights.preprocess.image_size
+            size = weights.preprocess.input_size
             raise UsageError(
                 f"{name} of the weights has shape {tuple(tensor.shape)}, this model {needed}",
                 where=str(recipe.init_from),
-                hint=f"they are of {weights.model_settings['name']} for pictures of {size[0]}x{size[1]}, and only "
+                hint=f"they are of {weights.model_settings['name']} for inputs of {size[0]}x{size[1]}, and only "
                 "a Mixer can be resampled",
             )
         own[name].copy_(tensor)
@@ -119,7 +118,7 @@ def _grid_costs(model: Any, recipe: Recipe, weights: Weights) -> str:
     """What one image costs with the extended token mixing stored whole and as blocks: they differ by the zeros."""
     config: MixerConfig = model.config
     assert recipe.data.image_size is not None
-    copies = (recipe.data.image_size[0] // weights.preprocess.image_size[0]) ** 2
+    copies = (recipe.data.image_size[0] // weights.preprocess.input_size[0]) ** 2
     own = describe_settings(settings_of(config), batch_size=1)["macs"]
     hidden = config.token_mlp_dim // (copies if recipe.init_grid == "dense" else 1)
     zeros = config.num_blocks * config.hidden_dim * 2 * config.num_patches * hidden * (copies - 1)
@@ -152,7 +151,7 @@ def _fitted(model: Any, recipe: Recipe) -> Mixer:
 
 
 def _with_channels(model: Mixer, channels: int) -> Mixer:
-    """A stem for grey pictures from one for colour (the sum over the three equal channels), or the other way."""
+    """A stem for grey images from one for colour (the sum over the three equal channels), or the other way."""
     config: MixerConfig = replace(model.config, in_channels=channels)
     with torch.device("meta"):
         changed = type(model)(config)
@@ -161,7 +160,3 @@ def _with_channels(model: Mixer, channels: int) -> Mixer:
     state["stem.weight"] = kernel.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
     changed.load_state_dict(state, assign=True)
     return changed
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return values if len(values) == channels else (sum(values) / len(values),) * channels

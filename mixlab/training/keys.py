@@ -24,6 +24,14 @@ RETIRED: dict[str, tuple[float | None, str]] = {
     "optimizer.sam_from": (0.0, "--optimizer.sam-rho holds for the whole training"),
 }
 
+# What people call a key elsewhere.
+ALIASES = {
+    "learning_rate": "optimizer.lr",
+    "epoch": "epochs",
+    "batch": "batch_size",
+    "workers": "data.num_workers",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
@@ -38,7 +46,14 @@ class Key:
     @property
     def option(self) -> str:
         """As a person types it."""
-        return f"--{self.name.replace('_', '-')}"
+        return as_option(self.name)
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What else is taken for it: its last part, where no other key ends so, and what it is called elsewhere."""
+        last = self.name.rpartition(".")[2]
+        is_clear = "." in self.name and sum(name.rpartition(".")[2] == last for name in recipe_keys()) == 1
+        return (*([last] if is_clear else []), *(name for name, key in ALIASES.items() if key == self.name))
 
     @property
     def default_text(self) -> str:
@@ -48,6 +63,10 @@ class Key:
         if isinstance(self.default, bool):
             return str(self.default).lower()
         return str(self.default)
+
+
+def as_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @cache
@@ -80,7 +99,8 @@ def keys_as_markdown() -> str:
         "",
         "Every key of a recipe: on the command line as `--KEY VALUE`, in a TOML file under its part's name, in",
         "Python as `PART__KEY=VALUE`. The part before the dot may be left out where that is clear. This page is what",
-        "`python -m mixlab.training.keys` prints.",
+        "`python -m mixlab.training.keys` prints; `mixlab keys KEY` says the same of one. Taken for a key too are",
+        f"{', '.join(f'`{name}` (`{key}`)' for name, key in ALIASES.items())}.",
     ]
     for level, title in (("common", "Common"), ("more", "More"), ("expert", "For experts")):
         lines += ["", f"## {title}", "", "| key | takes | default | what it does |", "|---|---|---|---|"]
@@ -185,7 +205,7 @@ def _check_retired(key: str, value: Any, where: str | None) -> None:
 def full_key(key: str, *, also: Iterable[str] = (), where: str | None = None) -> str:
     """`lr` -> `optimizer.lr`; UsageError with the nearest of the keys, and of `also`, for an unknown one."""
     known = recipe_keys()
-    key, _ = _named_as_today(key, None)
+    key, _ = _named_as_today(ALIASES.get(key, key), None)
     if key in known or key in RETIRED:
         return key
     short = [name.split(".")[-1] for name in known]
@@ -195,12 +215,12 @@ def full_key(key: str, *, also: Iterable[str] = (), where: str | None = None) ->
     gone = [name for name in RETIRED if name.split(".")[-1] == key]
     if gone:
         return gone[0]
-    close = difflib.get_close_matches(key, [*also, *known, *short], n=1)
+    close = difflib.get_close_matches(key, [*also, *known, *short, *ALIASES], n=1)
     nearest = next(iter([*inner, *close]), None)
     raise UsageError(
         f"recipes have no key {key!r}",
         where=where,
-        hint=f"did you mean {nearest!r}?" if nearest else "`mixlab train --help` lists the keys",
+        hint=f"did you mean {nearest!r}?" if nearest else "`mixlab keys` lists the keys",
     )
 
 

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from mixlab.checkpoint.store import Weights, load_weights
 from mixlab.cpu.cost import Cost, measure_cost
-from mixlab.data.augment import mix
 from mixlab.data.listing import describe_skipped
 from mixlab.data.loader import TrainingDataset, training_batches
-from mixlab.data.reading import BadFile, Images, load_images
+from mixlab.data.mixing import mix
+from mixlab.data.modality import BadFile
+from mixlab.data.reading import Examples, load_examples
 from mixlab.escape import for_csv, without_places
 from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
 from mixlab.files import write_atomically
@@ -40,14 +41,14 @@ from mixlab.training.tried import describe_tried, read_tried
 
 NUM_MISTAKES = 32
 NUM_SAMPLES = 32
-PICTURE_SIDE = 96  # in galleries, pixels of the larger side at most
+IMAGE_SIDE = 96  # in galleries, pixels of the larger side at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """What came of the test split. images: those that could be read; the rest is None where nothing was tested."""
+    """What came of the test split. examples: those that could be read; the rest is None where nothing was tested."""
 
-    images: Images | None = None
+    examples: Examples | None = None
     predictions: Predictions | None = None
     evaluation: Evaluation | None = None
 
@@ -63,8 +64,10 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
         return {"run": str(run)}
     # Whole again, where each process had a part of it.
     model = load_weights(run).model if course.state.exchange.needs_all_ranks else weights.model.cpu()
-    cost = measure_cost(model, plan.preprocess.image_size, in_channels=plan.preprocess.channels)
-    untested = why_not_tested(plan.data.source, plan.data.splits) or "no test image could be read"
+    cost = measure_cost(model, plan.preprocess.input_size, in_channels=plan.preprocess.channels)
+    untested = why_not_tested(plan.data.source, plan.data.splits) or (
+        f"no test {plan.modality.one} could be read"
+    )
     result = _result(run, plan, course, cost, tested, untested)
     logged = {key: value for key, value in result.items() if key != "steps"}
     RunLog(run / "metrics.jsonl").write("end", step=result["steps"], **logged)
@@ -95,20 +98,20 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
 def _test(run: Path, plan: Plan, weights: Weights, exchange: Exchange, session: Session) -> Tested:
     """The kept weights on the test split, by all ranks; what could not be read is listed."""
     world, device, recipe = session.world, session.device, plan.recipe
-    world.now("evaluating on the test images")
+    world.now("evaluating on the test split")
     if "test" not in plan.data.splits:
         return Tested()
     model = exchange.place(weights.model, device)
     test = plan.data.splits["test"]
     in_memory = fits_in_memory(world.local_size * len(test), plan.preprocess)
-    images = plan.data.test or load_images(test, plan.preprocess, in_memory=in_memory)
+    examples = plan.data.test or load_examples(test, plan.preprocess, in_memory=in_memory)
     bad: list[BadFile] = []
     predictions, evaluation = None, None
-    if len(images):
+    if len(examples):
         predictions = classify_shared(
             world,
             model,
-            images,
+            examples,
             recipe.batch_size,
             device,
             on_bad=bad.append,
@@ -116,12 +119,12 @@ def _test(run: Path, plan: Plan, weights: Weights, exchange: Exchange, session: 
         )
         known = None if plan.data.copies.num_unknown else plan.data.copies.num_in_train["test"]
         evaluation = replace(summarize(predictions, weights.class_names), num_trained_on=known)
-    bad = images.bad + [file for files in world.gather(bad) for file in files]
+    bad = examples.bad + [file for files in world.gather(bad) for file in files]
     if world.is_main:
         add_bad_files(run, bad)
         if predictions is not None:
-            write_predictions(run / "predictions.csv", images, predictions, weights.class_names)
-    return Tested(images=images, predictions=predictions, evaluation=evaluation)
+            write_predictions(run / "predictions.csv", examples, predictions, weights.class_names)
+    return Tested(examples=examples, predictions=predictions, evaluation=evaluation)
 
 
 def _result(
@@ -161,8 +164,11 @@ def _costs(
         ("Whole command so far", format_seconds(time.monotonic() - session.started)),
         ("Core-seconds of this part of the run", f"{core_seconds:,.0f}"),
         ("Training compute (3 x forward)", f"{3 * cost.flops * num_seen:.3g} FLOP"),
-        ("One image, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
-        ("Mean training speed", f"{per_second:,.0f} images/s" if per_second else "not measured"),
+        (f"One {plan.modality.one}, forward", f"{cost.macs / 1e6:,.1f} million multiply-accumulates"),
+        (
+            "Mean training speed",
+            f"{per_second:,.0f} {plan.modality.many}/s" if per_second else "not measured",
+        ),
     ]
 
 
@@ -179,15 +185,15 @@ def _say(result: dict[str, Any], plan: Plan, evaluation: Evaluation | None, scre
         screen.say(f"nothing was tested: {result['test_reason']}")
     if result["num_bad_files"]:
         screen.say(
-            f"{result['num_bad_files']} unreadable images were left out: {result['run']}/bad_files.csv"
+            f"{result['num_bad_files']} unreadable {plan.modality.many} were left out: {result['run']}/bad_files.csv"
         )
     screen.say(f"report: {result['report']}")
 
 
 def write_predictions(
-    path: Path, images: Images, predictions: Predictions, class_names: tuple[str, ...]
+    path: Path, examples: Examples, predictions: Predictions, class_names: tuple[str, ...]
 ) -> None:
-    """path, label, prediction, probability for every image of the test split."""
+    """path, label, prediction, probability for every example of the test split."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "prediction", "probability"])
@@ -195,7 +201,7 @@ def write_predictions(
         predictions.index, predictions.label, predictions.predicted, predictions.confidence, strict=True
     ):
         writer.writerow(
-            [for_csv(text) for text in (images.split.names[i], class_names[label], class_names[predicted])]
+            [for_csv(text) for text in (examples.split.names[i], class_names[label], class_names[predicted])]
             + [f"{confidence:.6f}"]
         )
     write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
@@ -212,15 +218,15 @@ def _mean_speed(run: Path) -> float | None:
 
 
 def _notes(plan: Plan, run: Path, evaluation: Evaluation | None, untested: str) -> list[str]:
-    notes, data = [], plan.data
+    notes, data, many = [], plan.data, plan.modality.many
     bad = read_bad_files(run)
     if bad:
         notes.append(
-            f"{len(bad)} images could not be read and were left out; bad_files.csv lists them with the reasons."
+            f"{len(bad)} {many} could not be read and were left out; bad_files.csv lists them with the reasons."
         )
-    notes += [f"{sentence}." for sentence in data.copies.sentences()]
+    notes += [f"{sentence}." for sentence in data.copies.sentences(many)]
     if data.copies.num_within:
-        notes.append(f"{data.copies.num_within:,} images are exact copies of others in the same split.")
+        notes.append(f"{data.copies.num_within:,} {many} are exact copies of others in the same split.")
     if data.source.skipped:
         notes.append(describe_skipped(data.source.skipped).capitalize() + ".")
     if plan.recipe.data.grey_max is not None:
@@ -232,7 +238,7 @@ def _notes(plan: Plan, run: Path, evaluation: Evaluation | None, untested: str) 
         notes.append("Nothing was held out for validation: the weights are those after the last step.")
     if evaluation is None:
         notes.append(
-            f"Nothing was tested, so nothing here says how good the model is on new images: {untested}."
+            f"Nothing was tested, so nothing here says how good the model is on new {many}: {untested}."
         )
     elif evaluation.balanced_accuracy is not None:
         notes.append(
@@ -266,11 +272,10 @@ def _headline(
         cards.append(("Calibration error (ECE)", f"{100 * evaluation.ece:.1f} points"))
     name = display_name(weights.model_settings["name"])
     cards.append(("Model", f"{name}, {num_parameters:,} parameters"))
-    size = " x ".join(str(side) for side in plan.preprocess.image_size)
+    size = " x ".join(str(side) for side in plan.preprocess.input_size)
     num_train, num_classes = len(plan.data.train), len(plan.class_names)
-    cards.append(
-        ("Data", f"{plan.data.source.name}: {num_train:,} training images, {num_classes} classes, {size} px")
-    )
+    counts = f"{num_train:,} training {plan.modality.many}, {num_classes} classes"
+    cards.append(("Data", f"{plan.data.source.name}: {counts}, input {size}"))
     cards += plan.objective.cards
     cards.append(("Training time", format_seconds(seconds)))
     return cards
@@ -280,8 +285,8 @@ def _draw(
     plan: Plan, run: Path, tested: Tested, with_pictures: bool, names: list[str]
 ) -> list[tuple[str, str, Path]]:
     """Draw and save every figure; heading, explanation and file of each. names: of the classes, as they are drawn."""
-    images, evaluation, predictions = tested.images, tested.evaluation, tested.predictions
-    folder = run / "figures"
+    examples, evaluation, predictions = tested.examples, tested.evaluation, tested.predictions
+    folder, many = run / "figures", plan.modality.many
     drawn: list[tuple[str, str, Path]] = []
 
     def add(name: str, heading: str, text: str, figure: Any) -> None:
@@ -297,36 +302,35 @@ def _draw(
         text = "How often the model is right when it claims a given probability; on the diagonal the claim is true."
         figure = figures.reliability_diagram(evaluation.bins, evaluation.ece)
         add("reliability", "Calibration", text, figure)
-    if with_pictures and predictions is not None and images is not None:
+    if with_pictures and predictions is not None and examples is not None:
         wrong = np.flatnonzero(predictions.predicted != predictions.label)
         worst = wrong[np.argsort(-predictions.loss[wrong], kind="stable")][:NUM_MISTAKES]
         if len(worst):
-            grid = [_shown(picture) for picture in images.pictures(predictions.index[worst]).numpy()]
+            grid = _shown(plan.preprocess.render(examples.at(predictions.index[worst])))
             captions = [
                 f"true: {names[predictions.label[i]]}\n"
                 f"said: {names[predictions.predicted[i]]} {100 * predictions.confidence[i]:.0f} %"
                 for i in worst
             ]
-            text = "Test images with the largest loss: wrong, and sure of it. Labels may be wrong here too."
+            text = f"Test {many} with the largest loss: wrong, and sure of it. Labels may be wrong here too."
             add("mistakes", "Worst mistakes", text, figures.picture_grid(grid, captions))
     if with_pictures:
         grid, captions = _training_sample(plan, names)
-        text = "The first images of training after augmentation, as the model saw them."
-        add("samples", "Training images as the model saw them", text, figures.picture_grid(grid, captions))
+        text = f"The first {many} of training after augmentation, as the model saw them."
+        add("samples", f"Training {many} as the model saw them", text, figures.picture_grid(grid, captions))
     return drawn
 
 
 def _training_sample(plan: Plan, names: list[str]) -> tuple[list[np.ndarray], list[str]]:
     recipe = plan.recipe
     dataset = TrainingDataset(
-        images=plan.data.train, augment=recipe.augment, batch_size=recipe.batch_size, seed=recipe.seed
+        examples=plan.data.train, augment=plan.augment, batch_size=recipe.batch_size, seed=recipe.seed
     )
     batches = training_batches(dataset, first_step=0, num_steps=1, num_workers=0, on_bad=lambda file: None)
     batch = next(iter(batches))
     target = F.one_hot(batch.label, len(names)).float()
-    image, target = mix(batch.image, target, recipe.augment, seed=recipe.seed, step=0, shard=0)
-    # Permuted pixels stay where they are: this is what the model saw.
-    seen = replace(plan.preprocess, permutation=None).denormalize(image[:NUM_SAMPLES]).numpy()
+    inputs, target = mix(batch.inputs, target, recipe.augment, seed=recipe.seed, step=0, shard=0)
+    seen = plan.preprocess.render_input(inputs[:NUM_SAMPLES])
     captions = []
     for row in target[:NUM_SAMPLES]:
         top = row.topk(2)
@@ -334,10 +338,10 @@ def _training_sample(plan: Plan, names: list[str]) -> tuple[list[np.ndarray], li
         captions.append(
             pair[0][0] if len(pair) == 1 else "\n".join(f"{name} {share:.0%}" for name, share in pair)
         )
-    return [_shown(picture) for picture in seen], captions
+    return _shown(seen), captions
 
 
-def _shown(picture: np.ndarray) -> np.ndarray:
-    """uint8 (channels, H, W) -> (H, W, channels), thinned to PICTURE_SIDE so that reports stay small."""
-    stride = max(max(picture.shape[1:]) // PICTURE_SIDE, 1)
-    return picture.transpose(1, 2, 0)[::stride, ::stride]
+def _shown(images: list[np.ndarray]) -> list[np.ndarray]:
+    """uint8 (H, W, channels) each, thinned to IMAGE_SIDE so that reports stay small."""
+    strides = [max(max(image.shape[:2]) // IMAGE_SIDE, 1) for image in images]
+    return [image[::stride, ::stride] for image, stride in zip(images, strides, strict=True)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixlab.checkpoint.store import Weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.modality import Modality, Preprocess
 from mixlab.training.objectives import Objective
 from mixlab.training.prepared import Prepared
 from mixlab.training.recipe import Recipe
@@ -34,12 +34,22 @@ class Plan:
 
     @property
     def preprocess(self) -> Preprocess:
-        """How pictures become the model's input; it has their size and channels."""
+        """How examples become the model's input; it has their size and channels."""
         return self.data.preprocess
 
     @property
+    def modality(self) -> Modality:
+        """What kind of example is trained on."""
+        return self.data.source.modality
+
+    @property
+    def augment(self) -> Any:
+        """How examples are changed in training: the modality's part of the recipe."""
+        return getattr(self.recipe, self.modality.part)
+
+    @property
     def num_workers(self) -> int:
-        """Processes that read pictures."""
+        """Processes that read examples."""
         return self.recipe.data.num_workers or 0
 
     @property

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mixlab.data.augment import AugmentConfig
-from mixlab.data.decode import GREY16_MAX
-from mixlab.data.preprocess import MAX_SIDE, Fit
+from mixlab.data.config import DataConfig
+from mixlab.data.images.augment import AugmentConfig
 from mixlab.device import check_threads
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
@@ -15,116 +14,12 @@ from mixlab.training.objectives.distillation import DistillConfig
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.schedule import ScheduleConfig
 
-MAX_WORKERS = 256
 # Beyond these a number is a mistake, or made to keep the machine busy.
 LARGEST = {
     "steps": 2**40, "epochs": 1e9, "batch_size": 2**24, "accumulate": 2**24, "early_stop": 2**40, "keep": 10**6,
     "skip_nonfinite": 2**40, "virtual_shards": 4096, "checkpoint_seconds": 1e9,
     "timeout_seconds": 1e8,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which pictures, and how they are brought to the model's size. None follows from the data.
-
-    source: `digits`, a folder, a CSV file, a torchvision name, `wds:FOLDER` of shards, or `hf:NAME`. data_dir: where
-        torchvision's files are. streaming: read an hf: set from front to back, without a copy on the disk; its
-        pictures are then shuffled within windows only.
-    image_size: model input (height, width). channels: 3 or 1. fit, crop_fraction, interpolation, mean, std: see
-        Preprocess; mean and std are 0.5 unless the weights that training starts from had others.
-    in_memory: keep all pixels in memory; None does so if they take less than a quarter of the machine's.
-    val_fraction: share of train held out where there is no val split (at most 5,000 images); 0 for none.
-    train_fraction: share of train that is used at all, by class, before anything is held out from it.
-    split_seed: seed of every automatic split. max_bad_share: largest tolerated share of unreadable files.
-    num_workers: decoding processes of a streamed set; None takes one a core.
-    grey_max: the value of 16-bit grey pictures that counts as white; None measures how many bits train uses.
-    permutation: move the pixels of every picture in one and the same way after augmentation (data/permutation.py;
-        paper, section 3.4), which the weights remember; of patches of permutation_patch_size (None: the model's).
-    """
-
-    source: str = setting(
-        "digits",
-        "The data set: digits, a folder, a CSV file, a torchvision name, wds:FOLDER or hf:NAME.",
-        "common",
-    )
-    data_dir: str | None = setting(None, "Where torchvision's files are; by default ./data.")
-    image_size: tuple[int, int] | None = setting(
-        None, "Size of the model's input, a side or HxW; auto follows from the data.", "common"
-    )
-    channels: int | None = setting(None, "1 for grey, 3 for colour; auto follows from the data.")
-    fit: Fit = setting("crop", "How a picture is brought to that size: cropped, squashed or padded.")
-    crop_fraction: float = setting(
-        1.0, "Share of the shorter side that is kept when a picture is cropped for evaluation."
-    )
-    interpolation: Literal["bicubic", "bilinear"] = setting("bicubic", "How pictures are scaled.", "expert")
-    mean: tuple[float, ...] | None = setting(
-        None,
-        "Subtracted from pixels in [0, 1]; auto is 0.5, or what the weights to start from had.",
-        "expert",
-    )
-    std: tuple[float, ...] | None = setting(
-        None, "What pixels are divided by afterwards; auto as for mean.", "expert"
-    )
-    in_memory: bool | None = setting(
-        None, "Keep all pixels in memory; auto does so if they take less than a quarter of it."
-    )
-    val_fraction: float = setting(
-        0.1,
-        "Share of train held out where there is no val split, at most 5,000 images; 0 for none.",
-        "common",
-    )
-    train_fraction: float = setting(1.0, "Share of train that is used at all, by class.")
-    split_seed: int = setting(0, "Seed of every split that is drawn.", "expert")
-    max_bad_share: float = setting(0.05, "Largest share of unreadable files that is tolerated.")
-    num_workers: int | None = setting(
-        None, "Processes that read pictures of a set that is not in memory; auto is one a core."
-    )
-    grey_max: int | None = setting(
-        None,
-        "The value of 16-bit grey that counts as white; auto measures how many bits train uses.",
-        "expert",
-    )
-    streaming: bool = setting(False, "Read an hf: set from front to back, without a copy on the disk.")
-    permutation: Literal["none", "patches_and_pixels", "per_patch", "global"] = setting(
-        "none", "Move the pixels of every picture in one and the same way (paper, section 3.4).", "expert"
-    )
-    permutation_patch_size: int | None = setting(
-        None, "Side of the patches that are permuted; auto is the model's.", "expert"
-    )
-    permutation_seed: int = setting(0, "Seed of the permutation.", "expert")
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.val_fraction < 1.0:
-            raise UsageError(
-                f"val_fraction must be in [0, 1), got {self.val_fraction}", where="data.val_fraction"
-            )
-        for key in ("crop_fraction", "train_fraction"):
-            if not 0.0 < getattr(self, key) <= 1.0:
-                raise UsageError(f"{key} must be in (0, 1], got {getattr(self, key)}", where=f"data.{key}")
-        for key in ("split_seed", "num_workers", "max_bad_share", "permutation_seed"):
-            value = getattr(self, key)
-            if value is not None and value < 0:
-                raise UsageError(f"{key} cannot be negative, got {value}", where=f"data.{key}")
-        if (self.num_workers or 0) > MAX_WORKERS:
-            raise UsageError(
-                f"num_workers is {self.num_workers}, and more than {MAX_WORKERS} processes would only wait",
-                where="data.num_workers",
-                hint="one a core is enough",
-            )
-        if self.image_size is not None and max(self.image_size) > MAX_SIDE:
-            raise UsageError(
-                f"image_size is {self.image_size[0]}x{self.image_size[1]}, and no side can be above {MAX_SIDE}",
-                where="data.image_size",
-            )
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise UsageError(f"std must be above 0, got {self.std}", where="data.std")
-        if self.grey_max is not None and not 1 <= self.grey_max <= GREY16_MAX:
-            raise UsageError(
-                f"grey_max must be 1 to {GREY16_MAX}, got {self.grey_max}", where="data.grey_max"
-            )
-        if self.channels not in (None, 1, 3):
-            raise UsageError(f"channels must be 1 or 3, got {self.channels}", where="data.channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +53,7 @@ class Recipe:
     parallel: how several processes (torchrun) share the work: `ddp` has the model on each, `fsdp` spreads it.
     virtual_shards: cut every batch into this many parts and add their gradients in a fixed order, so that the result
         has the same bits on any number of processes up to this one; 0 is off, and faster.
-    timeout_seconds: how long a process waits for another, or for its pictures, before it gives up.
+    timeout_seconds: how long a process waits for another, or for its images, before it gives up.
     """
 
     name: str = setting("custom", "What the recipe is called.", "expert")
@@ -169,9 +64,7 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    epochs: float | None = setting(
-        None, "How often every picture is seen, where no steps are given.", "common"
-    )
+    epochs: float | None = setting(None, "How often every image is seen, where no steps are given.", "common")
     steps: int | None = setting(None, "How many steps are taken; goes before epochs.", "common")
     batch_size: int = setting(
         128, "Images a step; auto finds the largest power of two that fits in memory.", "common"
@@ -232,7 +125,7 @@ class Recipe:
         "expert",
     )
     timeout_seconds: float = setting(
-        300.0, "How long a process waits for another, or for its pictures, before it gives up."
+        300.0, "How long a process waits for another, or for its images, before it gives up."
     )
 
     def __post_init__(self) -> None:
@@ -281,7 +174,7 @@ class Recipe:
             )
         if self.data.permutation != "none" and self.augment.cutmix_alpha:
             raise UsageError(
-                "CutMix would paste rectangles of pictures whose pixels are permuted",
+                "CutMix would paste rectangles of images whose pixels are permuted",
                 where="data.permutation",
                 hint="leave augment.cutmix_alpha out; mixup can stay",
             )

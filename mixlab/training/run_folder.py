@@ -16,7 +16,7 @@ import numpy as np
 
 from mixlab.checkpoint.store import RUNS
 from mixlab.data.csv_files import write_split_csv
-from mixlab.data.reading import BadFile
+from mixlab.data.modality import BadFile
 from mixlab.device import describe_machine
 from mixlab.errors import DiskError, MixlabError, UsageError
 from mixlab.escape import for_csv, from_csv

@@ -2,17 +2,17 @@
 
 import os
 from dataclasses import fields, replace
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from mixlab.data.dataset import Source, Split
-from mixlab.data.decode import GREY16_MAX, describe
-from mixlab.data.permutation import PixelPermutation
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.modality import SETS, Modality, Needs, Preprocess
 from mixlab.data.sources import open_source
 from mixlab.device import is_bf16_faster, memory_bytes, num_cores
-from mixlab.errors import ImageError, UsageError
+from mixlab.errors import UsageError
 from mixlab.models.catalog import (
     MODELS,
     OPEN_SIZES,
@@ -23,12 +23,10 @@ from mixlab.models.catalog import (
     parse_mixer_name,
 )
 from mixlab.models.recompute import checkpoint_blocks
-from mixlab.training.recipe import DataConfig, Recipe
+from mixlab.training.recipe import Recipe
 from mixlab.training.small_sets import check_parts
 
-MEMORY_SHARE = 0.25  # of the machine's memory, that pixels of one run may take
-PHOTO_SIDE = 64  # model size for pictures of many sizes: what two cores can train on in minutes
-SAMPLE_SIZE = 64  # pictures looked at to learn the most common size
+MEMORY_SHARE = 0.25  # of the machine's memory, that the examples of one run may take
 
 
 def model_settings(recipe: Recipe, num_classes: int) -> dict[str, Any]:
@@ -57,20 +55,24 @@ def open_data(recipe: Recipe, *, download: bool = False) -> Source:
     return open_source(data.source, data_dir=data.data_dir, download=download, streaming=data.streaming)
 
 
-def resolve(recipe: Recipe, train: Split, num_processes: int = 1, num_images: int | None = None) -> Recipe:
+def resolve(
+    recipe: Recipe,
+    train: Split,
+    modality: Modality,
+    num_processes: int = 1,
+    num_images: int | None = None,
+) -> Recipe:
     """Fill in what `recipe` leaves to the data: image size, channels, model, patch, memory, threads.
 
-    num_processes: of this training on this machine; they share its cores. num_images: of all splits, those of train
-    by default.
+    modality: of the examples in `train`. num_processes: of this training on this machine; they share its cores.
+    num_images: of all splits, those of train by default.
     """
     data, model = recipe.data, recipe.model
     if model.name in OPEN_SIZES:
         model = replace(model, name=OPEN_SIZES[model.name])
-    sizes, channels = _look_at(train)
-    image_size = data.image_size or _common_size(sizes, model.name)
-    data = replace(data, image_size=image_size, channels=data.channels or channels)
-    name = model.name or ("mixer_pico" if max(image_size) <= 16 else "mixer_micro")
-    name = name_with_patch(name, image_size, model.patch_size)
+    data = modality.resolve(data, getattr(recipe, modality.part), train, _needs(model.name))
+    name = model.name or ("mixer_pico" if max(data.image_size) <= 16 else "mixer_micro")
+    name = name_with_patch(name, data.image_size, model.patch_size)
     model = replace(model, name=name)
     if data.permutation != "none" and data.permutation_patch_size is None:
         side = _patch_side(name, model.patch_size, data.permutation)
@@ -78,7 +80,7 @@ def resolve(recipe: Recipe, train: Split, num_processes: int = 1, num_images: in
     if train.encoded is not None and train.encoded.window:
         data = replace(data, in_memory=False, num_workers=0)  # each worker would read the whole stream
     if data.in_memory is None:
-        preprocess = build_preprocess(data)
+        preprocess = build_preprocess(replace(recipe, data=data), modality)
         data = replace(data, in_memory=fits_in_memory(num_processes * (num_images or len(train)), preprocess))
     cores = max(num_cores() // num_processes, 1)
     if data.num_workers is None:
@@ -115,86 +117,39 @@ def _patch_side(name: str, patch_size: int | None, permutation: str) -> int:
     return parse_mixer_name(name)[1]
 
 
-def for_this_machine(recipe: Recipe, num_train: int, num_processes: int) -> Recipe:
+def for_this_machine(recipe: Recipe, modality: Modality, num_train: int, num_processes: int) -> Recipe:
     """A resolved recipe with what changes no bits fitted to another number of processes on this machine."""
     if num_processes == 1:
         return recipe
     data = recipe.data
-    if data.in_memory and not fits_in_memory(num_processes * num_train, build_preprocess(data)):
+    if data.in_memory and not fits_in_memory(num_processes * num_train, build_preprocess(recipe, modality)):
         data = replace(data, in_memory=False)
     workers = min(data.num_workers or 0, max(num_cores() // num_processes, 1))
     return replace(recipe, data=replace(data, num_workers=workers))
 
 
-def _look_at(train: Split) -> tuple[list[tuple[int, int]], int]:
-    """(height, width) of some pictures, and 1 if all of them are grey, else 3."""
-    if train.pixels is not None:
-        return [(train.pixels.shape[1], train.pixels.shape[2])], train.pixels.shape[3]
-    sizes: list[tuple[int, int]] = []
-    grey = True
-    step = max(len(train) // SAMPLE_SIZE, 1)
-    for index in range(0, len(train), step if train.encoded is None or not train.encoded.window else 1):
-        if len(sizes) >= SAMPLE_SIZE:
-            break  # the first ones of a stream, whose middle is far away
-        try:
-            width, height, mode, _ = describe(train.read(index))
-        except ImageError:
-            continue
-        sizes.append((height, width))
-        grey = grey and mode in ("1", "L", "I;16", "I;16B", "I")
-    return sizes, 1 if grey and sizes else 3
-
-
-def _common_size(sizes: list[tuple[int, int]], model_name: str | None) -> tuple[int, int]:
-    if model_name in MODELS and MODELS[model_name][0] >= 64:
-        return (MODELS[model_name][0], MODELS[model_name][0])
-    if sizes and len(set(sizes)) == 1 and max(sizes[0]) <= PHOTO_SIDE:
-        # Sides with a common divisor, so that there are patches to cut them into: 30 becomes 32, 28 stays.
-        unit = 8 if PYRAMID in (model_name or "") else 4 if min(sizes[0]) > 16 else 2
-        height, width = (max(unit, round(side / unit) * unit) for side in sizes[0])
-        return height, width
-    if model_name is not None and model_name.startswith("timm/"):
-        return (224, 224)
+def _needs(model_name: str | None) -> Needs:
+    """What a model of this name wants of its input."""
+    unit = 8 if PYRAMID in (model_name or "") else None
     if model_name in MODELS:
-        return (MODELS[model_name][0], MODELS[model_name][0])
-    return (PHOTO_SIDE, PHOTO_SIDE)
+        side = MODELS[model_name][0]
+        return Needs(side=side, is_fixed=side >= 64, unit=unit)
+    return Needs(side=224 if (model_name or "").startswith("timm/") else None, unit=unit)
 
 
-def build_preprocess(data: DataConfig) -> Preprocess:
-    """The preprocessing that a resolved recipe asks for; pixels go to [-1, 1], as the authors have it."""
-    assert data.image_size is not None
-    assert data.channels is not None
-    mean, std = data.mean or (0.5,), data.std or (0.5,)
-    for key, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, data.channels):
-            raise UsageError(
-                f"{len(values)} values for {data.channels} channels",
-                where=f"data.{key}",
-                hint="give one for each",
-            )
-    permutation = None
-    if data.permutation != "none":
-        permutation = PixelPermutation(
-            kind=data.permutation, patch_size=data.permutation_patch_size or 1, seed=data.permutation_seed
-        )
-        permutation.index(data.image_size)  # raises if the patches do not divide such pictures
-    return Preprocess(
-        image_size=data.image_size,
-        channels=data.channels,
-        permutation=permutation,
-        fit=data.fit,
-        crop_fraction=data.crop_fraction,
-        interpolation=data.interpolation,
-        mean=mean if len(mean) == data.channels else mean * data.channels,
-        std=std if len(std) == data.channels else std * data.channels,
-        grey_max=data.grey_max or GREY16_MAX,
-    )
+def build_preprocess(recipe: Recipe, modality: Modality) -> Preprocess:
+    """The preprocessing that a resolved recipe has for examples of a modality."""
+    return modality.preprocess(recipe.data, getattr(recipe, modality.part))
 
 
 def fits_in_memory(num_images: int, preprocess: Preprocess) -> bool:
-    """Whether that many pictures at model size take less than MEMORY_SHARE of the machine's memory."""
-    height, width = preprocess.image_size
-    return num_images * preprocess.channels * height * width <= MEMORY_SHARE * memory_bytes()
+    """Whether that many examples at model size take less than MEMORY_SHARE of the machine's memory."""
+    return num_images * num_bytes_kept(preprocess) <= MEMORY_SHARE * memory_bytes()
+
+
+def num_bytes_kept(preprocess: Preprocess) -> int:
+    """What an example takes in memory."""
+    return prod(preprocess.kept_shape) * np.dtype(preprocess.kept_dtype).itemsize
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -209,7 +164,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         if kind == "wds" or os.path.exists(local):
             return replace(recipe, data=replace(data, source=f"{kind}:{local}"))
         return recipe
-    if data.source == "digits":
+    if data.source in SETS:
         return recipe
     return replace(
         recipe, data=replace(data, data_dir=os.path.abspath(os.path.expanduser(data.data_dir or "data")))

@@ -1,4 +1,4 @@
-"""Few pictures: what cannot be computed or tested with them, said before the work where it can be known."""
+"""Few images: what cannot be computed or tested with them, said before the work where it can be known."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from mixlab.errors import TrainingError, UsageError
 from mixlab.training.recipe import Recipe
 
 NUM_NAMED = 5  # classes
-SMALLEST_TESTED = 3  # pictures of a class, from which on a drawn split has one in train, val and test each
+SMALLEST_TESTED = 3  # images of a class, from which on a drawn split has one in train, val and test each
 
 
 def why_not_tested(source: Source, splits: dict[str, Split]) -> str | None:
@@ -17,12 +17,13 @@ def why_not_tested(source: Source, splits: dict[str, Split]) -> str | None:
     if "test" in splits:
         return None
     if "all" in source.splits:
-        return f"no class has {SMALLEST_TESTED} different pictures, as it takes to give one to the test split"
+        many = source.modality.many
+        return f"no class has {SMALLEST_TESTED} different {many}, as it takes to give one to the test split"
     return "the data set has no test split"
 
 
 def describe_absent(source: Source, splits: dict[str, Split]) -> dict[str, str]:
-    """By split a sentence on classes without pictures, where others have some: of `test`, and of a given `val`."""
+    """By split a sentence on classes without images, where others have some: of `test`, and of a given `val`."""
     wanted = ("val", "test") if "val" in source.splits else ("test",)
     found = {name: _describe_absent(source, splits[name], name) for name in wanted if name in splits}
     return {name: text for name, text in found.items() if text is not None}
@@ -38,7 +39,7 @@ def _describe_absent(source: Source, split: Split, split_name: str) -> str | Non
     )
     kind = "validation" if split_name == "val" else split_name
     have, are = ("class has", "is") if len(names) == 1 else ("classes have", "are")
-    return f"{len(names)} {have} no {kind} images and {are} not measured there: {some}"
+    return f"{len(names)} {have} no {kind} {source.modality.many} and {are} not measured there: {some}"
 
 
 def smallest_part(recipe: Recipe, num_images: int, num_processes: int) -> int:
@@ -82,7 +83,7 @@ def check_parts(recipe: Recipe, model: nn.Module, num_images: int, num_processes
 
 
 def explain_one_image(error: Exception, recipe: Recipe, num_processes: int) -> TrainingError | None:
-    """The same, where it shows in training only: pictures of a batch could not be read any more."""
+    """The same, where it shows in training only: images of a batch could not be read any more."""
     if not is_of_one_image(error):
         return None
     text, hint = _words(recipe, num_processes)

@@ -84,14 +84,15 @@ def find_splits(source: Source, split_csv: Path, root: str | Path | None = None)
     keys = [_key(name, joined, source.root if root is not None else None) for name in joined.names]
     position = {key: i for i, key in enumerate(keys)}
     if len(position) != len(joined):
-        raise DataError("two images of this data set have the same name", where=source.name)
+        raise DataError(f"two {source.modality.many} of this data set have the same name", where=source.name)
     places, digests = {}, {}
     for name, rows in read_record(split_csv).items():
         wanted = [_key(image, joined, root) for image, _ in rows]
         missing = [image for image in wanted if image not in position]
         if missing:
             raise DataError(
-                f"{len(missing)} images of this run's {name} split are gone, the first is {missing[0]}",
+                f"{len(missing)} {source.modality.many} of this run's {name} split are gone, "
+                f"the first is {missing[0]}",
                 where=str(source.root or source.name),
                 hint="bring them back, or say where they are now: --data PATH",
             )
@@ -113,11 +114,11 @@ def _key(name: str, split: Split, root: str | Path | None) -> str:
 
 
 def check_unchanged(names: Sequence[str], noted: Sequence[str], found: Sequence[str], where: str) -> None:
-    """DataError if pictures have other digests than a run noted; an unknown one (empty) is no change."""
+    """DataError if images have other digests than a run noted; an unknown one (empty) is no change."""
     changed = [name for name, old, new in zip(names, noted, found, strict=True) if old and new and old != new]
     if changed:
         raise DataError(
-            f"{len(changed)} of the run's pictures are not what they were, the first is {changed[0]}",
+            f"{len(changed)} of the run's images are not what they were, the first is {changed[0]}",
             where=where,
             hint="bring the old ones back, or begin a new run on what there is now",
         )

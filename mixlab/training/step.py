@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mixlab.data.augment import mix
 from mixlab.data.loader import Batch
+from mixlab.data.mixing import mix
 from mixlab.data.random import torch_seed
 from mixlab.errors import DataError, WeightsError
 from mixlab.threads import num_sharing, shared
@@ -190,7 +190,7 @@ def train_step(state: TrainState, batch: Batch, clock: Clock) -> StepResult:
         loss, num_correct, num_images = (sum(column) for column in state.world.sum_(rows).T.tolist())
         if not num_images:
             raise DataError(
-                f"no picture of step {clock.step} can be read any more",
+                f"no example of step {clock.step} can be read any more",
                 hint="was the data set moved or deleted during training?",
             )
         if not math.isfinite(loss):
@@ -210,10 +210,10 @@ def _gradient(state: TrainState, batch: Batch, step: int, factor: float) -> Tens
     state.optimizer.zero_grad(set_to_none=True)
     exchange.begin()
     rows = torch.zeros(exchange.num_shards, 3, dtype=torch.float64)
-    sizes = batch.shard_sizes or (len(batch.image),)
+    sizes = batch.shard_sizes or (len(batch.inputs),)
     target = state.objective.targets(batch, state.device)
-    parts = zip(batch.image.split(sizes), target.split(sizes), strict=True)
-    radius, share_of = sam_radius(recipe, factor), batch.step_size or len(batch.image)
+    parts = zip(batch.inputs.split(sizes), target.split(sizes), strict=True)
+    radius, share_of = sam_radius(recipe, factor), batch.step_size or len(batch.inputs)
     for shard, (images, targets) in zip(state.shards, parts, strict=True):
         backward = partial(_backward, state, images, targets, step, shard, share_of=share_of)
         rows[shard] = sharp_backward(state.model, backward, radius, recipe.optimizer.gsam_alpha)
@@ -230,7 +230,7 @@ def _backward(
     """
     recipe, device, exchange = state.recipe, state.device, state.exchange
     num_images = len(image)
-    if not num_images:  # every picture of it went bad
+    if not num_images:  # every example of it went bad
         if not exchange.needs_blank:
             return torch.zeros(3, dtype=torch.float64)
         image, target = _blank(image, target)
@@ -255,7 +255,7 @@ def _backward(
 
 
 def _blank(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """One picture and target of zeros, to be computed and to count for nothing."""
+    """One example and target of zeros, to be computed and to count for nothing."""
     return image.new_zeros(1, *image.shape[1:]), target.new_zeros(1, *target.shape[1:])
 
 

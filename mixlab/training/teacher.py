@@ -1,4 +1,4 @@
-"""A teacher asked, once, about every view of every training picture: how distillation is prepared."""
+"""A teacher asked, once, about every view of every training example: how distillation is prepared."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.readers import open_tensors
 from mixlab.checkpoint.store import Weights
 from mixlab.cpu.inference import fast
-from mixlab.data.imagenet import numbers_by_name
+from mixlab.data.images.imagenet import numbers_by_name
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.data.loader import TrainingDataset
 from mixlab.device import memory_bytes
 from mixlab.errors import UsageError, WeightsError
@@ -23,27 +24,25 @@ from mixlab.training.recipe import Recipe
 from mixlab.training.session import Session
 from mixlab.training.setup import MEMORY_SHARE
 
-BATCH_SIZE = (
-    256  # images asked about at a time, shared out whole: the last bits then depend on no number of ranks
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
     """The preparation of distillation: weights that suit a recipe.
 
-    columns int64 (K,): where their logits have the data's classes.
+    columns int64 (K,): where their logits have the data's classes. batch_size: images asked about at a time, shared
+    out whole: the last bits then depend on no number of ranks.
     """
 
     weights: Weights
     columns: torch.Tensor
+    batch_size: int = 256
 
     looks_at_views = True
 
     def prepare(
         self, recipe: Recipe, data: Prepared, session: Session, end: float | None = None
     ) -> Distillation:
-        """The teacher's answers for every view of every training picture; each rank asks for its share of them.
+        """The teacher's answers for every view of every training example; each rank asks for its share of them.
 
         end: of a budget, on the monotonic clock. UsageError after the first view if all would take longer.
         """
@@ -85,13 +84,13 @@ def begin(recipe: Recipe, class_names: tuple[str, ...], num_images: int) -> Teac
         )
     weights = open_weights(name, image_size=data.image_size, resampled=False)
     own = weights.preprocess
-    if own.permutation is not None:
+    if isinstance(own, ImagePreprocess) and own.permutation is not None:
         raise UsageError(
-            "this teacher takes permuted pictures, and training's are not",
+            "this teacher takes permuted images, and training's are not",
             where=name,
             hint="take the weights from before `mixlab permute`",
         )
-    its_size, our_size = ("x".join(map(str, size)) for size in (own.image_size, data.image_size or ()))
+    its_size, our_size = ("x".join(map(str, size)) for size in (own.input_size, data.image_size or ()))
     for key, its, ours in (
         ("channels", own.channels, data.channels),
         ("image-size", its_size, our_size),
@@ -124,25 +123,24 @@ def _ask(
 ) -> torch.Tensor:
     """float32 (views, N, K): the logits of the data's classes."""
     world, screen, device = session.world, session.screen, session.device
-    num_images, began = len(data.train), time.monotonic()
-    dataset = TrainingDataset(
-        images=data.train, augment=recipe.augment, batch_size=BATCH_SIZE, seed=recipe.seed
-    )
-    normalize = teacher.weights.preprocess.normalize
+    num_images, began, batch_size = len(data.train), time.monotonic(), teacher.batch_size
+    augment = getattr(recipe, data.source.modality.part)
+    dataset = TrainingDataset(examples=data.train, augment=augment, batch_size=batch_size, seed=recipe.seed)
+    to_input = teacher.weights.preprocess.to_input
     quick = fast(teacher.weights.model.to(device).eval())
-    views = recipe.distill.views
+    views, many = recipe.distill.views, data.source.modality.many
     logits = torch.zeros(views, num_images, len(teacher.columns))
     screen.say(
-        f"asking {recipe.distill.teacher} about {views} views of {num_images:,} pictures; its answers take "
+        f"asking {recipe.distill.teacher} about {views} views of {num_images:,} {many}; its answers take "
         f"{logits.nbytes / 2**20:,.1f} MiB"
     )
     with screen.progress("asking the teacher", views * num_images) as bar:
         for view in range(views):
             world.now(f"asking the teacher about view {view} of {views}")
-            for start in range(world.rank * BATCH_SIZE, num_images, world.size * BATCH_SIZE):
-                index = np.arange(start, min(start + BATCH_SIZE, num_images))
-                pixels, _ = dataset.drawn(view, index, [])
-                answers = quick(normalize(pixels).to(device)).float().cpu()
+            for start in range(world.rank * batch_size, num_images, world.size * batch_size):
+                index = np.arange(start, min(start + batch_size, num_images))
+                kept, _ = dataset.drawn(view, index, [])
+                answers = quick(to_input(kept).to(device)).float().cpu()
                 logits[view, index[0] : index[-1] + 1] = answers[:, teacher.columns]
                 bar.update(view * num_images + start + len(index))
             world.sum_(logits[view])  # the others' rows are zeros here: exact
@@ -159,7 +157,7 @@ def _ask(
 
 
 def _read_answers(run: Path, recipe: Recipe, data: Prepared) -> Distillation | None:
-    """The answers kept in the run; None if there are none, they are damaged, or they are of other pictures."""
+    """The answers kept in the run; None if there are none, they are damaged, or they are of other examples."""
     try:
         with open_tensors(run / ANSWERS_NAME) as file:
             logits, seconds = file.read("logits"), file.read("seconds")

@@ -12,7 +12,7 @@ from PIL import Image
 from mixlab.checkpoint.convert import FORMATS, convert
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import MixlabError, UsageError, WeightsError
 from mixlab.models.catalog import create_model, settings_of
 
@@ -33,14 +33,14 @@ def random_weights(gelu="tanh", eps=1e-6, **settings) -> Weights:
     return Weights(
         model=model,
         model_settings=settings_of(config),
-        preprocess=Preprocess(image_size=config.image_size, crop_fraction=0.9, interpolation="bilinear"),
+        preprocess=ImagePreprocess(image_size=config.image_size, crop_fraction=0.9, interpolation="bilinear"),
         class_names=names,
         provenance={"made": "by a test"},
     )
 
 
 def timm_sized(**options) -> Weights:
-    """The smallest that timm has: S/32, for few and small pictures."""
+    """The smallest that timm has: S/32, for few and small images."""
     return random_weights(name="mixer_s32", num_blocks=None, image_size=(64, 32), **options)
 
 
@@ -178,7 +178,7 @@ def test_models_that_are_no_plain_mixer_are_kept_by_our_own_format_only(tmp_path
     weights = Weights(
         model=create_model(**settings).eval(),
         model_settings=settings,
-        preprocess=Preprocess(image_size=(32, 32)),
+        preprocess=ImagePreprocess(image_size=(32, 32)),
         class_names=tuple("abcde"),
         provenance={},
     )
@@ -270,7 +270,7 @@ def test_timm_brings_pictures_to_the_input_as_the_converted_weights_do(fit, tmp_
     waves = 128 + 60 * np.sin(x / 29) + 60 * np.cos(y / 23)
     picture = np.repeat(waves[..., None], 3, axis=2).astype(np.uint8)
     theirs = create_transform(**resolve_data_config(config))(Image.fromarray(picture))
-    ours = preprocess.normalize(torch.from_numpy(preprocess.pixels(picture))[None])[0]
+    ours = preprocess.to_input(torch.from_numpy(preprocess.keep(picture))[None])[0]
     assert (ours - theirs).abs().max() < 0.02  # of [-1, 1]
 
 

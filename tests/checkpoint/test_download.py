@@ -247,7 +247,7 @@ def test_a_file_put_there_by_hand_is_taken_and_recorded(server, tmp_path):
 
 def test_a_full_disk_is_named_and_what_came_is_kept(server, monkeypatch, tmp_path):
     usage = os.statvfs(tmp_path)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("U", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("U", (), {"free": 1000})())
     with pytest.raises(DiskError, match="No space left"):
         fetch()
     monkeypatch.undo()
@@ -442,7 +442,7 @@ def test_what_is_unverified_is_said_first_by_predict_and_in_provenance_and_card(
     from mixlab.checkpoint.open import open_weights
     from mixlab.checkpoint.store import Weights
     from mixlab.commands import using
-    from mixlab.data.preprocess import Preprocess
+    from mixlab.data.images.preprocess import ImagePreprocess
     from mixlab.exports.card import write_card
 
     settings = {
@@ -450,7 +450,7 @@ def test_what_is_unverified_is_said_first_by_predict_and_in_provenance_and_card(
         "token_mlp_dim": 4, "channel_mlp_dim": 8,
     }  # fmt: skip
     made = Weights(
-        model=create_model(**settings), model_settings=settings, preprocess=Preprocess(image_size=(32, 32)),
+        model=create_model(**settings), model_settings=settings, preprocess=ImagePreprocess(image_size=(32, 32)),
         class_names=tuple(map(str, range(10))), provenance={},
     )  # fmt: skip
     monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))

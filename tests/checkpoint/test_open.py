@@ -14,7 +14,7 @@ from mixlab.checkpoint.foreign import usual_class_names
 from mixlab.checkpoint.layouts import LAYOUTS
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights, save_weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import create_model, settings_of
 
@@ -45,7 +45,7 @@ def test_a_bare_npz_becomes_a_classifier_that_says_what_it_assumed(tmp_path):
     image = torch.randn(2, 3, 16, 16)
     assert torch.equal(classifier.model(image), model(image))
     assert classifier.model.features(image).shape == (2, 64)
-    assert classifier.preprocess == Preprocess(image_size=(16, 16), crop_fraction=0.875)
+    assert classifier.preprocess == ImagePreprocess(image_size=(16, 16), crop_fraction=0.875)
     assert classifier.class_names == ("0", "1", "2", "3", "4")
     assert classifier.provenance["assumed"]["gelu"] == "tanh"
     assert classifier.provenance["assumed"]["layer_norm_eps"] == 1e-6
@@ -97,7 +97,7 @@ def test_another_image_size_resamples_the_weights_and_the_preprocessing(tmp_path
 
 def test_the_file_of_a_folder_is_opened_with_what_stands_beside_it(tmp_path):
     model = random_model()
-    preprocess = Preprocess(image_size=(16, 16), mean=(0.1, 0.2, 0.3))
+    preprocess = ImagePreprocess(image_size=(16, 16), mean=(0.1, 0.2, 0.3))
     weights = Weights(
         model=model,
         model_settings=settings_of(model.config),

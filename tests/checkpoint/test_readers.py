@@ -178,3 +178,29 @@ print(total, peak() - before)
     total, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert float(total) == sum(range(40))
     assert int(peak) < 60_000
+
+
+def test_a_training_saved_whole_by_torch_is_read_for_its_state_dict(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    groups = [{"params": [parameter], "lr": 0.1 * n} for n, parameter in enumerate(model.parameters(), 1)]
+    optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.9))  # one tuple, which every group holds
+    for group in optimizer.param_groups:
+        group["eps2"], group["shapes"] = (1e-30, 1e-3), [(1, 2), [3, (4, 5)]]
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "rng": 2**64 - 1,
+        "parameters": torch.nn.ParameterDict({"x": model[0].weight}).state_dict(),
+    }
+    torch.save(content, tmp_path / "a.pth")
+    with open_tensors(tmp_path / "a.pth") as file:
+        assert set(file.shapes) == set(model.state_dict())
+        assert torch.equal(file.read("1.bias"), model[1].bias.detach())
+    torch.save(
+        {name: torch.nn.Parameter(value) for name, value in model.state_dict().items()}, tmp_path / "b.pth"
+    )
+    with open_tensors(tmp_path / "b.pth") as file:
+        assert set(file.shapes) == set(model.state_dict())

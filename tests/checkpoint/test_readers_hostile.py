@@ -53,6 +53,9 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(data)) + data
 
 
+# 40 pairs, each of the one before twice: to take its hash, or to print it, is 2^40 steps.
+HOLDING = b")" + b"".join(b"q%bh%b\x86" % (bytes([i]), bytes([i])) for i in range(40))
+
 # Each of these would leave the file `canary` behind, take the machine's memory, or confuse a reader, if it ran.
 TOUCH = "open('canary', 'w').close()"
 PAYLOADS: dict[str, bytes] = {
@@ -86,6 +89,23 @@ PAYLOADS: dict[str, bytes] = {
     "bytearray bomb": pickle.dumps(Call(bytearray, 10**11), 2),
     "range list bomb": pickle.dumps(Call(list, range(10**10)), 2),
     "string repeat bomb": raw(b"coperator\nmul\n", text("x"), b"\x8a\x05\x00\xe4\x0b\x54\x02\x86R"),
+    "tuples that hold each other as a key": raw(b"}", HOLDING, b"K\x01s"),
+    "tuples that hold each other as keys": raw(b"}(", HOLDING, b"K\x01u"),
+    "tuples that hold each other as a storage's name": raw(
+        b"(", text("storage"), b"ctorch\nFloatStorage\n", HOLDING, text("cpu"), b"K\x01tQ"
+    ),
+    "tuples that hold each other in an OrderedDict": raw(
+        b"ccollections\nOrderedDict\n]]", HOLDING, b"aK\x01aa\x85R"
+    ),
+    "deep tuples as a key": raw(b"})", b"\x85" * 1_000_000, b"K\x01s"),
+    "lists that hold each other as a function": raw(
+        b"]q\x00", *(b"](h%bh%beq%b" % (bytes([i]), bytes([i]), bytes([i + 1])) for i in range(40)), b")R"
+    ),
+    "keys of one hash": raw(
+        b"}(",
+        *(b"\x8a\x0c" + (i * (2**61 - 1)).to_bytes(12, "little") + b"N" for i in range(9, 50_000)),
+        b"u",
+    ),
     "huge memo index": raw(b"N", b"r" + struct.pack("<I", 2**32 - 1), b"0N"),
     "get of nothing": raw(b"h\x07"),
     "long without end": b"\x80\x02\x8b" + struct.pack("<I", 2**31 - 1) + b"x",
@@ -123,6 +143,8 @@ def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(name, tmp_path, monk
     reason = refused(tmp_path / "a.pth")
     assert len(reason) < 1000
     assert not Path("canary").exists()
+    if "hold each other" in name or name in ("deep tuples as a key", "keys of one hash"):
+        assert "its pickle h" in reason  # has a number, holds tuples
     if name in ("os.system", "eval", "subprocess", "INST", "OBJ", "EXT1"):
         assert any(word in reason for word in ("wants to use", "pickle uses")), reason
     # The same bytes as a bare pickle, and as an array's content.

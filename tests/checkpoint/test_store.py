@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mixlab.checkpoint.store import Weights, load_weights, save_weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import WeightsError
 from mixlab.models.catalog import create_model
 from tests.untied import untie
@@ -29,7 +29,7 @@ def saved(tmp_path):
     weights = Weights(
         model=model,
         model_settings=SETTINGS,
-        preprocess=Preprocess(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,)),
+        preprocess=ImagePreprocess(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,)),
         class_names=("a", "b", "ü"),
         provenance={"step": 7},
     )
@@ -58,7 +58,7 @@ def test_others_may_read_weights_as_they_may_other_files(saved, tmp_path):
 def test_timm_weights_are_read_back_equal(tmp_path):
     settings = {"name": "timm/resnet10t", "num_classes": 3, "image_size": (32, 32), "in_channels": 3}
     model = create_model(**settings)
-    preprocess = Preprocess(image_size=(32, 32))
+    preprocess = ImagePreprocess(image_size=(32, 32))
     save_weights(
         tmp_path,
         Weights(

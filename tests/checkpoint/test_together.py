@@ -13,7 +13,7 @@ from mixlab.checkpoint.convert import convert
 from mixlab.checkpoint.described import check_size
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import NEXT_CONFIG_NAME, WITHOUT_DIGEST, Weights, load_weights, save_weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import create_model
 from tests.forked import mixlab as command
@@ -29,7 +29,7 @@ def weights(settings=SETTINGS, names=("a", "b", "c")) -> Weights:
     return Weights(
         model=create_model(**settings),
         model_settings=settings,
-        preprocess=Preprocess(image_size=size),
+        preprocess=ImagePreprocess(image_size=size),
         class_names=names,
         provenance={"data": "/home/somebody/data/pictures", "teacher": "~/runs/big"},
     )
@@ -97,7 +97,7 @@ def test_a_kill_between_weights_and_config_leaves_them_usable(folder, monkeypatc
         (lambda c: c["preprocess"].update(std=[0.0, 1, 1]), "std must be above 0"),
         (lambda c: c["preprocess"].update(std=[1, 1]), "std is .* 3 channels"),
         (lambda c: c["preprocess"].update(mean=[None, 1, 1]), "mean must be a number"),
-        (lambda c: c["preprocess"].update(image_size=[16, 16]), "image size: 16x16, where the model has 8x8"),
+        (lambda c: c["preprocess"].update(image_size=[16, 16]), "input size: 16x16, where the model has 8x8"),
         (lambda c: c["preprocess"].update(image_size=[20000, 20000]), "image_size is 20000"),
         (lambda c: c["preprocess"].update(channels=1, mean=[0], std=[1]), "channels: 1"),
         (lambda c: c["preprocess"].update(crop_fraction=0), "crop_fraction must be"),

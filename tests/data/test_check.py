@@ -37,13 +37,13 @@ def test_everything_that_is_wrong_is_found(folder):
         str(folder / "test/b/gone.jpg"): "a link to a missing file",
     }
     assert result.classes == {"a": {"train": 3, "test": 1}, "b": {"train": 2, "test": 2}}
-    assert result.sizes == {
+    assert result.facts["sizes"] == {
         "width": {"min": 6, "median": 8.0, "max": 20},
         "height": {"min": 6, "median": 6.0, "max": 10},
         "most_common": [8, 6],
     }
-    assert result.modes == {"RGB": 7, "L": 1}
-    assert result.formats == {"PNG": 6, "BMP": 1, "TIFF": 1}
+    assert result.facts["modes"] == {"RGB": 7, "L": 1}
+    assert result.facts["formats"] == {"PNG": 6, "BMP": 1, "TIFF": 1}
     one = [str(folder / p) for p in ("train/a/1.png", "train/a/copy.bmp", "test/b/wrong.png")]
     two = [str(folder / p) for p in ("train/a/2.png", "test/a/leak.tif")]
     assert result.duplicates == [
@@ -72,16 +72,16 @@ def test_progress_is_told_and_ends_at_the_total(folder, monkeypatch):
 def test_pixels_in_memory_are_checked_too():
     result = check(open_source("digits"))
     assert (result.num_ok, result.num_bad) == (1797, 0)
-    assert result.modes == {"L": 1797}
-    assert result.formats == {"memory": 1797}
-    assert result.sizes["most_common"] == [8, 8]
+    assert result.facts["modes"] == {"L": 1797}
+    assert result.facts["formats"] == {"memory": 1797}
+    assert result.facts["sizes"]["most_common"] == [8, 8]
     assert sum(sum(counts.values()) for counts in result.classes.values()) == 1797
 
 
 def test_identical_pixels_in_two_splits_name_split_and_index():
     source = open_source("digits")
     train, test = source.splits["train"], source.splits["test"]
-    test.pixels[0] = train.pixels[0]
+    test.arrays[0] = train.arrays[0]
     result = check(source)
     assert result.duplicates[0]["paths"] == [f"train {train.names[0]}", f"test {test.names[0]}"]
 
@@ -91,4 +91,4 @@ def test_a_source_without_a_readable_image_is_reported_and_not_an_error(tmp_path
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(np.random.default_rng(0).bytes(100))
     result = check(open_source(str(tmp_path)))
-    assert (result.num_ok, result.num_bad, result.sizes) == (0, 2, {})
+    assert (result.num_ok, result.num_bad, result.facts["sizes"]) == (0, 2, {})

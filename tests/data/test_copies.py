@@ -1,4 +1,4 @@
-"""Copies: digests, drawn splits that keep them together, what is said of them, and pictures nearly alike."""
+"""Copies: digests, drawn splits that keep them together, what is said of them, and images nearly alike."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from mixlab.data.check import check
-from mixlab.data.copies import copy_groups, find_copies, near_hash, near_pairs, picture_digest
+from mixlab.data.copies import copy_groups, find_copies, near_pairs
+from mixlab.data.images.near import near_hash
+from mixlab.data.modality import array_digest
 from mixlab.data.sources import open_source
 from mixlab.data.splits import hold_out, stratified_split
 
@@ -20,7 +22,7 @@ def sides(parts: list[np.ndarray], groups: np.ndarray) -> int:
 
 
 def test_no_copy_is_on_two_sides_and_classes_have_their_shares_for_a_hundred_seeds():
-    labels, groups = np.repeat([0, 1], 80), np.arange(160) // 2  # every picture twice
+    labels, groups = np.repeat([0, 1], 80), np.arange(160) // 2  # every image twice
     for seed in range(100):
         parts = stratified_split(labels, (0.8, 0.1, 0.1), seed, groups)
         assert sides(parts, groups) == 1
@@ -65,8 +67,8 @@ def test_a_digest_is_of_the_pixels_whatever_the_file(tmp_path):
     result = check(open_source(str(tmp_path)))
     assert result.num_duplicates_within == 2
     assert result.conflicts[0]["labels"] == ["a", "a", "b"]
-    assert picture_digest(pixels) != picture_digest(pixels.reshape(24, 20, 3))
-    assert picture_digest(pixels) != picture_digest(pixels.astype(np.uint16))
+    assert array_digest(pixels) != array_digest(pixels.reshape(24, 20, 3))
+    assert array_digest(pixels) != array_digest(pixels.astype(np.uint16))
 
 
 def test_what_a_person_should_know_of_copies_is_said():
@@ -84,7 +86,7 @@ def test_what_a_person_should_know_of_copies_is_said():
     assert copies.examples == [
         {"paths": ["t0", "t1", "s0"], "splits": ["train", "train", "test"], "labels": ["a"] * 3}
     ]
-    assert "1 pictures of the test split are also in train" in copies.sentences()[0]
+    assert "1 images of the test split are also in train" in copies.sentences()[0]
     conflict = find_copies({"train": ["p", "q"]}, {"train": ["a", "b"]}, {"train": ["x", "x"]})
     assert conflict.num_conflicts == 2
     assert "more than one label (such as p = q)" in conflict.sentences()[0]

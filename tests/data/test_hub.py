@@ -1,8 +1,7 @@
 """Sets through Hugging Face `datasets`: parquet files on this disk, mapped or streamed."""
 
 import io
-import os
-import signal
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,13 +12,13 @@ from safetensors.torch import load_file
 
 import mixlab
 from mixlab.data import hub
-from mixlab.data.decode import decode
+from mixlab.data.images.decode import decode
 from mixlab.data.sources import open_source
-from mixlab.errors import DataError, ImageError, UsageError
+from mixlab.errors import DataError, ExampleError, UsageError
 from mixlab.report.screen import Screen
-from mixlab.training import fit
 from mixlab.training.choose_split import recipe_of
 from mixlab.training.signals import Interrupted
+from tests.training.seams import StopAfter
 
 QUIET = Screen(quiet=True)
 TEXT, NUMBER = datasets.Value("string"), datasets.Value("int64")
@@ -102,29 +101,30 @@ def test_a_stream_gives_each_window_shuffled_within_itself_every_epoch_anew(fold
     assert not np.array_equal(seen[0], seen[6])
 
 
-def run_and_stop(monkeypatch, folder, run, **options):
-    real = fit.train_step
-
-    def stopping(state, batch, clock):
-        if clock.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, clock)
-
-    monkeypatch.setattr(fit, "train_step", stopping)
-    with pytest.raises(Interrupted):
-        mixlab.train("small_images", f"hf:{folder}", run=run, screen=QUIET, **(OPTIONS | options))
-    monkeypatch.setattr(fit, "train_step", real)
-    mixlab.resume(run, screen=QUIET)
-    return load_file(run / "weights.safetensors")
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_run_stopped_and_resumed_has_the_same_bits(streaming, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hub.StreamPictures, "window", 16)
     options = {"data__streaming": streaming, "data__in_memory": None if streaming else False}
-    mixlab.train("small_images", f"hf:{folder}", run=tmp_path / "whole", screen=QUIET, **(OPTIONS | options))
+    mixlab.train(
+        "small_images",
+        f"hf:{folder}",
+        run=tmp_path / "whole",
+        screen=QUIET,
+        figures=False,
+        **(OPTIONS | options),
+    )
     whole = load_file(tmp_path / "whole/weights.safetensors")
-    found = run_and_stop(monkeypatch, folder, tmp_path / "run", **options)
+    with pytest.raises(Interrupted):
+        mixlab.train(
+            "small_images",
+            f"hf:{folder}",
+            run=tmp_path / "run",
+            screen=StopAfter(6),
+            figures=False,
+            **(OPTIONS | options),
+        )
+    mixlab.resume(tmp_path / "run", screen=QUIET, figures=False)
+    found = load_file(tmp_path / "run/weights.safetensors")
     assert all(torch.equal(whole[name], found[name]) for name in whole)
     assert recipe_of(tmp_path / "run").data.streaming is streaming
 
@@ -134,7 +134,13 @@ def test_within_one_window_streaming_changes_nothing(folder, tmp_path):
     for streaming in (False, True):
         run = tmp_path / str(streaming)
         mixlab.train(
-            "small_images", f"hf:{folder}", run=run, screen=QUIET, data__streaming=streaming, **OPTIONS
+            "small_images",
+            f"hf:{folder}",
+            run=run,
+            screen=QUIET,
+            figures=False,
+            data__streaming=streaming,
+            **OPTIONS,
         )
         found.append(load_file(run / "weights.safetensors"))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -146,7 +152,7 @@ def test_a_damaged_picture_is_listed(streaming, tmp_path):
     write(tmp_path / "s/train.parquet", (), image=values, label=[i % 3 for i in range(30)])
     run = tmp_path / "run"
     options = OPTIONS | {"data__val_fraction": 0.0, "data__streaming": streaming}
-    mixlab.train("small_images", f"hf:{tmp_path / 's'}", run=run, screen=QUIET, **options)
+    mixlab.train("small_images", f"hf:{tmp_path / 's'}", run=run, screen=QUIET, figures=False, **options)
     rows = (run / "bad_files.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["path", "train row 7"]
 
@@ -188,7 +194,7 @@ def test_a_row_that_names_a_file_is_not_followed(tmp_path):
         tmp_path / "s/a.parquet", (), features, image=[{"bytes": None, "path": str(secret)}] * 2, label=[0, 1]
     )
     split = open_source(f"hf:{tmp_path / 's'}").splits["all"]
-    with pytest.raises(ImageError, match="names a file"):
+    with pytest.raises(ExampleError, match="names a file"):
         split.read(0)
 
 
@@ -216,13 +222,11 @@ def test_a_loading_script_in_a_folder_is_never_run(folder, tmp_path, monkeypatch
 def test_a_streamed_set_is_streamed_also_where_the_recipe_is_chosen(folder, monkeypatch):
     from mixlab import recipes
 
-    seen = []
-    real = hub.open_hub
-    monkeypatch.setattr(
-        hub, "open_hub", lambda *a, **options: seen.append(options["streaming"]) or real(*a, **options)
-    )
     recipes.compose(f"hf:{folder}", overrides={"streaming": "true"})
-    assert seen == [True]
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    assert not list(cache.rglob("*.arrow"))
+    recipes.compose(f"hf:{folder}")
+    assert list(cache.rglob("*.arrow"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="at once"):
         recipes.compose(f"hf:{folder}", download=True)

@@ -1,4 +1,4 @@
-"""What below a folder is a picture, and what is left out with which reason."""
+"""What below a folder is an image, and what is left out with which reason."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixlab.data.formats import picture_format
-from mixlab.data.listing import Skips, pictures_below, pictures_in
+from mixlab.data.images.formats import image_format
+from mixlab.data.images.modality import IMAGES
+from mixlab.data.listing import Skips, files_below, files_in
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError
 from mixlab.escape import is_plain, readable, restored
-from mixlab.serving.predict import find_images
+from mixlab.serving.predict import find_examples
 
 
-def picture(path: Path, format: str = "PNG", value: int = 0) -> None:
+def image(path: Path, format: str = "PNG", value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(len(str(path)) + value).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, format=format)
@@ -23,13 +24,13 @@ def picture(path: Path, format: str = "PNG", value: int = 0) -> None:
 
 def listed(root: Path) -> tuple[list[str], dict[str, int]]:
     skips = Skips()
-    return [os.path.relpath(path, root) for path in pictures_below(root, skips)], skips.counts
+    return [os.path.relpath(path, root) for path in files_below(root, IMAGES, skips)], skips.counts
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_a_picture_is_found_by_its_content_whatever_its_name(tmp_path, format):
     for name in ("no_suffix", "photo.HEIC", "scan.dat", "IMG_1.JPG_original", "a.txt"):
-        picture(tmp_path / "a" / name, format)
+        image(tmp_path / "a" / name, format)
     assert listed(tmp_path)[0] == [
         "a/IMG_1.JPG_original",
         "a/a.txt",
@@ -37,11 +38,11 @@ def test_a_picture_is_found_by_its_content_whatever_its_name(tmp_path, format):
         "a/photo.HEIC",
         "a/scan.dat",
     ]
-    assert picture_format((tmp_path / "a" / "no_suffix").read_bytes()[:16]) == format
+    assert image_format((tmp_path / "a" / "no_suffix").read_bytes()[:16]) == format
 
 
 def test_everything_else_is_counted_with_its_reason(tmp_path):
-    picture(tmp_path / "a" / "1.png")
+    image(tmp_path / "a" / "1.png")
     for name, content in {
         "notes.md": b"some words",
         "labels_utf16.csv": "é".encode("utf-16"),
@@ -56,13 +57,13 @@ def test_everything_else_is_counted_with_its_reason(tmp_path):
     os.mkfifo(tmp_path / "a" / "pipe")
     (tmp_path / "a" / "gone").symlink_to("nowhere")
     for folder in ("@eaDir", "__MACOSX", ".ipynb_checkpoints"):
-        picture(tmp_path / "a" / folder / "x.png")
+        image(tmp_path / "a" / folder / "x.png")
     found, counts = listed(tmp_path)
     assert found == ["a/1.png"]
     assert counts == {
         "text": 2,
-        "not a picture (.mp4)": 1,
-        "not a picture (.pt)": 1,
+        "no image (.mp4)": 1,
+        "no image (.pt)": 1,
         "of no known kind": 1,
         "hidden": 2,
         "of the system or another program": 4,
@@ -72,8 +73,8 @@ def test_everything_else_is_counted_with_its_reason(tmp_path):
 
 
 def test_links_to_folders_are_followed_once_and_loops_end(tmp_path):
-    picture(tmp_path / "set" / "a" / "1.png")
-    picture(tmp_path / "more" / "2.png")
+    image(tmp_path / "set" / "a" / "1.png")
+    image(tmp_path / "more" / "2.png")
     (tmp_path / "set" / "a" / "more").symlink_to(tmp_path / "more")
     (tmp_path / "set" / "a" / "again").symlink_to(tmp_path / "more")
     (tmp_path / "more" / "back").symlink_to(tmp_path / "set")
@@ -87,23 +88,23 @@ def test_links_to_folders_are_followed_once_and_loops_end(tmp_path):
 
 def test_check_train_evaluate_and_predict_see_the_same_pictures(tmp_path):
     for name in ("cat/1.png", "cat/deep/2", "dog/3.png", "dog/@eaDir/4.png", "cat/.hidden/5.png"):
-        picture(tmp_path / "set" / name)
-    picture(tmp_path / "elsewhere" / "6.png")
+        image(tmp_path / "set" / name)
+    image(tmp_path / "elsewhere" / "6.png")
     (tmp_path / "set" / "dog" / "link").symlink_to(tmp_path / "elsewhere")
     split = open_source(str(tmp_path / "set")).splits["all"]
-    assert list(split.names) == find_images([str(tmp_path / "set")])
+    assert list(split.names) == find_examples([str(tmp_path / "set")], IMAGES)
     assert len(split) == 4
 
 
 def test_what_mixlab_wrote_is_never_data(tmp_path):
     for name in "ab":
-        picture(tmp_path / name / "1.png")
-    picture(tmp_path / "runs" / "one" / "figures" / "curves.png")
+        image(tmp_path / name / "1.png")
+    image(tmp_path / "runs" / "one" / "figures" / "curves.png")
     for name in ("recipe.toml", "environment.json"):
         (tmp_path / "runs" / "one" / name).touch()
-    picture(tmp_path / "study" / "figures" / "curves.png")
+    image(tmp_path / "study" / "figures" / "curves.png")
     (tmp_path / "study" / "report.html").touch()
-    picture(tmp_path / "a" / "weights" / "card.png")
+    image(tmp_path / "a" / "weights" / "card.png")
     for name in ("weights.safetensors", "config.json"):
         (tmp_path / "a" / "weights" / name).touch()
     source = open_source(str(tmp_path))
@@ -114,11 +115,11 @@ def test_what_mixlab_wrote_is_never_data(tmp_path):
 
 def test_pictures_outside_the_class_folders_count_as_lost(tmp_path):
     for name in ("a/1.png", "b/1.png", "overview.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     (tmp_path / "README.txt").write_text("words")
     source = open_source(str(tmp_path))
     assert source.lost == [(str(tmp_path / "overview.png"), "outside the class folders")]
-    assert pictures_in(tmp_path) == [str(tmp_path / "overview.png")]
+    assert files_in(tmp_path, IMAGES) == [str(tmp_path / "overview.png")]
 
 
 ODD_NAMES = ["a\nb.png", "tab\t.png", "\x1b[31mred.png", "\x85.png", "\u2028.png", b"lat\xe9\x85.png"]
@@ -128,8 +129,8 @@ ODD_NAMES = ["a\nb.png", "tab\t.png", "\x1b[31mred.png", "\x85.png", "\u2028.png
 def test_an_odd_file_name_is_shown_in_plain_text_and_the_file_is_still_read(tmp_path, name):
     name = os.fsdecode(name) if isinstance(name, bytes) else name
     for folder in "ab":
-        picture(tmp_path / folder / "1.png")
-        picture(tmp_path / folder / name)
+        image(tmp_path / folder / "1.png")
+        image(tmp_path / folder / name)
     split = open_source(str(tmp_path)).splits["all"]
     assert len(split) == 4
     assert all(is_plain(shown) for shown in split.names)
@@ -148,21 +149,21 @@ def test_an_odd_file_name_is_shown_in_plain_text_and_the_file_is_still_read(tmp_
     ],
 )
 def test_a_class_folder_whose_name_is_no_text_is_refused_with_its_bytes(tmp_path, name, message):
-    picture(tmp_path / "a" / "1.png")
-    picture(tmp_path / os.fsdecode(name) / "1.png")
+    image(tmp_path / "a" / "1.png")
+    image(tmp_path / os.fsdecode(name) / "1.png")
     with pytest.raises(DataError, match=message) as caught:
         open_source(str(tmp_path))
     assert is_plain(caught.value.message)
 
 
 def test_class_names_are_in_nfc_and_the_same_name_in_two_codings_is_refused(tmp_path):
-    picture(tmp_path / "train" / "cafe\u0301" / "1.png")
-    picture(tmp_path / "train" / "the\u0301" / "1.png")
-    picture(tmp_path / "test" / "caf\u00e9" / "1.png")
+    image(tmp_path / "train" / "cafe\u0301" / "1.png")
+    image(tmp_path / "train" / "the\u0301" / "1.png")
+    image(tmp_path / "test" / "caf\u00e9" / "1.png")
     source = open_source(str(tmp_path))
     assert source.class_names == ("caf\u00e9", "th\u00e9")
     assert source.splits["test"].labels.tolist() == [0]
-    picture(tmp_path / "train" / "caf\u00e9" / "1.png")
+    image(tmp_path / "train" / "caf\u00e9" / "1.png")
     with pytest.raises(DataError, match="two codings of accents"):
         open_source(str(tmp_path))
 
@@ -177,7 +178,7 @@ def test_class_names_are_in_nfc_and_the_same_name_in_two_codings_is_refused(tmp_
 )
 def test_a_class_may_be_called_like_a_split_where_it_is_clear(tmp_path, folders, classes):
     for folder in folders:
-        picture(tmp_path / folder / "1.png")
+        image(tmp_path / folder / "1.png")
     assert open_source(str(tmp_path)).class_names == classes
 
 
@@ -188,14 +189,14 @@ def test_a_class_may_be_called_like_a_split_where_it_is_clear(tmp_path, folders,
 def test_splits_are_known_by_the_hubs_words_in_any_case(tmp_path, train, val, test):
     for split in (train, val, test):
         for name in "ab":
-            picture(tmp_path / split / name / "1.png")
+            image(tmp_path / split / name / "1.png")
     source = open_source(str(tmp_path))
     assert source.class_names == ("a", "b")
     assert list(source.splits) == ["train", "val", "test"]
 
 
 def test_one_class_and_an_empty_one_are_enough_to_evaluate_on(tmp_path):
-    picture(tmp_path / "b" / "1.png")
+    image(tmp_path / "b" / "1.png")
     (tmp_path / "c").mkdir()
     assert open_source(str(tmp_path), for_evaluation=True).class_names == ("b",)
     with pytest.raises(DataError, match="without images: c"):
@@ -204,15 +205,15 @@ def test_one_class_and_an_empty_one_are_enough_to_evaluate_on(tmp_path):
 
 def test_a_class_without_images_in_val_is_no_fault(tmp_path):
     for name in ("train/a", "train/b", "val/a"):
-        picture(tmp_path / name / "1.png")
+        image(tmp_path / name / "1.png")
     (tmp_path / "val" / "b").mkdir()
     assert len(open_source(str(tmp_path)).splits["val"]) == 1
 
 
 def test_heic_is_read_where_its_package_is_and_named_where_it_is_not(tmp_path, monkeypatch):
     pillow_heif = pytest.importorskip("pillow_heif")
-    from mixlab.data.decode import decode
-    from mixlab.errors import ImageError
+    from mixlab.data.images.decode import decode
+    from mixlab.errors import ExampleError
 
     heic = pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30)))
     heic.save(tmp_path / "photo.jpg")
@@ -220,14 +221,14 @@ def test_heic_is_read_where_its_package_is_and_named_where_it_is_not(tmp_path, m
     assert pixels.shape == (48, 64, 3)
     assert np.abs(pixels.reshape(-1, 3).mean(0) - (200, 30, 30)).max() < 6
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
-    with pytest.raises(ImageError, match=r"pillow-heif: pip install 'mixlab\[heic\]'"):
+    with pytest.raises(ExampleError, match=r"pillow-heif: pip install 'mixlab\[heic\]'"):
         decode(tmp_path / "photo.jpg")
 
 
 def test_a_picture_of_another_format_is_refused_by_name(tmp_path):
-    from mixlab.data.decode import decode
-    from mixlab.errors import ImageError
+    from mixlab.data.images.decode import decode
+    from mixlab.errors import ExampleError
 
     Image.new("RGB", (16, 16)).save(tmp_path / "a.avif")
-    with pytest.raises(ImageError, match="AVIF is not read here; save it as JPEG or PNG"):
+    with pytest.raises(ExampleError, match="AVIF is not read here; save it as JPEG or PNG"):
         decode(tmp_path / "a.avif")

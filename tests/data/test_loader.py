@@ -1,4 +1,4 @@
-"""Batches: every picture once, the same for any number of workers, and bad files left out but named."""
+"""Batches: every image once, the same for any number of workers, and bad files left out but named."""
 
 import multiprocessing
 import os
@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 from mixlab.data import workers as loading
-from mixlab.data.augment import AugmentConfig
 from mixlab.data.dataset import Split
+from mixlab.data.images.augment import AugmentConfig
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.data.loader import TrainingDataset, evaluation_batches, training_batches
 from mixlab.data.order import batch_indices, steps_per_epoch
-from mixlab.data.preprocess import Preprocess
-from mixlab.data.reading import check_bad_share, load_images
+from mixlab.data.reading import check_bad_share, load_examples
 from mixlab.errors import DataError
 
-PREPROCESS = Preprocess(image_size=(8, 8))
+PREPROCESS = ImagePreprocess(image_size=(8, 8))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def spoil(split: Split, *numbers: int) -> None:
 
 
 def test_evaluation_counts_every_picture_once_the_last_batch_included(files):
-    images = load_images(files, PREPROCESS)
+    images = load_examples(files, PREPROCESS)
     batches = list(evaluation_batches(images, 5))
     assert [len(batch.label) for batch in batches] == [5, 5, 5, 5, 3]
     assert np.concatenate([batch.index for batch in batches]).tolist() == list(range(23))
@@ -50,35 +50,35 @@ def test_evaluation_counts_every_picture_once_the_last_batch_included(files):
 
 
 def test_memory_and_stream_give_the_same_pictures(files):
-    in_memory = load_images(files, PREPROCESS)
-    streamed = load_images(files, PREPROCESS, in_memory=False)
-    assert streamed.pixels is None
-    assert torch.equal(in_memory.pictures(range(23)), streamed.pictures(range(23)))
+    in_memory = load_examples(files, PREPROCESS)
+    streamed = load_examples(files, PREPROCESS, in_memory=False)
+    assert streamed.kept is None
+    assert torch.equal(in_memory.at(range(23)), streamed.at(range(23)))
 
 
 def test_unreadable_files_are_named_and_the_rest_is_as_if_they_were_not_there(files):
     spoil(files, 3, 11)
-    images = load_images(files, PREPROCESS)
+    images = load_examples(files, PREPROCESS)
     assert [file.path for file in images.bad] == [files.names[3], files.names[11]]
     assert all(file.reason for file in images.bad)
-    rest = load_images(files.take(np.array([i for i in range(23) if i not in (3, 11)])), PREPROCESS)
+    rest = load_examples(files.take(np.array([i for i in range(23) if i not in (3, 11)])), PREPROCESS)
     everything = range(len(rest))
-    assert torch.equal(images.pictures(everything), rest.pictures(everything))
+    assert torch.equal(images.at(everything), rest.at(everything))
     assert images.split.names == rest.split.names
     assert np.array_equal(images.split.labels, rest.split.labels)
 
 
 def test_too_many_unreadable_files_stop_with_the_list(files):
     spoil(files, 3, 11)
-    bad = load_images(files, PREPROCESS).bad
-    check_bad_share(bad, 23, 0.1)
+    bad = load_examples(files, PREPROCESS).bad
+    check_bad_share(bad, 23, 0.1, "images")
     with pytest.raises(DataError, match="2 of 23") as error:
-        check_bad_share(bad, 23, 0.05)
+        check_bad_share(bad, 23, 0.05, "images")
     assert files.names[11] in str(error.value)
 
 
 def test_evaluation_leaves_out_a_file_that_went_bad_since_and_names_it(files):
-    images = load_images(files, PREPROCESS, in_memory=False)
+    images = load_examples(files, PREPROCESS, in_memory=False)
     spoil(files, 7)
     bad = []
     batches = list(evaluation_batches(images, 5, on_bad=bad.append))
@@ -87,7 +87,7 @@ def test_evaluation_leaves_out_a_file_that_went_bad_since_and_names_it(files):
 
 
 def collect(images, augment, workers, first=0, steps=12, on_bad=lambda file: None):
-    dataset = TrainingDataset(images=images, augment=augment, batch_size=5, seed=3)
+    dataset = TrainingDataset(examples=images, augment=augment, batch_size=5, seed=3)
     return list(
         training_batches(dataset, first_step=first, num_steps=steps, num_workers=workers, on_bad=on_bad)
     )
@@ -96,28 +96,28 @@ def collect(images, augment, workers, first=0, steps=12, on_bad=lambda file: Non
 @pytest.mark.parametrize("crop", ["pad", "resized", "inception"])
 def test_workers_and_restarts_change_nothing(files, crop):
     augment = AugmentConfig(crop=crop, flip=True, policy="randaugment", erase_prob=0.3)
-    images = load_images(files, PREPROCESS, in_memory=False)
+    images = load_examples(files, PREPROCESS, in_memory=False)
     reference = collect(images, augment, workers=0)
     assert len(reference) == 12
     for workers in (1, 2):
         for a, b in zip(reference, collect(images, augment, workers), strict=True):
-            assert torch.equal(a.image, b.image)
+            assert torch.equal(a.inputs, b.inputs)
             assert np.array_equal(a.index, b.index)
     resumed = collect(images, augment, workers=0, first=7)
     for a, b in zip(reference[7:], resumed, strict=True):
-        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.inputs, b.inputs)
 
 
 def test_padded_crops_are_the_same_from_memory_and_from_files(files):
     augment = AugmentConfig(crop="pad", crop_padding=2, flip=True)
-    in_memory = collect(load_images(files, PREPROCESS), augment, 0)
-    streamed = collect(load_images(files, PREPROCESS, in_memory=False), augment, 0)
+    in_memory = collect(load_examples(files, PREPROCESS), augment, 0)
+    streamed = collect(load_examples(files, PREPROCESS, in_memory=False), augment, 0)
     for a, b in zip(in_memory, streamed, strict=True):
-        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.inputs, b.inputs)
 
 
 def test_a_file_that_goes_bad_during_training_is_left_out_and_named(files):
-    images = load_images(files, PREPROCESS, in_memory=False)
+    images = load_examples(files, PREPROCESS, in_memory=False)
     victim = int(batch_indices(23, 5, seed=3, step=2)[1][0])
     spoil(files, victim)
     bad = []
@@ -140,9 +140,9 @@ def test_each_epoch_visits_full_batches_of_its_own_order():
 
 def test_pixels_already_at_model_size_are_taken_as_they_are():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
-    split = Split(names=tuple(f"index {i}" for i in range(6)), labels=np.arange(6), pixels=pixels)
+    split = Split(names=tuple(f"index {i}" for i in range(6)), labels=np.arange(6), arrays=pixels)
     preprocess = replace(PREPROCESS, channels=1, mean=(0.5,), std=(0.5,))
-    assert np.array_equal(load_images(split, preprocess).pixels.numpy(), pixels.transpose(0, 3, 1, 2))
+    assert np.array_equal(load_examples(split, preprocess).kept.numpy(), pixels.transpose(0, 3, 1, 2))
 
 
 def test_a_lock_that_a_dead_worker_holds_stops_nobody():

@@ -65,8 +65,8 @@ def test_a_class_folder_may_be_a_link(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ([], "no class folders and no images.*FOLDER/CLASS/IMAGE"),
-        (["1.jpg", "2.jpg"], "2 images without class folders.*FOLDER/CLASS/IMAGE"),
+        ([], "no class folders and no images.*FOLDER/CLASS/FILE"),
+        (["1.jpg", "2.jpg"], "2 images without class folders.*FOLDER/CLASS/FILE"),
         (["a/1.txt", "b/2.txt"], "no images in any class folder"),
         (["a/1.jpg"], "only one class, a"),
         (["a/1.jpg", "A/1.jpg"], "'A' and 'a' differ only in case"),
@@ -200,7 +200,7 @@ def test_a_written_split_is_a_source_with_the_same_images(tmp_path, monkeypatch)
 
 def test_a_written_split_of_pixels_keeps_its_names(tmp_path):
     split = Split(
-        names=("index 3", "index 1"), labels=np.array([1, 0]), pixels=np.zeros((2, 1, 1, 1), np.uint8)
+        names=("index 3", "index 1"), labels=np.array([1, 0]), arrays=np.zeros((2, 1, 1, 1), np.uint8)
     )
     write_split_csv({"train": split}, ("no", "yes"), tmp_path / "split.csv")
     with open(tmp_path / "split.csv", newline="") as file:
@@ -209,7 +209,7 @@ def test_a_written_split_of_pixels_keeps_its_names(tmp_path):
 
 
 def test_a_split_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    split = Split(names=("index 0",), labels=np.array([0]), pixels=np.zeros((1, 1, 1, 1), np.uint8))
+    split = Split(names=("index 0",), labels=np.array([0]), arrays=np.zeros((1, 1, 1, 1), np.uint8))
     write_split_csv({"train": split}, ("a",), tmp_path / "split.csv")
 
     def fail(descriptor):

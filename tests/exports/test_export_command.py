@@ -14,10 +14,11 @@ import mixlab
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import Weights, save_weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
+from mixlab.data.images.samples import sample_images
 from mixlab.errors import MixlabError, UsageError
 from mixlab.exports import export as exporting
-from mixlab.exports.export import export, open_exported, sample_pictures
+from mixlab.exports.export import export, open_exported
 from mixlab.exports.graph import Scale
 from mixlab.models.catalog import create_model, settings_of
 from mixlab.report.screen import Screen
@@ -37,13 +38,13 @@ def weights_of(name="mixer_pico4", size=(24, 24), channels=3, **preprocess):
     return Weights(
         model=model,
         model_settings=settings_of(model.config),
-        preprocess=Preprocess(image_size=size, channels=channels, **shape | preprocess),
+        preprocess=ImagePreprocess(image_size=size, channels=channels, **shape | preprocess),
         class_names=("ant", "bee", "cow", "dog <&>"),
         provenance={"data": "nothing"},
     )
 
 
-PICTURES = sample_pictures(70, Preprocess(image_size=(24, 24)))
+PICTURES = sample_images(70, (24, 24))
 
 
 @pytest.mark.parametrize(
@@ -56,32 +57,32 @@ PICTURES = sample_pictures(70, Preprocess(image_size=(24, 24)))
 def test_what_is_written_answers_as_the_model_does(to, name, channels, batch, tmp_path):
     weights = weights_of(name, channels=channels)
     path = tmp_path / f"model{exporting.ENDINGS[to]}"
-    result = export(weights, path, to=to, pictures=PICTURES, batch=batch)
+    result = export(weights, path, to=to, examples=PICTURES, batch=batch)
     assert result["max_difference"] <= 1e-4 * max(result["largest_logit"], 1)
     assert result["same_top1"] == result["num_compared"] >= 70
     assert result["batches"] == ([1, 3, 64] if batch is None else [5])
-    pixels = np.stack([weights.preprocess.pixels(p).transpose(1, 2, 0) for p in PICTURES[: batch or 7]])
+    pixels = np.stack([weights.preprocess.keep(p).transpose(1, 2, 0) for p in PICTURES[: batch or 7]])
     with torch.inference_mode():
-        image = weights.preprocess.normalize(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        image = weights.preprocess.to_input(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         expected = weights.model(image).numpy()
     np.testing.assert_allclose(open_exported(path, to)(pixels), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_classes_and_preprocessing_travel_inside(tmp_path):
     weights = weights_of(crop_fraction=0.875)
-    export(weights, tmp_path / "model.onnx", to="onnx", pictures=PICTURES[:3])
+    export(weights, tmp_path / "model.onnx", to="onnx", examples=PICTURES[:3])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["mixlab"])
     assert about["class_names"] == list(weights.class_names)
-    assert Preprocess.from_json(about["preprocess"]) == weights.preprocess
+    assert ImagePreprocess.from_json(about["preprocess"]) == weights.preprocess
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [24, 24, 3])
-    export(weights, tmp_path / "ov", to="openvino", pictures=PICTURES[:3])
+    export(weights, tmp_path / "ov", to="openvino", examples=PICTURES[:3])
     import openvino
 
     model = openvino.Core().read_model(tmp_path / "ov" / "model.xml")
     assert json.loads(model.get_rt_info(["mixlab"]).astype(str))["class_names"] == list(weights.class_names)
-    export(weights, tmp_path / "model.pt2", to="torch-export", pictures=PICTURES[:3])
+    export(weights, tmp_path / "model.pt2", to="torch-export", examples=PICTURES[:3])
     extra = {"mixlab": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=extra)
     assert json.loads(extra["mixlab"])["class_names"] == list(weights.class_names)
@@ -89,12 +90,12 @@ def test_classes_and_preprocessing_travel_inside(tmp_path):
 
 def test_permuted_weights_permute_inside_the_graph(tmp_path):
     permuted, _ = permute_weights(weights_of(), seed=1)
-    export(permuted, tmp_path / "model.onnx", to="onnx", pictures=PICTURES[:5])
-    pixels = np.stack([permuted.preprocess.pixels(p).transpose(1, 2, 0) for p in PICTURES[:5]])
+    export(permuted, tmp_path / "model.onnx", to="onnx", examples=PICTURES[:5])
+    pixels = np.stack([permuted.preprocess.keep(p).transpose(1, 2, 0) for p in PICTURES[:5]])
     with torch.inference_mode():
         original = weights_of()
         expected = original.model(
-            original.preprocess.normalize(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+            original.preprocess.to_input(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         )
     found = open_exported(tmp_path / "model.onnx", "onnx")(pixels)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
@@ -108,7 +109,7 @@ def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
             lambda pixels: wrong(real(path)(pixels))
         ))  # fmt: skip
         with pytest.raises(MixlabError, match="something else"):
-            export(weights_of(), tmp_path / "model.onnx", to="onnx", pictures=PICTURES[:5])
+            export(weights_of(), tmp_path / "model.onnx", to="onnx", examples=PICTURES[:5])
         assert list(tmp_path.iterdir()) == []
 
 
@@ -116,7 +117,7 @@ def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("channels", [3, 1])
 def test_scaling_in_tensors_is_pillows(fit, interpolation, channels):
-    preprocess = Preprocess(
+    preprocess = ImagePreprocess(
         image_size=(24, 32), channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels,
         fit=fit, interpolation=interpolation, crop_fraction=0.875,
     )  # fmt: skip
@@ -128,7 +129,7 @@ def test_scaling_in_tensors_is_pillows(fit, interpolation, channels):
     # Of tall ones Pillow 13 takes the columns first, and clips on the way: another order is seen in noise.
     for picture in [*PICTURES[:20], *noise]:
         found = scale(torch.from_numpy(picture)).numpy()
-        expected = preprocess.pixels(picture).transpose(1, 2, 0)
+        expected = preprocess.keep(picture).transpose(1, 2, 0)
         worst = max(worst, int(np.abs(found - expected).max()))
     assert worst <= 1
 
@@ -136,7 +137,7 @@ def test_scaling_in_tensors_is_pillows(fit, interpolation, channels):
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
 def test_a_graph_that_scales_takes_pictures_of_any_size(to, tmp_path):
     path = tmp_path / "model"
-    result = export(weights_of(crop_fraction=0.9), path, to=to, pictures=PICTURES, resize_in_graph=True)
+    result = export(weights_of(crop_fraction=0.9), path, to=to, examples=PICTURES, resize_in_graph=True)
     assert result["max_pixel_difference"] <= 2
     assert result["agreement"] >= 0.99
     run = open_exported(path, to)
@@ -150,18 +151,18 @@ def test_what_cannot_be_exported_is_said(tmp_path):
         ({"to": "onnx", "batch": 2, "resize_in_graph": True}, "--batch"),
     ):  # fmt: skip
         with pytest.raises(UsageError) as error:
-            export(weights, tmp_path / "x", pictures=PICTURES[:2], **options)
+            export(weights, tmp_path / "x", examples=PICTURES[:2], **options)
         assert error.value.where == where
     (tmp_path / "there").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
-        export(weights, tmp_path / "there", to="onnx", pictures=PICTURES[:2])
+        export(weights, tmp_path / "there", to="onnx", examples=PICTURES[:2])
     assert (tmp_path / "there").read_text() == "mine"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    mixlab.train("digits", "digits", run=folder, screen=Screen(quiet=True), steps=300)
+    mixlab.train("digits", "digits", run=folder, screen=Screen(quiet=True), figures=False, steps=300)
     return folder
 
 
@@ -212,7 +213,7 @@ def test_a_package_needs_neither_mixlab_nor_torch(run, tmp_path):
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
     names.append(str(tmp_path / "deep.png"))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
     bad = [str(tmp_path / name) for name in ("bad.png", "float.tif", "bomb.png")]
@@ -260,12 +261,12 @@ def test_the_card_that_stands_beside_weights_is_theirs(tmp_path):
     assert "Test accuracy 89.18 %" in card
     assert "- Licence of the weights: apache-2.0" in card
     told = command("push", "mixer_pyramid_cifar:cifar10", "--folder", tmp_path / "pushed", "--licence", "mit",
-                   "--data-name", "small pictures", cwd=tmp_path)  # fmt: skip
+                   "--data-name", "small images", cwd=tmp_path)  # fmt: skip
     assert told.returncode == 0, told.stderr
     changed = (tmp_path / "pushed" / "README.md").read_text()
     assert "license: mit" in changed
     assert "- Licence of the weights: mit" in changed
-    assert "- Data: small pictures" in changed
+    assert "- Data: small images" in changed
     assert "Test accuracy 89.18 %" in changed
     (tmp_path / "pushed" / "README.md").write_text("# Somebody else's\n")
     told = command("card", tmp_path / "pushed", "--json", cwd=tmp_path)
@@ -292,7 +293,7 @@ def test_pictures_in_class_folders_are_split_and_few_of_them_are_called_few(tmp_
     assert "--data FOLDER" in told.stderr
     told = command("export", "mixer_cifar:cifar10", "--resize-in-graph", "--pictures", tmp_path / "few/cat", "--out",
                    tmp_path / "c.onnx", cwd=tmp_path)  # fmt: skip
-    assert "on fewer than 1,000 pictures" in " ".join(told.stdout.split())
+    assert "on fewer than 1,000 images" in " ".join(told.stdout.split())
 
 
 def test_a_repository_loads_in_timm_and_an_upload_has_the_same_files(run, tmp_path, monkeypatch):

@@ -59,9 +59,9 @@ def place(tmp_path_factory):
         "threads": 1, "epochs": None, "steps": 4, "batch_size": 16,
     }  # fmt: skip
     screen, data = Screen(quiet=True), str(place / "data")
-    mixlab.train("digits", data, run=place / "teacher", screen=screen, **options)
+    mixlab.train("digits", data, run=place / "teacher", screen=screen, figures=False, **options)
     mixlab.train(
-        "digits", data, run=place / "run", screen=screen, distill__teacher=str(place / "teacher"),
+        "digits", data, run=place / "run", screen=screen, figures=False, distill__teacher=str(place / "teacher"),
         distill__views=1, **options,
     )  # fmt: skip
     return place
@@ -97,7 +97,7 @@ def test_exports_hold_nothing_of_ours(to, place, tmp_path):
     if to == "openvino":
         pytest.importorskip("openvino")
     weights = open_weights(place / "run")
-    export(weights, tmp_path / "model", to=to, pictures=[np.zeros((9, 9, 3), dtype=np.uint8)])
+    export(weights, tmp_path / "model", to=to, examples=[np.zeros((9, 9, 3), dtype=np.uint8)])
     found = texts(tmp_path)
     assert len(found) >= 2  # the record beside it too
     check_nothing_of_ours(found)

@@ -64,7 +64,7 @@ def test_logits_in_bf16_are_within_what_the_results_say(name, side, device):
 
 
 def five_steps(device: torch.device, name: str, optimizer: str, **changes):
-    """Losses of five steps on the same pictures, and the weights after them."""
+    """Losses of five steps on the same images, and the weights after them."""
     model, images = model_and_images(name, 32, count=16)
     recipe = Recipe(
         model=ModelConfig(name=name),

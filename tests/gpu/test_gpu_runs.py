@@ -3,7 +3,6 @@
 import http.client
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,16 +23,14 @@ from mixlab.checkpoint.checkpoints import load_newest_checkpoint
 from mixlab.checkpoint.open import open_weights
 from mixlab.errors import TrainingError
 from mixlab.report.run_log import read_run_log
-from mixlab.report.screen import Screen
-from mixlab.training import fit
 from mixlab.training.evaluate import evaluate
 from mixlab.training.failures import explain_out_of_memory
 from mixlab.training.recipe import Recipe
 from mixlab.training.signals import Interrupted
 from tests.gpu.conftest import DEVICES
+from tests.training.seams import QUIET, StopAfter
 
 pytestmark = pytest.mark.gpu
-QUIET = Screen(quiet=True)
 ROOT = Path(__file__).resolve().parents[2]
 # Whatever draws random numbers or keeps state.
 FULL = {
@@ -68,7 +65,13 @@ mixlab.train("digits", "digits", run=run, device=device, screen=Screen(quiet=Tru
 
 def digits(run: Path, device: torch.device, **options):
     return mixlab.train(
-        "digits", "digits", run=run, device=device.type, screen=QUIET, with_pictures=False, **(FULL | options)
+        "digits",
+        "digits",
+        run=run,
+        device=device.type,
+        figures=False,
+        with_pictures=False,
+        **({"screen": QUIET} | FULL | options),
     )
 
 
@@ -93,56 +96,42 @@ def test_a_killed_training_resumes_to_the_same_bits(run, device, tmp_path):
     cut = tmp_path / "cut"
     assert ended(cut, device, signal.SIGKILL) == -signal.SIGKILL
     torch.use_deterministic_algorithms(True)
-    mixlab.resume(cut, device=device.type, with_pictures=False, screen=QUIET)
+    mixlab.resume(cut, device=device.type, with_pictures=False, screen=QUIET, figures=False)
     log = [row for row in read_run_log(cut / "metrics.jsonl") if row["event"] == "resume"]
     assert [row["step"] for row in log] > [0]
     whole, again = (load_file(folder / "weights.safetensors") for folder in (run, cut))
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
-def test_a_checkpoint_goes_to_the_cpu_and_back(device, tmp_path, monkeypatch):
+def test_a_checkpoint_goes_to_the_cpu_and_back(device, tmp_path):
     """Stopped on the device, then on a CPU, and ended on the device: near what the CPU alone has."""
     options = {"optimizer__name": "sgd", "model__stochastic_depth": 0.0, "optimizer__lr": 0.05}
     moved, still = tmp_path / "moved", tmp_path / "still"
     digits(still, torch.device("cpu"), **options)
     for place, step in ((device.type, 10), ("cpu", 20)):
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            if moved.exists():
-                go_on = partial(mixlab.resume, moved, device=place, with_pictures=False, screen=QUIET)
-            else:
-                go_on = partial(digits, moved, device, **options)
-            with pytest.raises(Interrupted):
-                go_on()
+        screen = StopAfter(step)
+        if moved.exists():
+            go_on = partial(mixlab.resume, moved, device=place, screen=screen, figures=False)
+        else:
+            go_on = partial(digits, moved, device, screen=screen, **options)
+        with pytest.raises(Interrupted):
+            go_on()
         checkpoint, _ = load_newest_checkpoint(moved / "checkpoints")
         assert checkpoint.step == step
         assert all(t.device.type == "cpu" for group in checkpoint.tensors.values() for t in group.values())
-    mixlab.resume(moved, device=device.type, with_pictures=False, screen=QUIET)
+    mixlab.resume(moved, device=device.type, with_pictures=False, screen=QUIET, figures=False)
     expected, found = (load_file(folder / "weights.safetensors") for folder in (still, moved))
     for name, tensor in expected.items():
         assert (found[name] - tensor).abs().max() <= 1e-3, name
 
 
-def stop_at(patch, step: int) -> None:
-    real = fit.train_step
-
-    def step_and_stop(state, batch, clock):
-        if clock.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, clock)
-
-    patch.setattr(fit, "train_step", step_and_stop)
-
-
 @pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
-def test_fp16_keeps_its_scale_over_a_resume(device, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_at(patch, 10)
-        with pytest.raises(Interrupted):
-            digits(tmp_path / "run", device, precision="fp16")
+def test_fp16_keeps_its_scale_over_a_resume(device, tmp_path):
+    with pytest.raises(Interrupted):
+        digits(tmp_path / "run", device, precision="fp16", screen=StopAfter(10))
     checkpoint, _ = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint.state["scaler"]["scale"] > 0
-    mixlab.resume(tmp_path / "run", device=device.type, with_pictures=False, screen=QUIET)
+    mixlab.resume(tmp_path / "run", device=device.type, with_pictures=False, screen=QUIET, figures=False)
     losses = [
         row["loss"] for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"
     ]
@@ -161,7 +150,7 @@ LARGE = {
     "data__image_size": [64, 64],
     "steps": 1,
     "accumulate": 1,
-}  # 15 MB a picture
+}  # 15 MB an image
 
 
 def test_the_batch_size_is_found_by_trying(device, tmp_path):

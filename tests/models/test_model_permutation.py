@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from mixlab.data.permutation import PixelPermutation
+from mixlab.data.images.permutation import PixelPermutation
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 from mixlab.models.permutation import absorb, prove

@@ -8,7 +8,7 @@ import torch
 
 from mixlab.cpu.cost import measure_cost
 from mixlab.cpu.passes import is_plain
-from mixlab.data.permutation import PixelPermutation
+from mixlab.data.images.permutation import PixelPermutation
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, display_name, settings_of
 from mixlab.models.permutation import absorb
@@ -162,7 +162,7 @@ PIXELS = PixelPermutation(kind="patches_and_pixels", patch_size=2, seed=3).pixel
 
 
 def ordered(pictures: torch.Tensor, patch_order: np.ndarray, pixel_order: np.ndarray) -> torch.Tensor:
-    """The pictures with their patches of 2 x 2, and the pixels in each, in another order."""
+    """The images with their patches of 2 x 2, and the pixels in each, in another order."""
     patches = (
         pictures.unfold(2, 2, 2).unfold(3, 2, 2).flatten(2, 3).flatten(3)[:, :, patch_order][..., pixel_order]
     )

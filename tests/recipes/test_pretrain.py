@@ -1,10 +1,11 @@
-"""The big recipes: every number against the authors', and twenty real steps of each on tiny pictures.
+"""The big recipes: every number against the authors', and twenty real steps of each on tiny images.
 
 The numbers are written down from google-research/big_vision 0127fb6 (configs/mlp_mixer_i1k.py, vit_i21k.py,
 proj/gsam/vit_i1k_gsam_no_aug.py; utils.py; optax.py; models/mlp_mixer.py), google-research/vision_transformer c6de1e5
 (configs/common.py) and the paper's Table 4.
 """
 
+import inspect
 import json
 import math
 import re
@@ -19,9 +20,10 @@ from safetensors.torch import load_file
 
 import mixlab
 from mixlab.checkpoint.layouts import OFFICIAL
-from mixlab.data import augment
-from mixlab.data.augment import mix
-from mixlab.data.policy_tf import argument
+from mixlab.data import mixing
+from mixlab.data.images.modality import IMAGES
+from mixlab.data.images.policy_tf import argument
+from mixlab.data.mixing import mix
 from mixlab.models.catalog import create_model
 from mixlab.recipes import RECIPES, find_recipe
 from mixlab.report.run_log import read_run_log
@@ -145,18 +147,21 @@ def test_a_recipe_has_the_authors_settings(name):
     assert {key: found[key] for key in EXPECTED[name]} == EXPECTED[name]
 
 
+def comment_above(function) -> str:
+    """One line of text."""
+    return " ".join(line.removeprefix("#").strip() for line in inspect.getcomments(function).splitlines())
+
+
 def told(name: str) -> list[dict[str, str]]:
-    """The options that a recipe's docstring gives for other models and sets."""
+    """The options that the comment above a recipe gives for other models and sets."""
     found = []
-    for text in re.findall(r"`(--[^`]+)`", " ".join(RECIPES[name].__doc__.split())):
+    for text in re.findall(r"`(--[^`]+)`", comment_above(RECIPES[name].build)):
         words = text.split()
-        if words[0] in ("--init-from", "--image-size"):
-            continue
         found.append({k[2:].replace("-", "_"): v for k, v in zip(words[::2], words[1::2], strict=True)})
     return found
 
 
-def test_the_options_in_docstrings_are_keys_and_give_the_other_rows_of_the_authors_tables():
+def test_the_options_in_comments_are_keys_and_give_the_other_rows_of_the_authors_tables():
     made = {name: [override(find_recipe(name), options) for options in told(name)] for name in EXPECTED}
     large = made["pretrain_imagenet21k"][0]
     assert (large.model.name, large.augment.policy_magnitude, large.augment.mixup_alpha) == (
@@ -253,16 +258,16 @@ def test_a_fresh_model_says_one_class_in_a_thousand():
     logits = model(torch.zeros(2, 3, 224, 224))
     assert torch.equal(logits, torch.full((2, 1000), -6.9))
     target = torch.nn.functional.one_hot(torch.tensor([3, 7]), 1000).float()
-    # Their sigmoid_xent: summed over classes, mean over pictures.
+    # Their sigmoid_xent: summed over classes, mean over images.
     theirs = -(math.log(1 / (1 + math.exp(6.9))) + 999 * math.log(1 / (1 + math.exp(-6.9))))
     assert loss_per_batch(logits, target, recipe.loss).item() == pytest.approx(theirs, rel=1e-4)
 
 
 def test_pixels_are_evaluated_on_the_authors_crop_and_scale():
-    preprocess = build_preprocess(in_colour(find_recipe("pretrain_imagenet1k")).data)
+    preprocess = build_preprocess(in_colour(find_recipe("pretrain_imagenet1k")), IMAGES)
     # Shorter side 256, centre 224: of 512 x 1024 the middle 448 x 448.
     assert preprocess.box(512, 1024) == (288.0, 32.0, 736.0, 480.0)
-    scaled = preprocess.normalize(
+    scaled = preprocess.to_input(
         torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
     )
     assert scaled[0, 0, 0].tolist() == pytest.approx([-1.0, 1.0])  # value_range(-1, 1)
@@ -280,7 +285,7 @@ def test_randaugments_strengths_are_theirs_for_the_recipes_magnitude():
 
 
 def test_mixup_draws_as_the_authors_do(monkeypatch):
-    # get_mixup(rng, p): a ~ Beta(p, p), a = max(a, 1 - a), a * x + (1 - a) * roll(x, 1), for pictures and labels.
+    # get_mixup(rng, p): a ~ Beta(p, p), a = max(a, 1 - a), a * x + (1 - a) * roll(x, 1), for images and labels.
     config = find_recipe("pretrain_imagenet1k").augment
     image, label = torch.randn(5, 3, 4, 4), torch.tensor([2, 0, 1, 1, 2])
     one_hot = np.eye(3)[label.numpy()]
@@ -292,7 +297,7 @@ def test_mixup_draws_as_the_authors_do(monkeypatch):
         return 0.3
 
     with monkeypatch.context() as patch:
-        patch.setattr(augment, "_beta", beta)
+        patch.setattr(mixing, "_beta", beta)
         mixed, target = mix(image, given, config, seed=0, step=0, shard=0)
     assert asked == [0.5]
     theirs = 0.7 * image.numpy() + (1 - 0.7) * np.roll(image.numpy(), 1, axis=0)
@@ -305,7 +310,7 @@ def test_mixup_draws_as_the_authors_do(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Sixty pictures of three colours, 20 x 26 pixels."""
+    """Sixty images of three colours, 20 x 26 pixels."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for number, name in enumerate(("blue", "green", "red")):
@@ -331,7 +336,7 @@ def test_twenty_steps_of_pre_training_on_tiny_pictures(name, pictures, tmp_path)
         steps=20,
         epochs=None,
     )
-    mixlab.train(tiny, str(pictures), run=tmp_path / "run", screen=QUIET, with_pictures=False)
+    mixlab.train(tiny, str(pictures), run=tmp_path / "run", screen=QUIET, figures=False, with_pictures=False)
     rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 21))
     bias, target_sum, num_classes = tiny.model.head_bias, 1.0, 3
@@ -357,11 +362,13 @@ def test_twenty_steps_of_fine_tuning_at_another_resolution(pictures, tmp_path):
     first = replace(
         first, epochs=None, batch_size=16, model=replace(first.model, name="mixer_micro4", **TINY)
     )
-    mixlab.train(first, str(pictures), run=tmp_path / "first", screen=QUIET, with_pictures=False)
+    mixlab.train(
+        first, str(pictures), run=tmp_path / "first", screen=QUIET, figures=False, with_pictures=False
+    )
     whole = find_recipe("finetune")
     tiny = replace(whole, batch_size=16, steps=20, init_from=str(tmp_path / "first"))
     tiny = replace(tiny, data=replace(tiny.data, image_size=(24, 16), val_fraction=0.1))
-    mixlab.train(tiny, str(pictures), run=tmp_path / "run", screen=QUIET, with_pictures=False)
+    mixlab.train(tiny, str(pictures), run=tmp_path / "run", screen=QUIET, figures=False, with_pictures=False)
     rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
     assert len(rows) == 20
     assert [row["lr"] for row in rows] == pytest.approx([0.03 * step / 500 for step in range(20)], abs=1e-12)

@@ -1,7 +1,6 @@
 """benchmarks/recipes.py: every cell is a recipe, finished cells stay, and what is chosen on sees no test split."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ def data(tmp_path) -> Path:
     ("group", "name"), [(g, n) for g, group in groups.GROUPS.items() for n in group.names]
 )
 def test_every_cell_is_a_recipe(group, name):
-    options = groups.options_of(group, name, seed=3)
+    options = groups.options_of(groups.GROUPS[group], name, seed=3)
     kind = options.pop("recipe")
     recipe = compose("somewhere", recipe=kind, overrides=options, has_budget=True)
     assert recipe.seed == 3
@@ -50,46 +49,15 @@ def test_the_models_compared_at_equal_cost_cost_the_same():
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-@pytest.mark.slow  # two whole commands
-def test_cells_become_rows_once_and_followers_take_the_steps_of_the_first(data, tmp_path, monkeypatch):
-    tiny = {"recipe": "small_images_flat", "model.name": "mixer_pico4", "batch_size": 16, "threads": 1}
-    names = {"first": {}, "other": {"augment.cutmix_alpha": 1.0}}
-    monkeypatch.setattr(groups, "GROUPS", {"g": groups.Group("30s", "test", 1, names, tiny, "first")})
-    file = tmp_path / "rows.csv"
-    arguments = [str(data), "g", "--csv", str(file)]
-    groups.main(arguments)
-    first, other = read_rows(file)
-    assert (first["name"], other["name"]) == ("first", "other")
-    assert first["epochs"] == other["epochs"]
-    assert float(first["epochs"]) > 0
-    assert [int(row["num_images"]) for row in (first, other)] == [30, 30]
-    assert "--budget=30s" in first["options"]
-    assert "--augment.cutmix_alpha=1.0" in other["options"]
+class Commands:
+    """In place of commands that train: `given` has them, with the splits of their data. A run has eight answers."""
 
-    def refuse(*arguments, **options):
-        raise AssertionError("measured again")
+    def __init__(self) -> None:
+        self.given: list[tuple[list[str], list[str]]] = []
 
-    monkeypatch.setattr(groups, "measure", refuse)
-    groups.main(arguments)
-    text = groups.table(read_rows(file))
-    assert f"{100 * float(first['accuracy']):.2f} % (n=1)" in text
-
-    # what a slower machine reaches in the same minutes is another row
-    monkeypatch.setattr(groups, "machine_name", lambda facts: "elsewhere")
-    with pytest.raises(AssertionError, match="measured again"):
-        groups.main(arguments)
-
-
-@pytest.fixture
-def commands(monkeypatch) -> list[tuple[list[str], list[str]]]:
-    """Commands that would have trained, with the splits that their data had; each leaves a run of eight answers."""
-    given, really_run = [], subprocess.run
-
-    def train(command, **options):
-        if command[1:3] != ["-m", "mixlab"]:
-            return really_run(command, **options)  # platform asks for the processor so
+    def __call__(self, command: list[str]) -> str:
         place, run = Path(command[4]), Path(command[-1].removeprefix("--run="))
-        given.append((command, [path.name for path in place.iterdir()]))
+        self.given.append((command, sorted(path.name for path in place.iterdir())))
         run.mkdir(parents=True)
         (run / "split.csv").write_text(
             "path,label,split\nx,a,train\n" + "".join(f"{i},a,val\n" for i in range(8))
@@ -100,32 +68,53 @@ def commands(monkeypatch) -> list[tuple[list[str], list[str]]]:
         environment = {"commit": "abc", "cores": 2, "cpu": "x", "cpu_capability": "y"}
         (run / "environment.json").write_text(json.dumps(environment))
         result = {"steps": 7, "epochs": 1.0, "images_per_second": 10.0, "num_parameters": 5}
-        return subprocess.CompletedProcess(command, 0, json.dumps(result))
-
-    monkeypatch.setattr(groups.subprocess, "run", train)
-    return given
+        return json.dumps(result | {"test": {"num_images": 30, "num_correct": 21}})
 
 
-def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path, monkeypatch, commands):
+def test_cells_become_rows_once_and_followers_take_the_steps_of_the_first(data, tmp_path):
+    names = {"first": {}, "other": {"augment.cutmix_alpha": 1.0}}
+    group = groups.Group("30s", "test", 1, names, {"recipe": "small_images_flat"}, "first")
+    file, commands = tmp_path / "rows.csv", Commands()
+
+    def measure():
+        groups.main([str(data), "g", "--csv", str(file)], {"g": group}, commands)
+
+    measure()
+    first, other = read_rows(file)
+    assert (first["name"], other["name"]) == ("first", "other")
+    assert (first["accuracy"], first["num_images"], first["steps"]) == ("0.7", "30", "7")
+    assert "--budget=30s" in first["options"]
+    assert "--augment.cutmix_alpha=1.0" in other["options"]
+    assert "--steps=7" in other["options"]
+    assert [splits for _, splits in commands.given] == 2 * [["test", "train"]]
+    measure()
+    assert len(commands.given) == 2
+    assert "70.00 % (n=1)" in groups.table(read_rows(file))
+    # what a slower machine reaches in the same minutes is another row
+    file.write_text(file.read_text().replace(first["machine"], "elsewhere"))
+    measure()
+    assert len(commands.given) == 4
+
+
+def test_what_is_chosen_on_does_not_see_the_test_split(data, tmp_path):
+    commands = Commands()
     tiny = {"recipe": "small_images_flat", "model.name": "mixer_pico4", "batch_size": 16}
-    monkeypatch.setattr(groups, "GROUPS", {"g": groups.Group("9s", "val", 1, {"a": {}}, tiny)})
-    groups.main([str(data), "g", "--csv", str(tmp_path / "rows.csv")])
+    group = groups.Group("9s", "val", 1, {"a": {}}, tiny)
+    groups.main([str(data), "g", "--csv", str(tmp_path / "rows.csv")], {"g": group}, commands)
     (row,) = read_rows(tmp_path / "rows.csv")
-    ((_, splits),) = commands
+    ((_, splits),) = commands.given
     assert splits == ["train"]
     assert (row["num_correct"], row["num_images"]) == ("6", "8")
 
 
-def test_a_teacher_is_a_run_that_was_kept(data, tmp_path, monkeypatch, commands):
+def test_a_teacher_is_a_run_that_was_kept(data, tmp_path, monkeypatch):
     names = {"plain": {}, "distilled": {"distill.teacher": "teacher-a-0"}}
-    monkeypatch.setattr(
-        groups, "GROUPS", {"g": groups.Group("9s", "val", 1, names, {"recipe": "small_images"})}
-    )
+    group, commands = groups.Group("9s", "val", 1, names, {"recipe": "small_images"}), Commands()
     monkeypatch.chdir(tmp_path)
-    groups.main([str(data), "g", "--csv", "rows.csv", "--runs", "runs"])
-    plain, distilled = (command for command, _ in commands)
+    groups.main([str(data), "g", "--csv", "rows.csv", "--runs", "runs"], {"g": group}, commands)
+    plain, distilled = (command for command, _ in commands.given)
     assert not [word for word in plain if "teacher" in word]
     assert f"--distill.teacher={tmp_path / 'runs' / 'teacher-a-0'}" in distilled
     with pytest.raises(SystemExit, match="--runs"):
-        groups.main([str(data), "g", "--csv", "other.csv"])
-    assert len(commands) == 2  # refused before anything was trained
+        groups.main([str(data), "g", "--csv", "other.csv"], {"g": group}, commands)
+    assert len(commands.given) == 2  # refused before anything was trained

@@ -16,9 +16,9 @@ from mixlab.training.keys import from_toml
 def weights(tmp_path_factory) -> Path:
     """A run of two steps on digits, of a size that no name has."""
     run = tmp_path_factory.mktemp("start") / "run"
-    mixlab.train("digits", "digits", run=run, steps=2, threads=1, screen=Screen(quiet=True), image_size=(12, 12),
-                 model__name="mixer_custom4", model__num_blocks=1, model__hidden_dim=8, model__token_mlp_dim=4,
-                 model__channel_mlp_dim=12)  # fmt: skip
+    mixlab.train("digits", "digits", run=run, steps=2, threads=1, screen=Screen(quiet=True), figures=False,
+                 image_size=(12, 12), model__name="mixer_custom4", model__num_blocks=1, model__hidden_dim=8,
+                 model__token_mlp_dim=4, model__channel_mlp_dim=12)  # fmt: skip
     return run
 
 

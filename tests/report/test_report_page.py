@@ -200,7 +200,7 @@ def test_a_figure_that_is_missing_or_no_png_is_named(report: Report, tmp_path: P
     missing = dataclasses.replace(report, figures=[("Curves", "Text.", tmp_path / "gone.png")])
     with pytest.raises(MixlabError, match=r"gone\.png"):
         write_report(missing, tmp_path / "report.html")
-    (tmp_path / "text.png").write_text("this is no picture at all, but text")
+    (tmp_path / "text.png").write_text("this is no image at all, but text")
     wrong = dataclasses.replace(report, figures=[("Curves", "Text.", tmp_path / "text.png")])
     with pytest.raises(MixlabError, match="not a PNG"):
         write_report(wrong, tmp_path / "report.html")

@@ -1,4 +1,4 @@
-"""How people send pictures to `mixlab serve`: forms, base64, odd Content-Types; with the programs that they use."""
+"""How people send images to `mixlab serve`: forms, base64, odd Content-Types; with the programs that they use."""
 
 import base64
 import html
@@ -18,8 +18,8 @@ pytest.importorskip("python_multipart")
 
 from benchmarks.serving_limits import ask as ask_kept
 from benchmarks.serving_limits import odd_body, small_pictures
-from mixlab.data.preprocess import Preprocess
-from mixlab.errors import ImageError
+from mixlab.data.images.preprocess import ImagePreprocess
+from mixlab.errors import ExampleError
 from mixlab.serving import bodies
 from mixlab.serving.predict import load
 from mixlab.serving.server import asset
@@ -149,7 +149,7 @@ def test_base64_in_json_is_read_however_it_was_written(server, run):  # noqa: F8
             )
             assert status == 200, (value[:30], kind, answer)
             same(answer["predictions"], expected(run, data))
-    body = json.dumps({"images": [text, "no base64!", encoded(b"no picture"), text]}, indent=2)
+    body = json.dumps({"images": [text, "no base64!", encoded(b"no image"), text]}, indent=2)
     for path in ("/predict", "/predict-many"):
         status, _, answer = ask(server[0], path, body, headers={"Content-Type": "application/json"})
         assert (status, answer["num_ok"], answer["num_bad"]) == (200, 2, 2)
@@ -221,7 +221,9 @@ def test_a_tar_keeps_working_under_any_content_type_and_with_odd_names(server): 
 
 
 def examples():
-    found = re.findall(r'<pre data-run="(\w+) (\w+)">(.*?)</pre>', asset("docs.html").decode(), re.DOTALL)
+    found = re.findall(
+        r'<pre tabindex="0" data-run="(\w+) (\w+)">(.*?)</pre>', asset("docs.html").decode(), re.DOTALL
+    )
     return [pytest.param(*one, id=f"{one[0]}-{one[1]}-{number}") for number, one in enumerate(found)]
 
 
@@ -279,7 +281,7 @@ def test_three_hundred_odd_bodies_are_answered_or_refused(server):  # noqa: F811
 
 
 def test_what_is_read_is_what_was_sent():
-    preprocess = Preprocess(image_size=(8, 8))
+    preprocess = ImagePreprocess(image_size=(8, 8))
     data = picture(5)
     headers, body = form(("a", data))
     for content, kind in (
@@ -293,7 +295,7 @@ def test_what_is_read_is_what_was_sent():
             found.pictures[0].pixels == bodies.read_body(data, "", "picture", preprocess).pictures[0].pixels
         ).all()
     assert bodies.from_base64("-_-_") == b"\xfb\xff\xbf"
-    with pytest.raises(ImageError, match="not base64"):
+    with pytest.raises(ExampleError, match="not base64"):
         bodies.from_base64("a")
-    with pytest.raises(ImageError, match="not a tar"):
+    with pytest.raises(ExampleError, match="not a tar"):
         list(bodies.tar_files(b"no tar at all" * 100))

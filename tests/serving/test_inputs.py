@@ -1,4 +1,4 @@
-"""What programs hand over in Python: any kind of picture, and one error for all else; nobody's files are touched."""
+"""What programs hand over in Python: any kind of image, and one error for all else; nobody's files are touched."""
 
 import io
 import os
@@ -12,9 +12,10 @@ from PIL import Image
 
 import mixlab
 from mixlab.checkpoint.store import Weights, save_weights
-from mixlab.data.decode import decode, decode_opened, read_image_file
-from mixlab.data.preprocess import Preprocess
-from mixlab.errors import ImageError, MixlabError, UsageError, UsageTypeError
+from mixlab.data.images.decode import decode, decode_opened
+from mixlab.data.images.preprocess import ImagePreprocess
+from mixlab.data.modality import read_example_file
+from mixlab.errors import ExampleError, MixlabError, UsageError, UsageTypeError
 from mixlab.models.catalog import create_model
 from mixlab.recipes import digits
 from mixlab.serving.predict import Classifier, load
@@ -29,7 +30,7 @@ def classifier(tmp_path_factory) -> Classifier:
     weights = Weights(
         model=model,
         model_settings=settings,
-        preprocess=Preprocess(image_size=(8, 8)),
+        preprocess=ImagePreprocess(image_size=(8, 8)),
         class_names=("a", "b", "c"),
         provenance={},
     )
@@ -157,7 +158,7 @@ def test_no_number_is_ever_opened_as_a_file(classifier, tmp_path):
         assert "error" in rows[0]  # a bytearray is the content of one file
     for number in (files[0].fileno(), True, 0):
         with pytest.raises(UsageTypeError):
-            read_image_file(number)  # type: ignore[arg-type]
+            read_example_file(number)  # type: ignore[arg-type]
         with pytest.raises(UsageTypeError):
             decode(number)  # type: ignore[arg-type]
     if opened is not None:
@@ -232,9 +233,9 @@ def test_a_picture_that_pillow_has_opened_becomes_what_its_file_becomes(name, da
 
 def test_an_image_made_in_pillow_is_taken_and_floats_are_refused_with_the_reason():
     assert decode_opened(Image.new("RGBA", (3, 2), (0, 0, 0, 0))).min() == 255
-    with pytest.raises(ImageError, match="floating-point"):
+    with pytest.raises(ExampleError, match="floating-point"):
         decode_opened(Image.new("F", (3, 2)))
-    with pytest.raises(ImageError, match="without pixels"):
+    with pytest.raises(ExampleError, match="without pixels"):
         decode_opened(Image.new("RGB", (0, 2)))
 
 
@@ -310,6 +311,8 @@ def test_paths_of_any_kind_are_taken_by_train(tmp_path, monkeypatch):
     (tmp_path / "own.toml").write_text(to_toml(digits()))
     options = {"steps": 1, "epochs": None, "threads": 1, "screen": Screen(quiet=True), "with_pictures": False}
     run = OwnPath(tmp_path / "run")
-    result = mixlab.train(OwnPath(tmp_path / "own.toml"), OwnPath(tmp_path / "data"), run=run, **options)
+    result = mixlab.train(
+        OwnPath(tmp_path / "own.toml"), OwnPath(tmp_path / "data"), run=run, figures=False, **options
+    )
     assert Path(result["report"]).is_file()
     assert mixlab.load(OwnPath(tmp_path / "run")).class_names == ("a", "b")

@@ -20,7 +20,7 @@ pytest.importorskip("uvicorn")
 
 from benchmarks.serving_limits import large, stopped
 from mixlab.errors import MixlabError
-from mixlab.serving.decoder import DecoderError
+from mixlab.serving.decoder import DecoderError, Decoders, Process
 from mixlab.serving.listen import TimedProtocol, listen, make_server
 from mixlab.serving.predict import load
 from mixlab.serving.server import create_app
@@ -126,9 +126,8 @@ def test_a_job_whose_time_is_over_is_not_begun_and_costs_no_process(run):  # noq
         assert service.decoders.num_restarts <= 2  # not one for each that had waited
 
 
-def test_ready_tells_the_truth_of_decoders_and_makes_them_well(run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("mixlab.serving.service.PROBE_SECONDS", 1.2)
-    with serving(run, replace(LIMITS, decoders=2)) as (port, service):
+def test_ready_tells_the_truth_of_decoders_and_makes_them_well(run):  # noqa: F811
+    with serving(run, replace(LIMITS, decoders=2, probe_seconds=1.2)) as (port, service):
         until(lambda: ask(port, "/ready")[0] == 200)
         assert post(port, picture()) == 200
         for pid in pids(service):
@@ -145,9 +144,11 @@ def test_ready_tells_the_truth_of_decoders_and_makes_them_well(run, monkeypatch)
 
 
 @pytest.mark.slow
-def test_decoders_come_back_where_the_process_that_makes_them_stands_still(run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("mixlab.serving.decoder.START_SECONDS", 3.0)
-    with serving(run, replace(LIMITS, decoders=1, request_seconds=1.0)) as (port, service):
+def test_decoders_come_back_where_the_process_that_makes_them_stands_still(run):  # noqa: F811
+    def change(service):
+        service.decoders = Decoders(service.classifier.preprocess, 1, start_seconds=3.0)
+
+    with serving(run, replace(LIMITS, request_seconds=1.0), change=change) as (port, service):
         for pid in (*pids(service), service.decoders.forkserver):
             os.kill(pid, signal.SIGSTOP)
         assert post(port, picture()) == 503
@@ -171,13 +172,16 @@ def test_ready_says_when_more_come_than_are_answered(run):  # noqa: F811
         until(lambda: ask(port, "/ready")[0] == 200)
 
 
-def test_a_server_without_decoders_does_not_start_and_says_why(run, monkeypatch):  # noqa: F811
-    def fails(self):
+class Failing(Process):
+    def start(self):
         raise DecoderError("a decoding process did not start")
 
-    monkeypatch.setattr("mixlab.serving.decoder._Process.start", fails)
-    app = create_app(Service(load(run, device="cpu"), "a-model", LIMITS))
-    with pytest.raises(MixlabError, match="decode pictures did not start"):
+
+def test_a_server_without_decoders_does_not_start_and_says_why(run):  # noqa: F811
+    service = Service(load(run, device="cpu"), "a-model", LIMITS)
+    service.decoders = Decoders(service.classifier.preprocess, 1, process_type=Failing)
+    app = create_app(service)
+    with pytest.raises(MixlabError, match="decode images did not start"):
         listen(make_server(app, host="127.0.0.1", port=0))
 
 
@@ -233,11 +237,14 @@ def test_ctrl_c_twice_ends_a_server_whose_decoders_stand_still_at_once(run):  # 
 # -- clients, and what they send -----------------------------------------------------------------------------
 
 
-def test_a_client_that_does_not_read_is_closed(run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("mixlab.serving.listen.WRITE_SECONDS", 1.0)
-    monkeypatch.setattr("mixlab.serving.listen.KEEP_ALIVE_SECONDS", 1)
+class Hasty(TimedProtocol):
+    write_seconds = 1.0
+    keep_alive_seconds = 1
+
+
+def test_a_client_that_does_not_read_is_closed(run):  # noqa: F811
     question = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with serving(run) as (port, _), socket.socket() as client:
+    with serving(run, protocol=Hasty) as (port, _), socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(0.2)
         client.connect(("127.0.0.1", port))
@@ -254,9 +261,12 @@ def test_a_client_that_does_not_read_is_closed(run, monkeypatch):  # noqa: F811
         assert ask(port, "/health")[0] == 200
 
 
-def test_connections_have_a_limit(run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(TimedProtocol, "max_connections", 5)
-    with serving(run) as (port, _):
+class Few(TimedProtocol):
+    max_connections = 5
+
+
+def test_connections_have_a_limit(run):  # noqa: F811
+    with serving(run, protocol=Few) as (port, _):
         clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(5)]
         status, headers, answer = ask(port, "/health")
         assert (status, answer["error"]["kind"]) == (503, "busy")
@@ -333,7 +343,7 @@ def test_a_sparse_file_in_a_tar_is_no_plain_file_and_takes_no_memory(server):  #
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused_at_once(roomy):
-    from tests.data.test_scans import progressive
+    from tests.data.images.test_scans import progressive
 
     status, _, answer = ask(roomy[0], "/predict", progressive((2000, 2000), "L", 2000))
     assert status == 415

@@ -1,4 +1,4 @@
-"""Prediction: any kind of picture in, one row each out, the same as evaluation says."""
+"""Prediction: any kind of image in, one row each out, the same as evaluation says."""
 
 import csv
 
@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from mixlab.checkpoint.store import Weights, save_weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.modality import IMAGES
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
-from mixlab.serving.predict import find_images, load, write_csv
+from mixlab.serving.predict import find_examples, load, write_csv
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def weights_folder(tmp_path):
     model = create_model(**settings)
     torch.nn.init.normal_(model.head.weight)
     names = ("a", "b", "c", "d", "e", "f")
-    preprocess = Preprocess(image_size=(8, 8))
+    preprocess = ImagePreprocess(image_size=(8, 8))
     weights = Weights(
         model=model, model_settings=settings, preprocess=preprocess, class_names=names, provenance={}
     )
@@ -38,7 +39,7 @@ def pictures(tmp_path):
         place = folder / "deep" if i % 2 else folder
         Image.fromarray(rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)).save(place / f"{i:02}.png")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -53,14 +54,14 @@ def test_paths_bytes_and_arrays_give_the_same_answer(weights_folder, pictures):
     assert probabilities == sorted(probabilities, reverse=True)
     assert rows[0]["path"] == str(path)
     assert rows[2]["path"] == "2"
-    pixels = torch.from_numpy(classifier.preprocess.pixels(array))[None]
-    logits = classifier.model(classifier.preprocess.normalize(pixels))
+    pixels = torch.from_numpy(classifier.preprocess.keep(array))[None]
+    logits = classifier.model(classifier.preprocess.to_input(pixels))
     assert rows[0]["predictions"][0]["label"] == "abcdef"[int(logits.argmax())]
 
 
 def test_a_picture_gets_the_same_answer_alone_and_among_many(weights_folder, pictures):
     classifier = load(weights_folder)
-    paths = find_images([str(pictures)])
+    paths = find_examples([str(pictures)], IMAGES)
     rows = classifier.predict(paths)
     assert len(rows) == 71
     alone = classifier.predict(paths[40])
@@ -84,21 +85,23 @@ def test_what_cannot_be_read_becomes_an_error_row(weights_folder, pictures):
 
 
 def test_images_are_found_by_path_folder_and_glob(pictures):
-    assert len(find_images([str(pictures)])) == 71
-    assert find_images([str(pictures / "0*.png")]) == [str(pictures / f"0{i}.png") for i in (0, 2, 4, 6, 8)]
-    assert find_images([str(pictures / "notes.txt")]) == [str(pictures / "notes.txt")]
+    assert len(find_examples([str(pictures)], IMAGES)) == 71
+    assert find_examples([str(pictures / "0*.png")], IMAGES) == [
+        str(pictures / f"0{i}.png") for i in (0, 2, 4, 6, 8)
+    ]
+    assert find_examples([str(pictures / "notes.txt")], IMAGES) == [str(pictures / "notes.txt")]
     for nothing in ("nowhere.png", str(pictures / "*.bmp")):
         with pytest.raises(UsageError, match="no such image"):
-            find_images([nothing])
+            find_examples([nothing], IMAGES)
     (pictures / "empty").mkdir()
     with pytest.raises(UsageError, match="no images in this folder"):
-        find_images([str(pictures / "empty")])
+        find_examples([str(pictures / "empty")], IMAGES)
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_is(pictures):
     odd = pictures / "a[1].png"
     (pictures / "00.png").rename(odd)
-    assert find_images([str(odd)]) == [str(odd)]
+    assert find_examples([str(odd)], IMAGES) == [str(odd)]
 
 
 def test_top_is_bounded_by_the_classes_and_by_reason(weights_folder, pictures):

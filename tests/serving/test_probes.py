@@ -13,6 +13,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from mixlab.errors import UsageError
+from mixlab.serving.guard import PAGE_FILES
 from mixlab.serving.listen import allowed_hosts, check_root_path
 from mixlab.serving.server import asset
 from tests.serving.test_server import TOKEN, ask, picture, raw, run, server, serving, until  # noqa: F401
@@ -123,6 +124,9 @@ def test_the_page_works_below_a_prefix(run, keeps_prefix, root_path):  # noqa: F
                 for address in re.findall(r'(?:href|src)="([^"]+)"', get(urljoin(start, page))):
                     if not address.startswith("data:"):
                         assert get(urljoin(urljoin(start, page), address))
+            for name in ("page.js", "map.js", "results.js", "page_texts.js"):
+                for address in re.findall(r'from "([^"]+)"', get(urljoin(start, name))):
+                    assert get(urljoin(urljoin(start, name), address))
             asked = re.findall(r'ask\("([^"]+)"', asset("page.js").decode())
             assert [address.partition("?")[0] for address in asked] == ["info", "predict", "occlusion"]
             assert get(urljoin(start, "info"))["name"] == "a-model"
@@ -149,7 +153,7 @@ def test_the_prefix_alone_leads_to_the_page_and_hides_nothing(run):  # noqa: F81
 
 
 def test_no_page_asks_for_an_address_from_the_root():
-    for name in ("page.html", "docs.html", "ui.html", "page.js", "ui.js", "page.css"):
+    for name in ("page.html", "docs.html", "ui.html", *PAGE_FILES):
         text = asset(name).decode()
-        assert not re.search(r"""(?:href=|src=|ask\(|fetch\(|url\()["'`]?/\w""", text), name
+        assert not re.search(r"""(?:href=|src=|ask\(|fetch\(|url\(|from )["'`]?/\w""", text), name
     assert json.loads(asset("openapi.json"))["openapi"] == "3.1.0"

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from mixlab.checkpoint.store import Weights, save_weights
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, settings_of
 from mixlab.serving.predict import load
@@ -32,7 +32,7 @@ pytest.importorskip("uvicorn")
 from prometheus_client.parser import text_string_to_metric_families
 
 from mixlab.serving.guard import SECURITY_HEADERS
-from mixlab.serving.listen import check_address, make_server
+from mixlab.serving.listen import TimedProtocol, check_address, make_server
 from mixlab.serving.server import create_app
 from mixlab.serving.service import Limits, Service
 
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
     weights = Weights(
         model=model,
         model_settings=settings_of(model.config),
-        preprocess=Preprocess(image_size=(24, 24)),
+        preprocess=ImagePreprocess(image_size=(24, 24)),
         class_names=tuple(f"class <{number}>" for number in range(5)),
         provenance={},
     )
@@ -59,13 +59,13 @@ def run(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(run, limits=LIMITS, token=None, change=lambda service: None, **options):
+def serving(run, limits=LIMITS, token=None, change=lambda service: None, protocol=TimedProtocol, **options):
     """A server in a thread: its port and its service. options: of the application."""
     service = Service(load(run, device="cpu"), "a-model", limits)
     change(service)
     port = concurrent.futures.Future()
     app = create_app(service, token=token, **options)
-    server = make_server(app, host="127.0.0.1", port=0, started=port.set_result)
+    server = make_server(app, host="127.0.0.1", port=0, started=port.set_result, protocol=protocol)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -243,9 +243,15 @@ def test_a_slow_body_is_given_up(server):
     assert service.num_waiting_bytes == 0
 
 
-def test_slow_headers_are_given_up(run, monkeypatch):
-    monkeypatch.setattr("mixlab.serving.listen.HEADER_SECONDS", 0.5)
-    with serving(run) as (port, _), socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+class Hasty(TimedProtocol):
+    header_seconds = 0.5
+
+
+def test_slow_headers_are_given_up(run):
+    with (
+        serving(run, protocol=Hasty) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=10) as client,
+    ):
         client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
         while b"alive" not in answer:
@@ -396,7 +402,7 @@ def test_occlusion_is_the_fall_of_the_best_labels_probability(server, run):
     status, _, answer = ask(port, "/occlusion", data)
     assert status == 200
     classifier = load(run)
-    pixels = classifier.preprocess.pixels(np.asarray(Image.open(io.BytesIO(data)))).transpose(1, 2, 0)
+    pixels = classifier.preprocess.keep(np.asarray(Image.open(io.BytesIO(data)))).transpose(1, 2, 0)
     whole = classifier.predict(pixels, top=1)[0]["predictions"][0]
     assert answer["label"] == whole["label"]
     drop = np.array(answer["drop"])
@@ -444,6 +450,38 @@ def test_bad_numbers_are_refused(server):
     for top in ("0", "-1", "1001", "x", "1e3", "٣", "9" * 5000):
         status, _, _ = ask(server[0], "/predict?top=" + "".join(f"%{b:02x}" for b in top.encode()), picture())
         assert status == 400
+
+
+@pytest.mark.slow  # a new process
+def test_open_opens_the_page_in_a_browser_once_the_server_answers(run, tmp_path):
+    browser = tmp_path / "browser.py"  # writes what it gets at the address
+    browser.write_text(
+        "import sys, urllib.request\n"
+        "page = urllib.request.urlopen(sys.argv[1], timeout=20).read()\n"
+        f"open({str(tmp_path / 'seen')!r}, 'wb').write(sys.argv[1].encode() + b' ' + page)\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "mixlab",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--json",
+        "--open",
+        "--lang",
+        "ko",
+    ]
+    environment = os.environ | {"BROWSER": f"{sys.executable} {browser} %s"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        address = json.loads(process.stdout.readline())["address"]
+        until(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").stat().st_size > 0)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+    seen = (tmp_path / "seen").read_text()
+    assert seen.startswith(f"{address} <!DOCTYPE html>")
+    assert 'data-language="ko"' in seen
 
 
 @pytest.mark.slow  # a new process

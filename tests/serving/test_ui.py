@@ -4,6 +4,8 @@ import concurrent.futures
 import os
 import shutil
 import threading
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -29,7 +31,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     for seed in (0, 1):
         run = folder / "runs" / f"run {seed}"
-        mixlab.train("digits", "digits", run=run, screen=Screen(quiet=True), steps=20, seed=seed)
+        mixlab.train(
+            "digits", "digits", run=run, screen=Screen(quiet=True), figures=False, steps=20, seed=seed
+        )
     (folder / "runs" / "no run").mkdir()
     (folder / "runs" / "run 0" / "figures" / "a.png").parent.mkdir(exist_ok=True)
     (folder / "runs" / "run 0" / "figures" / "a.png").write_bytes(b"\x89PNG")
@@ -66,6 +70,29 @@ def test_runs_and_studies_are_listed(port, place):
     ]  # fmt: skip
     assert found["missing_studies"] == [{"study": "compare", "command": "mixlab study compare DATA"}]
     assert str(place) not in str(found)
+
+
+def test_each_run_says_its_data_its_model_and_when_it_began(port, place):
+    run = place / "runs" / "elsewhere"
+    shutil.copytree(place / "runs" / "run 0", run)
+    try:
+        recipe = (run / "recipe.toml").read_text()
+        (run / "recipe.toml").write_text(recipe.replace('source = "digits"', f'source = "{place}/my data"'))
+        (run / "environment.json").write_text('{"started": "some day"}')
+        os.utime(run / "metrics.jsonl", (time.time() - 1000,) * 2)
+        rows = {row["run"]: row for row in ask(port, "/api/runs")[2]["runs"]}
+        row = rows["run 0"]
+        assert (row["data"], row["model"]) == ("digits", "mixer_pico2")
+        began = datetime.fromisoformat(row["started"])
+        assert timedelta(0) <= datetime.now(UTC) - began < timedelta(hours=1)
+        assert row["idle_seconds"] < 3600
+        assert (rows["elsewhere"]["data"], rows["elsewhere"]["started"]) == ("my data", None)
+        assert rows["elsewhere"]["idle_seconds"] == pytest.approx(1000, abs=60)
+        (run / "recipe.toml").write_text("data = 3\n[model]\nname = []\n")
+        rows = {row["run"]: row for row in ask(port, "/api/runs")[2]["runs"]}
+        assert (rows["elsewhere"]["data"], rows["elsewhere"]["model"]) == (None, None)
+    finally:
+        shutil.rmtree(run)
 
 
 def test_tables_and_figures_of_a_study_are_shown(port):
@@ -151,7 +178,7 @@ def test_other_pages_cannot_ask(port):
     assert ask(port, "/api/runs", headers={"Host": "evil.example"})[0] == 403
     assert ask(port, "/api/runs", headers={"Origin": "http://evil.example"})[0] == 403
     assert ask(port, "/api/runs", b"x")[0] == 405
-    for path in ("/", "/ui.js", "/page.css"):
+    for path in ("/", "/ui.js", "/ui_texts.js", "/chart.js", "/compare.js", "/language.js", "/page.css"):
         assert ask(port, path)[0] == 200
 
 

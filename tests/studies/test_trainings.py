@@ -1,6 +1,5 @@
 """The table of trainings that studies fill: each cell once, whatever happens on the way."""
 
-import contextlib
 import os
 import random
 import signal
@@ -16,19 +15,18 @@ from mixlab import studies
 from mixlab.cpu.describe import describe_settings
 from mixlab.errors import DataError, DiskError, UsageError
 from mixlab.models.catalog import create_model
-from mixlab.planning.draft import Request
-from mixlab.planning.train import train
 from mixlab.recipes import compose
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.studies import trainings
 from mixlab.studies.harness import Options
 from mixlab.studies.presets import CPU_MODELS, Preset
-from mixlab.studies.rows import read_rows
-from mixlab.studies.trainings import TIMED, Cell, fill
+from mixlab.studies.rows import read_rows, write_rows
+from mixlab.studies.trainings import TIMED, Cell, fill, train_cell
 from mixlab.training.keys import from_toml
 from mixlab.training.recipe import Recipe
-from mixlab.training.session import Session
+from mixlab.training.signals import Interrupted
+from tests.training.seams import StopAfter
 
 TINY = {"model.hidden_dim": 8, "model.channel_mlp_dim": 16, "model.token_mlp_dim": 8, "model.num_blocks": 1}
 PRESET = Preset(
@@ -51,11 +49,15 @@ def options(tmp_path, **changes):
     return Options(out=tmp_path / "out", smoke=True, threads=1, screen=Screen(quiet=True), **changes)
 
 
+def refuse(*_):
+    raise AssertionError("this was trained already")
+
+
 def without_times(rows):
     return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
 
 
-def test_every_cell_becomes_a_row_and_a_second_call_trains_nothing(tmp_path, monkeypatch):
+def test_every_cell_becomes_a_row_and_a_second_call_trains_nothing(tmp_path):
     rows, curves = fill(options(tmp_path), PRESET, CELLS, extra_columns=("twice",), measure=lambda run, cell: {
         "twice": 2 * cell.seed
     })  # fmt: skip
@@ -75,50 +77,47 @@ def test_every_cell_becomes_a_row_and_a_second_call_trains_nothing(tmp_path, mon
         tiny = {key.removeprefix("model."): value for key, value in TINY.items()}
         assert int(row["macs"]) == describe_settings(settings | tiny, batch_size=1)["macs"]
     assert {row["seed"] for row in curves} == {"0", "1"}
-    monkeypatch.setattr(trainings, "_train", None)
-    again, same_curves = fill(options(tmp_path), PRESET, CELLS, extra_columns=("twice",))
+    again, same_curves = fill(options(tmp_path), PRESET, CELLS, extra_columns=("twice",), train=refuse)
     assert (again, same_curves) == (rows, curves)
 
 
-def test_a_call_that_is_interrupted_anywhere_goes_on_to_the_same_table(tmp_path, monkeypatch):
+def test_a_call_that_is_interrupted_anywhere_goes_on_to_the_same_table(tmp_path):
     expected, expected_curves = fill(options(tmp_path / "a"), PRESET, CELLS)
-    real = {name: getattr(trainings, name) for name in ("train", "resume", "_row", "_curve", "write_rows")}
-    count = {"calls": 0, "fatal": -1}
+    place = options(tmp_path / "b")
 
-    def dying(name):
-        def call(*arguments, **named):
-            count["calls"] += 1
-            if count["calls"] == count["fatal"]:
-                raise KeyboardInterrupt
-            return real[name](*arguments, **named)
+    def stop(*_):
+        raise KeyboardInterrupt
 
-        return call
+    def train_and_stop(*arguments):
+        train_cell(*arguments)
+        raise KeyboardInterrupt
 
-    for name in real:
-        monkeypatch.setattr(trainings, name, dying(name))
-    for fatal in (1, 2, 3, 5, 7, 4, 6):
-        count |= {"calls": 0, "fatal": fatal}
-        with contextlib.suppress(KeyboardInterrupt):
-            fill(options(tmp_path / "b"), PRESET, CELLS)
-    count["fatal"] = -1
-    rows, curves = fill(options(tmp_path / "b"), PRESET, CELLS)
+    with pytest.raises(KeyboardInterrupt):
+        fill(place, PRESET, CELLS, train=stop)
+    with pytest.raises(Interrupted):
+        fill(replace(place, screen=StopAfter(2)), PRESET, CELLS)
+    with pytest.raises(KeyboardInterrupt):
+        fill(place, PRESET, CELLS, train=train_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        fill(place, PRESET, CELLS, measure=stop)
+    fill(place, PRESET, CELLS[:2])
+    before = read_rows(place.out / trainings.RESULTS)[:-1]  # as if it had ended between the two tables
+    write_rows(place.out / trainings.RESULTS, trainings.COLUMNS, before)
+    rows, curves = fill(place, PRESET, CELLS)
     assert without_times(rows) == without_times(expected)
     assert curves == expected_curves
 
 
-def test_cells_of_a_model_take_the_steps_of_its_first_one(tmp_path, monkeypatch):
+def test_cells_of_a_model_take_the_steps_of_its_first_one(tmp_path):
     seen = []
-    real = trainings.train
 
-    def train(request, session):
-        assert not request.follow_clock
-        seen.append((request.recipe.steps, request.budget_seconds))
-        recipe = replace(request.recipe, steps=request.recipe.steps or 4, batch_size=16)
-        return real(replace(request, recipe=recipe, budget_seconds=None), session)
+    def train_four(recipe, run, minutes, options):
+        seen.append((recipe.steps, minutes))
+        return train_cell(replace(recipe, steps=recipe.steps or 4, batch_size=16), run, minutes, options)
 
-    monkeypatch.setattr(trainings, "train", train)
-    fill(replace(options(tmp_path, subject="digits"), smoke=False, minutes=0.5), PRESET, CELLS[:3])
-    assert seen == [(None, 30.0), (4, None), (4, None)]
+    place = replace(options(tmp_path, subject="digits"), smoke=False, minutes=0.5)
+    fill(place, PRESET, CELLS[:3], train=train_four)
+    assert seen == [(None, 0.5), (4, 0.5), (4, 0.5)]
 
 
 def test_results_of_another_recipe_are_not_mixed_with_these(tmp_path):
@@ -134,14 +133,13 @@ def test_results_of_other_minutes_are_not_mixed_but_threads_and_spelling_may_dif
         for number, name in enumerate(("blue", "red")):
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
-            for picture in range(10):
-                color = (200 * number + picture, 0, 200 - 200 * number)
-                Image.new("RGB", (8, 8), color).save(folder / f"{picture}.png")
+            for image in range(10):
+                color = (200 * number + image, 0, 200 - 200 * number)
+                Image.new("RGB", (8, 8), color).save(folder / f"{image}.png")
     first = options(tmp_path, subject=str(tmp_path / "data"))
     fill(first, PRESET, CELLS[:1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trainings, "_train", None)  # trains nothing again
-    fill(replace(first, subject="data", threads=2), PRESET, CELLS[:1])
+    fill(replace(first, subject="data", threads=2), PRESET, CELLS[:1], train=refuse)
     recipe = Recipe()
     assert not set(trainings._digests(recipe, 6.0)) & set(trainings._digests(recipe, 1.0))
     with pytest.raises(UsageError, match="or --minutes"):
@@ -170,8 +168,7 @@ def test_the_first_training_of_a_model_takes_the_steps_that_were_planned_at_firs
     recipe = compose(
         "digits", recipe="small_images_flat", overrides=TINY | {"model.name": "mixer_pico"}, has_budget=True
     )
-    request = Request(recipe=recipe, run=run, budget_seconds=20, follow_clock=False)
-    result = train(request, Session(with_pictures=False, screen=Screen(quiet=True)))
+    result = train_cell(recipe, run, 20 / 60, options(tmp_path))
     assert not (run / "pace.json").exists()
     assert result["steps"] == from_toml(run / "recipe.toml")["steps"]
 
@@ -200,7 +197,7 @@ def test_the_models_of_the_small_preset_cost_the_same():
 
 
 def test_studies_are_found_by_their_files():
-    assert {"compare", "filters", "shuffle"} <= set(studies.study_names())
+    assert {"compare", "filters", "shuffle", "throughput"} <= set(studies.study_names())
     for name in studies.study_names():
         assert studies.open_study(name).name == name
     with pytest.raises(UsageError) as error:
@@ -209,9 +206,8 @@ def test_studies_are_found_by_their_files():
 
 
 @pytest.mark.slow  # a whole study twice, in processes that are killed
-@pytest.mark.parametrize("study", ["compare", "shuffle"])
-def test_a_study_killed_in_every_cell_ends_with_the_same_table(tmp_path, study):
-    command = [sys.executable, "-m", "mixlab", "study", study, "--smoke", "--out"]  # with every core
+def test_a_study_killed_in_every_cell_ends_with_the_same_table(tmp_path):
+    command = [sys.executable, "-m", "mixlab", "study", "compare", "--smoke", "--out"]  # with every core
     subprocess.run([*command, str(tmp_path / "a")], check=True, capture_output=True)
     draws = random.Random(0)
     results, kills = tmp_path / "b" / "results.csv", 0

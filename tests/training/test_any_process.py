@@ -29,7 +29,7 @@ mixlab.cpu.cores.START_SECONDS = 0.0  # these trainings would be over before
 torch.set_num_threads(2)  # also where there is one core
 
 def train(run, steps=30, **options):
-    mixlab.train("digits", "digits", steps=steps, run=run, threads=2, with_pictures=False, **options)
+    mixlab.train("digits", "digits", steps=steps, run=run, threads=2, figures=False, **options)
 
 def bits(run):
     with open(f"runs/{run}/weights.safetensors", "rb") as file:
@@ -227,14 +227,14 @@ def children(pid):
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_process_that_ends_or_stops_is_an_error_and_the_run_goes_on(tmp_path, number):
     # One that was killed is seen without any wait; the wait of one that is stopped is longer than a busy machine's.
-    seconds = "300" if number == signal.SIGKILL else "8"
+    seconds = "300" if number == signal.SIGKILL else "5"
     process, other = started(tmp_path, "--timeout-seconds", seconds, steps=10**6)
     os.kill(other, number)
     errors = ""
     try:
         for turn in range(20):
             try:
-                _, errors = process.communicate(timeout=12)
+                _, errors = process.communicate(timeout=8)
                 break
             except subprocess.TimeoutExpired:
                 if number == signal.SIGSTOP:  # between two parts: the first process goes on alone

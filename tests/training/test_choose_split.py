@@ -1,4 +1,4 @@
-"""A run's data elsewhere: moved, linked, copied, laid out anew, in part; and pictures that it was trained on."""
+"""A run's data elsewhere: moved, linked, copied, laid out anew, in part; and images that it was trained on."""
 
 import csv
 import os
@@ -34,9 +34,9 @@ def noise(root: Path, count: int = 20, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Path]:
-    """A run and its data: 40 pictures, of which 32 are for training and 4 for the test."""
+    """A run and its data: 40 images, of which 32 are for training and 4 for the test."""
     root = tmp_path_factory.mktemp("elsewhere")
-    mixlab.train("small_data", str(noise(root / "set")), run=root / "run", **OPTIONS)
+    mixlab.train("small_data", str(noise(root / "set")), run=root / "run", figures=False, **OPTIONS)
     return root / "run", root / "set"
 
 
@@ -83,12 +83,15 @@ def test_moved_data_is_found_by_its_new_place_and_by_that_only(run):
     own, _ = evaluate(run, screen=QUIET)
     whole = load_file(run / "weights.safetensors")
     os.rename(run.parent / "set", run.parent / "moved")
-    for call in (lambda: evaluate(run, screen=QUIET), lambda: mixlab.resume(run, screen=QUIET)):
+    for call in (
+        lambda: evaluate(run, screen=QUIET),
+        lambda: mixlab.resume(run, screen=QUIET, figures=False),
+    ):
         with pytest.raises(DataError, match=r"not there any more.*--data PATH"):
             call()
     found, _ = evaluate(run, moved_to=str(run.parent / "moved"), screen=QUIET)
     assert found.loss == own.loss
-    result = mixlab.resume(run, data=str(run.parent / "moved"), screen=QUIET)
+    result = mixlab.resume(run, data=str(run.parent / "moved"), screen=QUIET, figures=False)
     assert result["test"]["num_images"] == 4
     again = load_file(run / "weights.safetensors")
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
@@ -103,15 +106,18 @@ def test_other_pictures_under_the_same_names_are_not_taken_for_the_runs(run):
     os.rename(run.parent / "set", run.parent / "gone")
     os.rename(other, run.parent / "set")
     with pytest.raises(DataError, match="are not what they were, the first is"):
-        mixlab.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET, figures=False)
 
 
 @pytest.mark.parametrize("name", ["tra\u0131n", "val"])
 def test_a_record_without_a_training_split_is_refused(run, name):
     record = (run / "split.csv").read_text()
     (run / "split.csv").write_text(record.replace(",train,", f",{name},"))
-    for call in (lambda: mixlab.resume(run, screen=QUIET), lambda: evaluate(run, screen=QUIET)):
-        with pytest.raises(DataError, match=r"no picture of the train split.*split\.csv"):
+    for call in (
+        lambda: mixlab.resume(run, screen=QUIET, figures=False),
+        lambda: evaluate(run, screen=QUIET),
+    ):
+        with pytest.raises(DataError, match=r"no image of the train split.*split\.csv"):
             call()
 
 
@@ -140,7 +146,7 @@ def test_a_run_of_an_older_version_works_and_says_what_cannot_be_known(run, caps
         found, _ = evaluate(run, data, screen=Screen())
         assert (found.num_images, found.num_trained_on) == (4, None)
         assert "cannot be known" in capsys.readouterr().out
-    assert mixlab.resume(run, screen=QUIET)["test"]["num_images"] == 4
+    assert mixlab.resume(run, screen=QUIET, figures=False)["test"]["num_images"] == 4
 
 
 def test_copies_in_the_data_are_kept_together_and_said(tmp_path, capsys):
@@ -148,7 +154,9 @@ def test_copies_in_the_data_are_kept_together_and_said(tmp_path, capsys):
     for path in sorted(data.rglob("*.png")):
         shutil.copy(path, path.with_stem(path.stem + "_copy"))
     shutil.copy(data / "a" / "000.png", data / "b" / "wrong.png")
-    result = mixlab.train("small_data", str(data), run=tmp_path / "run", **(OPTIONS | {"screen": Screen()}))
+    result = mixlab.train(
+        "small_data", str(data), run=tmp_path / "run", figures=False, **(OPTIONS | {"screen": Screen()})
+    )
     record = read_record(tmp_path / "run" / "split.csv")
     sides = {}
     for split, rows in record.items():
@@ -157,9 +165,9 @@ def test_copies_in_the_data_are_kept_together_and_said(tmp_path, capsys):
     assert all(len(splits) == 1 for splits in sides.values())
     assert result["copies"]["num_in_train"] == {"val": 0, "test": 0}
     assert (result["copies"]["num_within"], result["copies"]["num_conflicts"]) == (41, 3)
-    assert "3 pictures stand under more than one label" in capsys.readouterr().out
+    assert "3 images stand under more than one label" in capsys.readouterr().out
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "3 pictures stand under more than one label" in report
+    assert "3 images stand under more than one label" in report
     assert "41 images are exact copies" in report
 
 
@@ -168,10 +176,10 @@ def test_copies_across_given_splits_are_said_before_training(tmp_path, capsys):
         noise(tmp_path / "set" / split, seed=len(split))
     shutil.copy(tmp_path / "set/train/a/000.png", tmp_path / "set/test/a/leak.png")
     options = OPTIONS | {"screen": Screen()}
-    result = mixlab.train("small_data", str(tmp_path / "set"), run=tmp_path / "run", **options)
+    result = mixlab.train("small_data", str(tmp_path / "set"), run=tmp_path / "run", figures=False, **options)
     assert result["copies"]["num_in_train"]["test"] == result["test"]["num_trained_on"] == 1
     said = capsys.readouterr().out
-    assert said.index("1 pictures of the test split are also in train") < said.index("test accuracy")
+    assert said.index("1 images of the test split are also in train") < said.index("test accuracy")
 
 
 @pytest.mark.parametrize("given", [7, True, b"set", ["set"], 1.5])

@@ -1,58 +1,28 @@
 """The number of steps of a run with a deadline follows the machine's speed, and a resumed run follows it too."""
 
 import json
-import os
-import signal
 import time
-from pathlib import Path
 
 import pytest
 
-import mixlab
-import mixlab.training.clock
 from benchmarks.reliability import kills
 from mixlab.errors import WeightsError
-from mixlab.planning import train as way
-from mixlab.report.screen import Screen
-from mixlab.training import fit
 from mixlab.training.clock import Clock, read_changes
 from mixlab.training.signals import Interrupted
-from tests.training.decisions import replace_decision, steps_of
-
-QUIET = Screen(quiet=True)
-
-
-def train(run: Path, **options):
-    return mixlab.train("digits", "digits", run=run, screen=QUIET, **options)
-
-
-def cut(monkeypatch, step: int, job) -> None:
-    """Do `job`, and send it SIGTERM in the step before `step`."""
-    real = fit.train_step
-
-    def step_and_stop(state, batch, clock):
-        if clock.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, clock)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "train_step", step_and_stop)
-        with pytest.raises(Interrupted):
-            job()
+from tests.training.seams import TINY, StopAfter, resume, steps_of, train, with_decisions
 
 
 class Time:
     now = 100.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.mark.parametrize("speeds", [(10, 10), (10, 5), (5, 10), (10, 5, 20, 8)])
-def test_a_run_ends_at_its_deadline_with_its_last_step(monkeypatch, tmp_path, speeds):
+def test_a_run_ends_at_its_deadline_with_its_last_step(speeds):
     time_ = Time()
-    monkeypatch.setattr(mixlab.training.clock, "time", time_)
-    clock, changes = Clock(6000, deadline=700.0), 0  # 600 s, at 10 steps a second
+    clock, changes = Clock(6000, deadline=700.0, now=time_), 0  # 600 s, at 10 steps a second
     while clock.step < clock.num_steps:
         time_.now += 1 / speeds[min(int((time_.now - 100) / 600 * len(speeds)), len(speeds) - 1)]
         clock.step += 1
@@ -64,11 +34,10 @@ def test_a_run_ends_at_its_deadline_with_its_last_step(monkeypatch, tmp_path, sp
     assert changes < 40
 
 
-def ran(monkeypatch, tmp_path, steps, speed, seconds=600.0):
+def ran(steps, speed, seconds=600.0):
     """A run with a deadline after `seconds` that begins with a plan of `steps`: when it ends, steps, changes."""
     time_ = Time()
-    monkeypatch.setattr(mixlab.training.clock, "time", time_)
-    clock, changes = Clock(steps, deadline=100.0 + seconds), []
+    clock, changes = Clock(steps, deadline=100.0 + seconds, now=time_), []
     while clock.step < clock.num_steps and not clock.is_late:
         time_.now += 1 / speed(time_.now - 100.0)
         clock.step += 1
@@ -79,19 +48,17 @@ def ran(monkeypatch, tmp_path, steps, speed, seconds=600.0):
 
 
 @pytest.mark.parametrize("steps", [1, 20, 113, 1764])
-def test_a_plan_that_was_measured_in_a_stall_grows_until_the_time_is_used(monkeypatch, tmp_path, steps):
-    end, done, changes = ran(monkeypatch, tmp_path, steps, lambda now: 10.0)
+def test_a_plan_that_was_measured_in_a_stall_grows_until_the_time_is_used(steps):
+    end, done, changes = ran(steps, lambda now: 10.0)
     assert 590.0 < end < 602.0
     assert done > 5900
     assert len(changes) < 40
 
 
 @pytest.mark.parametrize("stall", [(0, 60), (60, 100), (200, 230), (500, 520)])
-def test_a_stall_takes_no_more_than_its_time(monkeypatch, tmp_path, stall):
+def test_a_stall_takes_no_more_than_its_time(stall):
     begin, end_of_stall = stall
-    end, done, changes = ran(
-        monkeypatch, tmp_path, 6000, lambda now: 0.5 if begin <= now < end_of_stall else 10.0
-    )
+    end, done, changes = ran(6000, lambda now: 0.5 if begin <= now < end_of_stall else 10.0)
     assert 590.0 < end < 603.0
     assert done > 0.97 * 10 * (600 - (end_of_stall - begin))
     # While much is left no look takes more than half of it away.
@@ -101,10 +68,9 @@ def test_a_stall_takes_no_more_than_its_time(monkeypatch, tmp_path, stall):
         steps = found
 
 
-def test_without_a_deadline_nothing_changes(monkeypatch, tmp_path):
+def test_without_a_deadline_nothing_changes():
     time_ = Time()
-    monkeypatch.setattr(mixlab.training.clock, "time", time_)
-    clock = Clock(9, step=3)
+    clock = Clock(9, step=3, now=time_)
     time_.now += 1000
     clock.step = 5
     assert clock.look() == 0
@@ -117,14 +83,10 @@ class Scripted(Clock):
         return {4: 8, 7: 12}.get(self.step, 0) if self.deadline is not None else 0
 
 
-@pytest.fixture
-def scripted(monkeypatch):
-    monkeypatch.setattr(way, "Clock", Scripted)
-    replace_decision(monkeypatch, "decide_steps", steps_of(20, deadline=time.monotonic() + 600))
-
-
-def run_budget(run):
-    train(run, epochs=None, threads=1, budget="10m")
+def run_budget(run, **options):
+    decisions = with_decisions(decide_steps=steps_of(20, deadline=time.monotonic() + 600))
+    doubles = {"decisions": decisions, "clock_type": Scripted}
+    train("digits", "digits", run, budget="10m", doubles=doubles, epochs=None, threads=1, **TINY, **options)
 
 
 def rates(run):
@@ -132,30 +94,34 @@ def rates(run):
     return [row["lr"] for row in rows if row["event"] == "train"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    run_budget(run)
+    assert len(rates(run)) == 12
+    assert rates(run)[-1] < rates(run)[6]
+    return run
+
+
 @pytest.mark.parametrize("step", [2, 4, 5, 7, 8, 11])
-def test_a_run_stopped_before_at_or_after_a_change_resumes_to_the_same_bits(
-    step, scripted, tmp_path, monkeypatch
-):
-    run_budget(tmp_path / "whole")
-    assert len(rates(tmp_path / "whole")) == 12
-    assert rates(tmp_path / "whole")[-1] < rates(tmp_path / "whole")[6]
+def test_a_run_stopped_before_at_or_after_a_change_resumes_to_the_same_bits(step, whole, tmp_path):
     run = tmp_path / "run"
-    cut(monkeypatch, step, lambda: run_budget(run))
+    with pytest.raises(Interrupted):
+        run_budget(run, screen=StopAfter(step))
     assert read_changes(run) == {at: steps for at, steps in {4: 8, 7: 12}.items() if at <= step}
-    mixlab.resume(run, screen=QUIET)
+    resume(run)
     if step >= 7:
-        assert kills.fingerprint(run) == kills.fingerprint(tmp_path / "whole")
-        assert rates(run) == rates(tmp_path / "whole")
+        assert kills.fingerprint(run) == kills.fingerprint(whole)
+        assert rates(run) == rates(whole)
     else:  # without a deadline, as long as was known when it was stopped
         assert len(rates(run)) == (8 if step >= 4 else 20)
 
 
-def test_a_finished_run_stays_finished(scripted, tmp_path):
-    run_budget(tmp_path / "run")
-    before = kills.fingerprint(tmp_path / "run")
-    mixlab.resume(tmp_path / "run", screen=QUIET)
-    assert kills.fingerprint(tmp_path / "run") == before
-    assert len(rates(tmp_path / "run")) == 12
+def test_a_finished_run_stays_finished(whole):
+    before = kills.fingerprint(whole)
+    resume(whole)
+    assert kills.fingerprint(whole) == before
+    assert len(rates(whole)) == 12
 
 
 @pytest.mark.parametrize("text", ['{"4": "many"}', '{"4": null}', "[]"])

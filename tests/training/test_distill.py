@@ -1,4 +1,4 @@
-"""Distillation: the loss on paper, answers for the very pictures that the student sees, and the same bits again."""
+"""Distillation: the loss on paper, answers for the very images that the student sees, and the same bits again."""
 
 import filecmp
 import json
@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,21 +16,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-import mixlab
 from benchmarks.reliability import kills, ranks
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import Weights, load_weights, save_weights
-from mixlab.data.augment import AugmentConfig
+from mixlab.data.images.augment import AugmentConfig
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.data.loader import Batch
 from mixlab.data.order import steps_per_epoch
-from mixlab.data.preprocess import Preprocess
 from mixlab.errors import UsageError, WeightsError
 from mixlab.models.catalog import create_model, settings_of
 from mixlab.planning.lr_grid import LrGrid
-from mixlab.report.screen import Screen
-from mixlab.training import fit, teacher
+from mixlab.planning.make_plan import decide_objective
+from mixlab.training import teacher
 from mixlab.training.clock import Clock
+from mixlab.training.course import TrainingCourse
 from mixlab.training.engines.by_cpu import CpuEngine
 from mixlab.training.keys import from_toml, override, to_toml
 from mixlab.training.losses import LossConfig, loss_per_batch
@@ -40,15 +41,16 @@ from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig
 from mixlab.training.signals import Interrupted
 from mixlab.training.step import TrainState, train_step
+from tests.training import seams
+from tests.training.seams import StopAfter
 
-QUIET = Screen(quiet=True)
 CPU = torch.device("cpu")
 COLOURS = ("blue", "green", "red")
 OPTIONS = {
     "steps": 14, "epochs": None, "batch_size": 16, "threads": 1, "keep_weights": "last", "val_fraction": 0,
     "model__name": "mixer_pico", "augment__cutmix_alpha": 0.0,
     "augment__crop": "pad", "augment__crop_padding": 2, "augment__policy": "trivialaugment",
-    "model__stochastic_depth": 0.2, "with_pictures": False, "screen": QUIET,
+    "model__stochastic_depth": 0.2,
 }  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def write_teacher(folder: Path, class_names=("red", "other", "blue", "green"), *
         hidden_dim=8, token_mlp_dim=5, channel_mlp_dim=7,
     )  # fmt: skip
     nn.init.normal_(model.head.weight)
-    preprocess = Preprocess(
+    preprocess = ImagePreprocess(
         image_size=(size, size), channels=channels, mean=(0.2,) * channels, std=(0.1,) * channels
     )
     settings = settings_of(model.config)
@@ -89,8 +91,17 @@ def taught(tmp_path) -> Path:
     return write_teacher(tmp_path / "teacher")
 
 
-def train(data: Path, run: Path, **options) -> dict:
-    return mixlab.train("small_data", str(data), run=run, **(OPTIONS | options))
+def train(data: Path, run: Path, *, lr_grid: LrGrid | None = None, **options) -> dict:
+    return seams.train("small_data", data, run, trials=lr_grid, **(OPTIONS | options))
+
+
+def preparing(change: Callable[[teacher.Teacher], teacher.Teacher]) -> dict:
+    """Doubles of a training whose teacher is changed before it is asked."""
+
+    def decide(draft):
+        return decide_objective(replace(draft, preparation=change(draft.preparation)))
+
+    return {"decisions": seams.with_decisions(decide_objective=decide)}
 
 
 def has_same_weights(first: Path, second: Path) -> bool:
@@ -208,7 +219,7 @@ def test_labels_alone_say_what_is_correct_and_with_all_of_the_weight_they_change
     whole = DistillConfig(teacher="t", weight=1.0, views=3)
     states = [tiny_state(dtype=torch.float64, distill=whole, depth=0.0) for _ in range(2)]
     with torch.no_grad():
-        predicted = states[0].model.eval()(batch(dtype=torch.float64).image).argmax(dim=1)
+        predicted = states[0].model.eval()(batch(dtype=torch.float64).inputs).argmax(dim=1)
     wrong = (predicted + 1) % 4
     results = [
         train_step(state, batch(labels=labels, dtype=torch.float64), Clock(state.recipe.steps, step=0))
@@ -223,21 +234,18 @@ def test_labels_alone_say_what_is_correct_and_with_all_of_the_weight_they_change
 
 
 @pytest.mark.parametrize("crop", ["pad", "resized"])
-def test_kept_answers_are_those_for_the_pictures_that_the_student_saw(
-    crop, colours, taught, tmp_path, monkeypatch
-):
+def test_kept_answers_are_those_for_the_pictures_that_the_student_saw(crop, colours, taught, tmp_path):
     seen = []
-    real = fit.train_step
 
-    def spy(state, batch, clock):
-        seen.append(batch)
-        return real(state, batch, clock)
+    class Seeing(TrainingCourse):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            targets = self.state.objective.targets
+            self.state.objective.targets = lambda batch, device: seen.append(batch) or targets(batch, device)
 
-    monkeypatch.setattr(fit, "train_step", spy)
-    train(
-        colours, tmp_path / "run", distill__teacher=str(taught), distill__views=2, augment__crop=crop,
-        augment__flip=True, augment__mixup_alpha=0.3,
-    )  # fmt: skip
+    options = {"distill__teacher": str(taught), "distill__views": 2}
+    options |= {"augment__crop": crop, "augment__flip": True, "augment__mixup_alpha": 0.3}
+    train(colours, tmp_path / "run", doubles={"course_type": Seeing}, **options)
     answers = np.load(tmp_path / "run" / "teacher.npz")["logits"]
     num_images = answers.shape[1]
     assert answers.shape == (2, num_images, 3)
@@ -250,9 +258,9 @@ def test_kept_answers_are_those_for_the_pictures_that_the_student_saw(
     pictures = {}
     for step, batch in enumerate(seen):
         view = step // per_epoch % 2
-        pixels = preprocess.denormalize(batch.image)
+        pixels = preprocess.denormalize(batch.inputs)
         with torch.no_grad():
-            logits = weights.model(weights.preprocess.normalize(pixels))[:, order]
+            logits = weights.model(weights.preprocess.to_input(pixels))[:, order]
         assert np.allclose(logits, answers[view, batch.index], atol=1e-4)
         assert not np.allclose(logits, answers[1 - view, batch.index], atol=1e-2)
         for i, picture in zip(batch.index, pixels, strict=True):
@@ -262,23 +270,12 @@ def test_kept_answers_are_those_for_the_pictures_that_the_student_saw(
 
 
 @pytest.mark.parametrize("state_of_answers", ["kept", "damaged", "gone"])
-def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(
-    state_of_answers, colours, taught, tmp_path, monkeypatch
-):
+def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(state_of_answers, colours, taught, tmp_path):
     options = {"distill__teacher": str(taught), "distill__views": 2, "distill__temperature": 2.0}
     options |= {"augment__cutmix_alpha": 1.0, "ema_decay": 0.9}
     train(colours, tmp_path / "whole", **options)
-    real = fit.train_step
-
-    def stopping(state, batch, clock):
-        if clock.step == 7:
-            signal.raise_signal(signal.SIGTERM)
-        return real(state, batch, clock)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "train_step", stopping)
-        with pytest.raises(Interrupted):
-            train(colours, tmp_path / "cut", **options)
+    with pytest.raises(Interrupted):
+        train(colours, tmp_path / "cut", screen=StopAfter(8), **options)
     answers = tmp_path / "cut" / "teacher.npz"
     before = np.load(answers)["logits"]
     if state_of_answers == "kept":
@@ -289,7 +286,7 @@ def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(
         content = bytearray(answers.read_bytes())
         content[len(content) // 2] ^= 1
         answers.write_bytes(content)
-    mixlab.resume(tmp_path / "cut", screen=QUIET, with_pictures=False)
+    seams.resume(tmp_path / "cut")
     assert np.array_equal(np.load(answers)["logits"], before)
     assert has_same_weights(tmp_path / "whole", tmp_path / "cut")
 
@@ -305,10 +302,16 @@ def test_learning_rates_are_tried_on_the_views_that_the_teacher_has_seen(colours
     assert has_same_weights(tmp_path / "run", tmp_path / "alone")
 
 
-def test_another_number_of_ranks_gives_the_same_bits(colours, taught, tmp_path, monkeypatch):
+def test_another_number_of_ranks_gives_the_same_bits(colours, taught, tmp_path):
     torch.set_num_threads(1)
-    monkeypatch.setattr(teacher, "BATCH_SIZE", 10)  # so that both ranks ask
-    options = {"distill__teacher": str(taught), "distill__views": 2, "virtual_shards": 2, "steps": 6}
+    doubles = preparing(lambda asked: replace(asked, batch_size=10))  # so that both ranks ask
+    options = {
+        "distill__teacher": str(taught),
+        "distill__views": 2,
+        "virtual_shards": 2,
+        "steps": 6,
+        "doubles": doubles,
+    }
     for size in (1, 2):
         children = ranks.start(lambda size=size: train(colours, tmp_path / f"{size}", **options), size=size)
         statuses = ranks.wait(children, 100)
@@ -339,9 +342,7 @@ def test_no_weight_is_no_teacher_to_the_bit(colours, taught, tmp_path):
 
 
 def test_the_run_says_that_it_did_not_learn_from_labels_only(colours, taught, tmp_path):
-    said = []
-    screen = Screen(quiet=True)
-    screen.say = said.append
+    screen = seams.Listening()
     train(colours, tmp_path / "run", distill__teacher=str(taught), distill__weight=0.25, screen=screen)
     provenance = json.loads((tmp_path / "run" / "config.json").read_text())["provenance"]
     assert provenance["labels_only"] is False
@@ -349,7 +350,7 @@ def test_the_run_says_that_it_did_not_learn_from_labels_only(colours, taught, tm
     report = re.sub(r"\s+", " ", (tmp_path / "run" / "report.html").read_text())
     assert "no: 25% of the loss follows a teacher" in report
     assert "Not from labels only: 25% of the loss follows the answers of" in report
-    assert any("4 views of" in line and "MiB" in line for line in said)
+    assert any("4 views of" in line and "MiB" in line for line in screen.said)
     again = override(Recipe(), from_toml(tmp_path / "run" / "recipe.toml"))
     assert again.distill == DistillConfig(teacher=str(taught), weight=0.25)
 
@@ -409,48 +410,42 @@ def test_a_teacher_of_permuted_pictures_and_one_that_is_not_there_are_refused(co
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_or_answers_that_memory_does_not_hold_are_refused(colours, taught, tmp_path, monkeypatch):
+def test_pictures_or_answers_that_memory_does_not_hold_are_refused(colours, taught, tmp_path):
     with pytest.raises(UsageError, match="kept in memory"):
         train(colours, tmp_path / "run", distill__teacher=str(taught), data__in_memory=False)
-    monkeypatch.setattr(teacher, "memory_bytes", lambda: 4 * 4 * 4 * 40 * 3)  # a quarter is for 40 pictures
-    with pytest.raises(UsageError, match="4 views"):
-        train(colours, tmp_path / "run", distill__teacher=str(taught), in_memory=True)
+    with pytest.raises(UsageError, match="1000000000000 views would take"):
+        train(colours, tmp_path / "run", distill__teacher=str(taught), distill__views=10**12)
     assert not (tmp_path / "run").exists()
 
 
-def test_answers_that_are_not_finite_are_no_answers(colours, taught, tmp_path, monkeypatch):
-    real = teacher.open_weights
-
-    def spoilt(*arguments, **options):
-        weights = real(*arguments, **options)
-        nn.init.constant_(weights.model.head.bias, float("nan"))
-        return weights
-
-    monkeypatch.setattr(teacher, "open_weights", spoilt)
+def test_answers_that_are_not_finite_are_no_answers(colours, tmp_path):
+    folder = write_teacher(tmp_path / "teacher")
+    weights = load_weights(folder)
+    nn.init.constant_(weights.model.head.weight, 3e38)  # finite, and its products are not
+    shutil.rmtree(folder)
+    save_weights(folder, weights)
     with pytest.raises(WeightsError, match="not finite"):
-        train(colours, tmp_path / "run", distill__teacher=str(taught))
+        train(colours, tmp_path / "run", distill__teacher=str(folder))
 
 
-def test_a_teacher_that_is_too_slow_for_the_budget_is_said_after_the_first_view(
-    colours, taught, tmp_path, monkeypatch
-):
-    asked = []
+class Slow(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.asked = model, 0
 
-    def slow(model):
-        def answer(image):
-            asked.append(len(image))
-            time.sleep(0.4)
-            return model(image)
+    def forward(self, image):
+        self.asked += 1
+        time.sleep(0.4)
+        return self.model(image)
 
-        return answer
 
-    monkeypatch.setattr(teacher, "fast", slow)
+def test_a_teacher_that_is_too_slow_for_the_budget_is_said_after_the_first_view(colours, taught, tmp_path):
+    model = Slow(load_weights(taught).model)
+    doubles = preparing(lambda asked: replace(asked, weights=replace(asked.weights, model=model)))
+    options = {"distill__teacher": str(taught), "distill__views": 1000, "doubles": doubles}
     with pytest.raises(UsageError, match="more than the budget has left"):
-        train(
-            colours, tmp_path / "run", steps=None, budget="15s", distill__teacher=str(taught),
-            distill__views=1000,
-        )  # fmt: skip
-    assert len(asked) == 1
+        train(colours, tmp_path / "run", steps=None, budget="15s", **options)
+    assert model.asked == 1
 
 
 def test_a_budget_counts_the_teachers_time(colours, taught, tmp_path):

@@ -19,25 +19,24 @@ import mixlab
 from benchmarks.reliability import kills, ranks, worlds
 from mixlab.checkpoint.checkpoints import load_newest_checkpoint
 from mixlab.checkpoint.sharded import read_index
-from mixlab.errors import DiskError, ImageError, UsageError, WeightsError
+from mixlab.errors import DiskError, ExampleError, UsageError, WeightsError
 from mixlab.report.run_log import read_run_log
-from mixlab.report.screen import Screen
 from mixlab.training import course, fit
 from mixlab.training import step as step_module
 from mixlab.training.choose import exchange_of
 from mixlab.training.choose_split import recipe_of
 from mixlab.training.distributed import ALONE, World, check_own_cards
-from mixlab.training.exchanges import exact
 from mixlab.training.exchanges.exact import Exact
 from mixlab.training.exchanges.fsdp import Fsdp
 from mixlab.training.keys import override
 from mixlab.training.objectives.labels import Labels
 from mixlab.training.recipe import Recipe
 from mixlab.training.step import TrainState
+from tests.training.seams import QUIET, TINY, StopAfter
 
-QUIET = Screen(quiet=True)
 PLAIN = {"steps": 6, "epochs": None, "threads": 1, "batch_size": 32, "keep_weights": "last", "seed": 3}
 PLAIN |= {"augment__mixup_alpha": 0.0, "augment__cutmix_alpha": 0.0, "model__stochastic_depth": 0.0}
+TWO_BLOCKS = TINY | {"model__num_blocks": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +45,37 @@ def _one_thread():
 
 
 def train(
-    run: Path, size: int, *, seconds: float = 100, patch=None, with_report=False, **options
+    run: Path,
+    size: int,
+    *,
+    seconds: float = 100,
+    patch=None,
+    stop_after: int = 0,
+    with_report=False,
+    **options,
 ) -> list[int]:
-    """Exit statuses of `size` ranks that train digits in `run`, or go on with it."""
+    """Exit statuses of `size` ranks that train digits in `run`, or go on with it.
+
+    stop_after: the step after which the last rank gets SIGTERM.
+    """
 
     def job():
         if patch is not None:
             patch()
+        is_last = int(os.environ.get("RANK", "0")) == size - 1
+        screen = StopAfter(stop_after) if stop_after and is_last else QUIET
         if (run / "recipe.toml").exists():
-            mixlab.resume(run, screen=QUIET)
+            mixlab.resume(run, screen=screen, figures=False)
         else:
-            mixlab.train("digits", "digits", run=run, screen=QUIET, with_pictures=False, **(PLAIN | options))
+            mixlab.train(
+                "digits",
+                "digits",
+                run=run,
+                screen=screen,
+                figures=False,
+                with_pictures=False,
+                **(PLAIN | TWO_BLOCKS | options),
+            )
 
     children = ranks.start(job, size=size, with_report=with_report)
     statuses = ranks.wait(children, seconds)
@@ -65,22 +84,6 @@ def train(
         ranks.wait(children, 10)
         pytest.fail(f"{size} ranks still ran after {seconds} s")
     return statuses
-
-
-def stop_at(step: int):
-    """Let the last rank get SIGTERM in that step."""
-
-    def patch():
-        real = fit.train_step
-
-        def stopping(state, batch, clock):
-            if clock.step == step and state.world.rank == state.world.size - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(state, batch, clock)
-
-        fit.train_step = stopping
-
-    return patch
 
 
 def weights(run: Path) -> torch.Tensor:
@@ -96,17 +99,18 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     return worlds.write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def test_exact_mode_has_the_same_bits_on_other_numbers_of_ranks_and_workers_changed_in_mid_run(
-    pictures, tmp_path
+    images, tmp_path
 ):
     found = []
+    options = TWO_BLOCKS | {"model__name": "mixer_pico", "virtual_shards": 4}
     for name, first, second in (("one", (1, 0), (1, 0)), ("other", (2, 2), (4, 0))):
         (tmp_path / name).mkdir()
-        run, order = worlds.train_in_two(tmp_path / name, pictures, first, second, 8, virtual_shards=4)
+        run, order = worlds.train_in_two(tmp_path / name, images, first, second, 8, **options)
         found.append((kills.fingerprint(run), order))
     assert found[0] == found[1]
 
@@ -119,30 +123,6 @@ def test_an_odd_number_of_ranks_shares_the_shards_and_validation_chooses_the_sam
     assert kills.fingerprint(tmp_path / "1") == kills.fingerprint(tmp_path / "3")
 
 
-@pytest.mark.slow
-def test_a_sum_in_another_order_would_be_noticed(tmp_path):
-    real = exact.Exact._exchange
-
-    def backwards(self, rows):
-        def reverse():
-            exact.dist.all_gather = lambda out, own, real=exact.dist.all_gather: (
-                real(out, own),
-                out.reverse(),
-            )
-
-        reverse()
-        return real(self, rows)
-
-    def patch():
-        exact.Exact._exchange = backwards
-
-    # Of two numbers the sum is the same from both ends, so three ranks.
-    options = {"virtual_shards": 3, "batch_size": 33}
-    assert train(tmp_path / "right", 3, **options) == [0, 0, 0]
-    assert train(tmp_path / "wrong", 3, patch=patch, **options) == [0, 0, 0]
-    assert kills.fingerprint(tmp_path / "right")["model"] != kills.fingerprint(tmp_path / "wrong")["model"]
-
-
 def test_sharpness_aware_steps_have_the_same_bits_on_one_and_two_ranks(tmp_path):
     options = {"virtual_shards": 2, "steps": 3, "optimizer__sam_rho": 0.1, "optimizer__gsam_alpha": 0.2}
     for size in (1, 2):
@@ -153,7 +133,13 @@ def test_sharpness_aware_steps_have_the_same_bits_on_one_and_two_ranks(tmp_path)
 def test_threads_are_one_in_exact_mode_unless_the_recipe_says_otherwise(tmp_path):
     options = {key: value for key, value in PLAIN.items() if key != "threads"}
     mixlab.train(
-        "digits", "digits", run=tmp_path / "run", screen=QUIET, virtual_shards=2, **(options | {"steps": 1})
+        "digits",
+        "digits",
+        run=tmp_path / "run",
+        screen=QUIET,
+        figures=False,
+        virtual_shards=2,
+        **(options | {"steps": 1}),
     )
     assert recipe_of(tmp_path / "run").threads == 1
 
@@ -177,7 +163,7 @@ def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_three(t
     ends = {}
     for size in (2, 3):
         run = tmp_path / f"{size}"
-        assert train(run, 2, patch=stop_at(3), **options) == [143, 143]
+        assert train(run, 2, stop_after=4, **options) == [143, 143]
         step = load_newest_checkpoint(run / "checkpoints")[0]
         assert step.parts is not None
         assert {path.name for path in step.parts.glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
@@ -193,7 +179,7 @@ def test_fsdp_saved_on_two_ranks_goes_on_with_the_same_bits_and_loads_on_three(t
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_a_checkpoint_of_one_process_is_spread_over_two_and_the_other_way_round(first, second, tmp_path):
     options = {"parallel": "fsdp", "ema_decay": 0.9}
-    assert train(tmp_path / "run", first, patch=stop_at(3), **options) == [143] * first
+    assert train(tmp_path / "run", first, stop_after=4, **options) == [143] * first
     assert train(tmp_path / "run", second) == [0] * second
     assert train(tmp_path / "whole", 1, **options) == [0]
     assert torch.allclose(weights(tmp_path / "whole"), weights(tmp_path / "run"), rtol=0, atol=2e-4)
@@ -296,7 +282,7 @@ def test_every_image_is_counted_once_on_any_number_of_ranks(parallel, tmp_path):
 
 def test_a_signal_to_one_rank_stops_all_with_the_state_saved(tmp_path):
     options = {"ema_decay": 0.9, "accumulate": 2, "model__stochastic_depth": 0.2, "augment__mixup_alpha": 0.4}
-    assert train(tmp_path / "run", 2, patch=stop_at(2), **options) == [143, 143]
+    assert train(tmp_path / "run", 2, stop_after=3, **options) == [143, 143]
     assert load_newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step == 3
     assert losses(tmp_path / "run") != []
     assert train(tmp_path / "run", 2) == [0, 0]
@@ -325,7 +311,12 @@ def test_a_killed_or_hung_rank_is_named_with_what_it_was_doing(number, seconds, 
     def job():
         patch()
         mixlab.train(
-            "digits", "digits", run=run, screen=QUIET, **(PLAIN | {"timeout_seconds": 4, "steps": 50})
+            "digits",
+            "digits",
+            run=run,
+            screen=QUIET,
+            figures=False,
+            **(PLAIN | {"timeout_seconds": 4, "steps": 50}),
         )
 
     children = ranks.start(job, size=2)
@@ -384,30 +375,30 @@ def test_a_rank_without_readable_pictures_goes_on_and_storage_that_is_gone_is_sa
     data = worlds.write_pictures(tmp_path / "data")
     options = PLAIN | {
         "steps": 8, "batch_size": 2, "data__in_memory": False, "data__num_workers": 0, "data__image_size": "16",
-        "augment__flip": True, "data__max_bad_share": 0.5,
+        "augment__flip": True, "data__max_bad_share": 0.5, "model__name": "mixer_pico", **TWO_BLOCKS,
     }  # fmt: skip
 
     def job(run, gone):
         from mixlab.data import dataset
 
-        real, real_step = dataset.read_image_file, fit.train_step
+        real, real_step = dataset.read_example_file, fit.train_step
 
         def read(path):
             if os.environ.get("GONE") and (gone == "all" or torch.distributed.get_rank() == 1):
-                raise ImageError("it has gone", where=str(path))
+                raise ExampleError("it has gone", where=str(path))
             return real(path)
 
         def step(state, batch, clock):
             os.environ["GONE"] = "1" if gone == "all" or clock.step == 3 else ""  # for the next one
             return real_step(state, batch, clock)
 
-        dataset.read_image_file, fit.train_step = read, step
-        mixlab.train("small_images", str(data), run=run, screen=QUIET, **options)
+        dataset.read_example_file, fit.train_step = read, step
+        mixlab.train("small_images", str(data), run=run, screen=QUIET, figures=False, **options)
 
     assert ranks.wait(ranks.start(lambda: job(tmp_path / "some", "one"), size=2), 60) == [0, 0]
     assert len((tmp_path / "some/bad_files.csv").read_text().splitlines()) == 2
     assert ranks.wait(ranks.start(lambda: job(tmp_path / "none", "all"), size=2), 60) == [1, 1]
-    assert "no picture of step 1 can be read any more" in capfd.readouterr().err
+    assert "no example of step 1 can be read any more" in capfd.readouterr().err
 
 
 def test_a_run_folder_that_only_one_rank_sees_is_said_at_once(tmp_path, capfd):
@@ -415,7 +406,7 @@ def test_a_run_folder_that_only_one_rank_sees_is_said_at_once(tmp_path, capfd):
         folder = tmp_path / os.environ["RANK"]
         folder.mkdir()
         os.chdir(folder)
-        mixlab.train("digits", "digits", run=Path("run"), screen=QUIET, **PLAIN)
+        mixlab.train("digits", "digits", run=Path("run"), screen=QUIET, figures=False, **PLAIN)
 
     assert ranks.wait(ranks.start(job, size=2), 60) == [1, 1]
     assert "not all machines see the run folder" in capfd.readouterr().err
@@ -426,21 +417,21 @@ def splits(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_file_that_only_one_rank_finds_unreadable_is_listed_for_all(pictures, tmp_path):
+def test_a_file_that_only_one_rank_finds_unreadable_is_listed_for_all(images, tmp_path):
     run = tmp_path / "run"
     data = worlds.write_pictures(tmp_path / "data")
 
     def job():
         from mixlab.data import dataset
 
-        real = dataset.read_image_file
+        real = dataset.read_example_file
 
         def read(path):
             if str(path) == os.environ.get("GONE"):
-                raise ImageError("it has gone", where=str(path))
+                raise ExampleError("it has gone", where=str(path))
             return real(path)
 
-        dataset.read_image_file = read
+        dataset.read_example_file = read
         real_step = fit.train_step
 
         def step(state, batch, clock):
@@ -449,8 +440,9 @@ def test_a_file_that_only_one_rank_finds_unreadable_is_listed_for_all(pictures, 
 
         fit.train_step = step
         mixlab.train(
-            "small_images", str(data), run=run, screen=QUIET, data__in_memory=False, data__num_workers=0,
-            data__image_size="16", **(PLAIN | {"steps": 16, "batch_size": 16}),
+            "small_images", str(data), run=run, screen=QUIET, figures=False, data__in_memory=False,
+            data__num_workers=0, data__image_size="16", model__name="mixer_pico",
+            **(PLAIN | TWO_BLOCKS | {"steps": 16, "batch_size": 16}),
         )  # fmt: skip
 
     assert ranks.wait(ranks.start(job, size=2), 60) == [0, 0]
@@ -466,7 +458,7 @@ def test_the_first_rank_alone_creates_the_run_and_an_existing_one_is_refused_by_
     assert train(run, 2) == [0, 0]
 
     def job():
-        mixlab.train("digits", "digits", run=run, screen=QUIET, **PLAIN)
+        mixlab.train("digits", "digits", run=run, screen=QUIET, figures=False, **PLAIN)
 
     assert ranks.wait(ranks.start(job, size=2), 60) == [1, 1]  # UsageErrors, which the command turns into 2
 
@@ -552,7 +544,7 @@ def test_hostile_indexes_are_refused_and_run_nothing(name, tmp_path, monkeypatch
 
 def test_an_index_is_not_opened_where_the_manifest_does_not_verify(tmp_path):
     run = tmp_path / "run"
-    assert train(run, 2, patch=stop_at(3), parallel="fsdp") == [143, 143]
+    assert train(run, 2, stop_after=4, parallel="fsdp") == [143, 143]
     newest = load_newest_checkpoint(run / "checkpoints")[0].parts
     assert newest is not None
     (newest / ".metadata").write_bytes(hostile()["os.system"])

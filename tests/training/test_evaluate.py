@@ -13,8 +13,8 @@ from timm.data import ImageNetInfo, RealLabelsImagenet
 
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import Weights, save_weights
-from mixlab.data.imagenet import usual_class_names
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.imagenet import usual_class_names
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import DataError, UsageError
 from mixlab.evaluation.metrics import Predictions, accuracy_of_any, summarize
 from mixlab.models.catalog import create_model, settings_of
@@ -39,7 +39,7 @@ def weights(tmp_path_factory) -> Path:
         Weights(
             model=model,
             model_settings=settings_of(model.config),
-            preprocess=Preprocess(image_size=(16, 16)),
+            preprocess=ImagePreprocess(image_size=(16, 16)),
             class_names=usual_class_names(1000),
             provenance={},
         ),
@@ -49,7 +49,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Nine pictures of three classes by synset, named as ImageNet's validation images."""
+    """Nine images of three classes by synset, named as ImageNet's validation images."""
     root, rng = tmp_path_factory.mktemp("data") / "imagenette", np.random.default_rng(1)
     for number in range(9):
         path = root / SYNSETS[number % 3] / f"ILSVRC2012_val_{number + 1:08d}.png"

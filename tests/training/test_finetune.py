@@ -1,7 +1,8 @@
 """`mixlab finetune`: the recipe fitted to what there is, and learning rates tried before the training begins."""
 
 import json
-from dataclasses import replace
+import os
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,29 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mixlab
-from mixlab import recipes
+from mixlab.data.reading import Images
 from mixlab.errors import TrainingError, UsageError
-from mixlab.planning import budget, lr_grid, train
+from mixlab.planning import budget
+from mixlab.planning.draft import Request
 from mixlab.planning.lr_grid import LrGrid, parse_lr_grid
-from mixlab.recipes import compose
+from mixlab.planning.make_plan import DECISIONS, make_plan
+from mixlab.planning.train import train
+from mixlab.recipes import FEW, compose
 from mixlab.recipes.finetune import finetune
 from mixlab.report.run_log import read_run_log
-from mixlab.report.screen import Screen
 from mixlab.training.keys import from_toml, override
 from mixlab.training.recipe import Recipe
+from mixlab.training.session import Session
 from mixlab.training.tried import describe_tried
 from tests import forked
-from tests.training.decisions import replace_decision, steps_of
+from tests.training.seams import QUIET, before_steps, steps_of, with_decisions
 
-QUIET = Screen(quiet=True)
 SMALL = {"steps": 8, "batch_size": 8, "threads": 1, "screen": QUIET}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """`data`: pictures of three colours; `start`: a run that has seen a few of them in black and white."""
+    """`data`: images of three colours; `start`: a run that has seen a few of them in black and white."""
     root, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
     for number, name in enumerate(("blue", "green", "red")):
         (root / "data" / name).mkdir(parents=True)
@@ -43,13 +46,13 @@ def place(tmp_path_factory) -> Path:
         (root / "grey" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (8, 8), (level + i,) * 3).save(root / "grey" / name / f"{i}.png")
-    mixlab.train("small_data", str(root / "grey"), run=root / "start", model__name="mixer_pico4",
+    mixlab.train("small_data", str(root / "grey"), run=root / "start", model__name="mixer_pico4", figures=False,
                  **SMALL | {"steps": 2})  # fmt: skip
     return root
 
 
 def tune(place: Path, run: Path, **options) -> dict:
-    return mixlab.finetune(str(place / "data"), place / "start", run=run, **SMALL | options)
+    return mixlab.finetune(str(place / "data"), place / "start", run=run, figures=False, **SMALL | options)
 
 
 def test_weights_go_on_to_other_classes_and_another_size_under_the_recipe_of_the_authors(place, tmp_path):
@@ -63,17 +66,12 @@ def test_weights_go_on_to_other_classes_and_another_size_under_the_recipe_of_the
     assert load_file(tmp_path / "run" / "weights.safetensors")["head.weight"].shape[0] == 3
 
 
-def test_the_best_rate_of_a_grid_trains_to_the_bits_of_a_training_with_it_alone(place, tmp_path, monkeypatch):
-    seen = []
-    whole = lr_grid._try
+def validations(run: Path) -> list[dict]:
+    return [row for row in read_run_log(run / "metrics.jsonl") if row["event"] == "validation"]
 
-    def watched(plan, session):
-        seen.append((plan.recipe.optimizer.lr, plan.num_steps, plan.recipe.schedule.warmup_steps))
-        return whole(plan, session)
 
-    monkeypatch.setattr(lr_grid, "_try", watched)
+def test_the_best_rate_of_a_grid_trains_to_the_bits_of_a_training_with_it_alone(place, tmp_path):
     result = tune(place, tmp_path / "grid", lr_grid=(1e-6, 0.03), lr_share=0.5, schedule__warmup_steps=2)
-    assert seen == [(1e-6, 4, 1), (0.03, 4, 1)]
     grid = result["grid"]
     assert (grid["share"], grid["steps"], [row["lr"] for row in grid["tried"]]) == (0.5, 4, [1e-6, 0.03])
     best = max(grid["tried"], key=lambda row: (row["top1"], -row["loss"]))
@@ -84,19 +82,22 @@ def test_the_best_rate_of_a_grid_trains_to_the_bits_of_a_training_with_it_alone(
     assert all(torch.equal(one[name], other[name]) for name in other)
     recipe = override(Recipe(), from_toml(tmp_path / "grid" / "recipe.toml"))
     assert (recipe.optimizer.lr, recipe.steps) == (grid["lr"], 8)
+    # A trial is a training of half the steps, the warm-up in proportion.
+    tune(place, tmp_path / "half", optimizer__lr=0.03, steps=4, schedule__warmup_steps=1)
+    assert validations(tmp_path / "half")[-1]["loss"] == grid["tried"][1]["loss"]
 
 
 def test_a_trial_of_all_steps_finds_what_the_training_finds(tmp_path):
-    result = mixlab.train("digits", "digits", run=tmp_path / "run", steps=6, threads=1, screen=QUIET,
+    result = mixlab.train("digits", "digits", run=tmp_path / "run", steps=6, threads=1, screen=QUIET, figures=False,
                           lr_grid=LrGrid(lrs=(0.003,), share=1.0))  # fmt: skip
-    rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "validation"]
+    rows = validations(tmp_path / "run")
     (tried,) = result["grid"]["tried"]
     assert (tried["top1"], tried["loss"]) == (rows[-1]["top1"], rows[-1]["loss"])
 
 
 def test_muons_own_rate_moves_with_the_rate(place, tmp_path):
     result = mixlab.train("small_images_flat", str(place / "data"), run=tmp_path / "run", epochs=None,
-                          lr_grid=LrGrid(lrs=(0.006,)), **SMALL)  # fmt: skip
+                          lr_grid=LrGrid(lrs=(0.006,)), figures=False, **SMALL)  # fmt: skip
     recipe = from_toml(tmp_path / "run" / "recipe.toml")
     assert result["grid"]["lr"] == recipe["optimizer.lr"] == 0.006
     assert recipe["optimizer.muon_lr"] == pytest.approx(0.012)  # 0.02 at the recipe's 0.01
@@ -111,29 +112,42 @@ def test_what_was_tried_stands_in_the_run_its_log_and_its_report_and_nothing_els
     tune(place, tmp_path / "plain")
     files = [{path.name for path in (tmp_path / run).iterdir()} for run in ("run", "plain")]
     assert files[0] - files[1] == {"lr_grid.json"}
-    resumed = mixlab.resume(tmp_path / "run", screen=QUIET)
+    resumed = mixlab.resume(tmp_path / "run", screen=QUIET, figures=False)
     assert resumed["grid"] == result["grid"]
 
 
-def test_the_test_split_is_not_read_before_the_training_has_ended(place, tmp_path, monkeypatch):
+def test_the_test_split_is_not_read_before_the_training_has_ended(place, tmp_path):
     order = []
-    real_decide, real_finish = LrGrid.decide, train.finish
 
-    def decide(self, draft, num_steps):
-        order.append("trials")
-        splits = dict(draft.data.splits)
-        del splits["test"]
-        decided = real_decide(self, replace(draft, data=replace(draft.data, splits=splits)), num_steps)
-        return replace(decided, data=draft.data)
+    class WithoutTest(LrGrid):
+        def decide(self, draft, num_steps):
+            order.append("trials")
+            splits = {name: split for name, split in draft.data.splits.items() if name != "test"}
+            decided = super().decide(replace(draft, data=replace(draft.data, splits=splits)), num_steps)
+            return replace(decided, data=draft.data)
 
-    def finish(*arguments):
-        order.append("finish")
-        return real_finish(*arguments)
+    @dataclass(frozen=True)
+    class Watched(Images):
+        def __len__(self):
+            order.append("test")
+            return super().__len__()
 
-    monkeypatch.setattr(LrGrid, "decide", decide)
-    monkeypatch.setattr(train, "finish", finish)
-    tune(place, tmp_path / "run", lr_grid=(0.003,))
-    assert order == ["trials", "finish"]
+        def images(self, indices):
+            order.append("test")
+            return super().at(indices)
+
+    def watch(draft):
+        seen = {field.name: getattr(draft.data.test, field.name) for field in fields(Images)}
+        return replace(draft, data=replace(draft.data, test=Watched(**seen)))
+
+    options = {"init_from": str(place / "start"), "steps": 8, "batch_size": 8, "threads": 1}
+    recipe = compose(str(place / "data"), recipe="finetune", overrides=options)
+    request = Request(recipe=recipe, run=tmp_path / "run", trials=WithoutTest(lrs=(0.003,)))
+    session = Session(screen=QUIET, figures=False)
+    course = before_steps(lambda course: order.append("step"))
+    train(request, session, decisions=(*DECISIONS, watch), course_type=course)
+    assert order[:9] == ["trials"] + 8 * ["step"]
+    assert set(order[9:]) == {"test"}
 
 
 def test_a_rate_that_diverges_is_written_down_and_not_taken(place, tmp_path):
@@ -182,32 +196,35 @@ def test_small_data_get_small_batches_and_the_authors_short_length(place):
     assert given.data.val_fraction == 0.2
 
 
-def test_many_images_get_the_authors_protocol(place, monkeypatch):
-    monkeypatch.setattr(recipes, "FEW", 60)
-    many = compose(str(place / "data"), recipe="finetune")
-    assert many == override(finetune(), {"data.source": str(place / "data")})
+@pytest.fixture(scope="module")
+def many(place) -> str:
+    """As many images as the authors' protocol is for, of which most are the same ones."""
+    folder = place / "many"
+    for path in sorted((place / "data").rglob("*.png")):
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        for i in range(FEW // 60 + 1):
+            os.link(path, folder / path.parent.name / f"{path.stem}-{i}.png")
+    return str(folder)
 
 
-def test_a_shorter_run_keeps_the_share_of_the_warm_up_and_a_longer_one_its_steps(place, monkeypatch):
-    monkeypatch.setattr(recipes, "FEW", 60)  # 500 of 10,000 steps
+def test_many_images_get_the_authors_protocol(many):
+    assert compose(many, recipe="finetune") == override(finetune(), {"data.source": many})
 
+
+def test_a_shorter_run_keeps_the_share_of_the_warm_up_and_a_longer_one_its_steps(many):
     def warmup(has_budget=False, **overrides) -> tuple[int | None, float]:
-        schedule = compose(
-            str(place / "data"), recipe="finetune", overrides=overrides, has_budget=has_budget
-        ).schedule
+        schedule = compose(many, recipe="finetune", overrides=overrides, has_budget=has_budget).schedule
         return schedule.warmup_steps, schedule.warmup_fraction
 
-    assert warmup(steps=100) == (None, 0.05)
+    assert warmup(steps=100) == (None, 0.05)  # 500 of 10,000 steps
     assert warmup(epochs=3) == (None, 0.05)
     assert warmup(has_budget=True) == (None, 0.05)
     assert warmup(steps=20_000)[0] == 500
     assert warmup(steps=100, warmup_steps=40)[0] == 40
 
 
-@pytest.mark.slow
-def test_a_budget_leaves_time_for_the_trials(place, tmp_path, monkeypatch):
+def test_a_budget_leaves_time_for_the_trials(place):
     planned = []
-    monkeypatch.setattr(budget, "REPORT_SECONDS", 1.0)
 
     def watched(draft):
         # Twice with the same clock: once as it is, once without the grid.
@@ -216,13 +233,14 @@ def test_a_budget_leaves_time_for_the_trials(place, tmp_path, monkeypatch):
             planned.append(budget.decide_steps(other).num_steps)
         return steps_of(4, deadline=draft.end)(draft)
 
-    replace_decision(monkeypatch, "decide_steps", watched)
-    options = {key: value for key, value in SMALL.items() if key != "steps"}
-    result = mixlab.finetune(str(place / "data"), place / "start", run=tmp_path / "run", budget="20s",
-                             lr_grid=(0.003, 0.01, 0.03, 0.1), lr_share=1.0, **options)  # fmt: skip
+    options = {"init_from": str(place / "start"), "batch_size": 8, "threads": 1}
+    recipe = compose(str(place / "data"), recipe="finetune", overrides=options, has_budget=True)
+    trials = LrGrid(lrs=(0.003, 0.01, 0.03, 0.1), share=1.0)
+    request = Request(recipe=recipe, budget_seconds=60.0, trials=trials)
+    plan = make_plan(request, Session(screen=QUIET), with_decisions(decide_steps=watched))
     with_grid, without = planned
     assert 0 < with_grid < 0.6 * without  # a fifth, but for what the clock says on a busy machine
-    assert result["grid"]["steps"] == 4  # the training after it goes on to the end of the budget
+    assert plan.tried["steps"] == 4
 
 
 def test_the_command_takes_weights_a_grid_and_any_key_of_the_recipe(place, tmp_path):

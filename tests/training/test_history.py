@@ -25,7 +25,9 @@ TINY = {
 def trained(tmp_path_factory):
     """A finished run of 24 steps, with checkpoints of several."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    mixlab.train("digits", "digits", run=run, screen=QUIET, steps=24, checkpoint_seconds=0.0, **TINY)
+    mixlab.train(
+        "digits", "digits", run=run, screen=QUIET, figures=False, steps=24, checkpoint_seconds=0.0, **TINY
+    )
     return run
 
 
@@ -60,7 +62,7 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_stays_as_it_is(run, gon
         forget(run, "end")
     before = content(run)
     with pytest.raises(TrainingError, match=r"no checkpoint to go on from.*--start-over"):
-        mixlab.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET, figures=False)
     assert content(run) == before
 
 
@@ -69,7 +71,7 @@ def test_weights_alone_are_reason_enough(run):
     (run / "metrics.jsonl").unlink()
     before = content(run)
     with pytest.raises(TrainingError, match="has weights"):
-        mixlab.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET, figures=False)
     assert content(run) == before
 
 
@@ -96,7 +98,7 @@ def test_the_end_of_a_run_is_not_given_up_for_an_older_checkpoint(run):
     (newest / "state.json").write_text("{}")
     before = content(run)
     with pytest.raises(TrainingError, match="has ended after step 24"):
-        mixlab.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET, figures=False)
     assert content(run) == before
 
 
@@ -131,7 +133,7 @@ def test_an_incomplete_checkpoint_is_passed_over_for_the_one_before(run, name, c
     forget(run, "end")
     rewrite(max((run / "checkpoints").iterdir()), name, change)
     older = min((run / "checkpoints").iterdir())
-    training = mixlab.resume(run, screen=Screen())
+    training = mixlab.resume(run, screen=Screen(), figures=False)
     said = capsys.readouterr().out
     assert training["steps"] == 24
     assert "skipped a damaged checkpoint: step_00000024" in said
@@ -156,7 +158,7 @@ def test_no_link_in_a_run_is_followed(run, name, tmp_path):
     place.symlink_to(victim)
     before = content(victim) if victim.is_dir() else victim.read_bytes()
     with pytest.raises(WeightsError, match=f"{name} is a link"):
-        mixlab.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET, figures=False)
     assert (content(victim) if victim.is_dir() else victim.read_bytes()) == before
     if victim.is_dir():
         assert (victim / ".a.1.tmp").is_dir()
@@ -166,7 +168,7 @@ def test_a_pipe_in_a_run_is_refused_and_not_waited_for(run):
     (run / "split.csv").unlink()
     os.mkfifo(run / "split.csv")
     with pytest.raises(WeightsError, match="no regular file"):
-        mixlab.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET, figures=False)
 
 
 def test_what_is_not_known_to_be_ours_is_not_pruned(run):
@@ -176,5 +178,5 @@ def test_what_is_not_known_to_be_ours_is_not_pruned(run):
     (stranger / "thesis.txt").write_text("precious")
     for old in sorted((run / "checkpoints").iterdir())[2:]:
         shutil.rmtree(old)
-    mixlab.resume(run, screen=QUIET)
+    mixlab.resume(run, screen=QUIET, figures=False)
     assert (stranger / "thesis.txt").read_text() == "precious"

@@ -17,17 +17,16 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import Weights, save_weights
 from mixlab.cpu.describe import describe_settings
-from mixlab.data.preprocess import Preprocess
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model, settings_of
 from mixlab.models.mixer import Mixer
 from mixlab.models.resolution import extend, resample
-from mixlab.report.screen import Screen
 from mixlab.training.initial import load_initial
 from mixlab.training.optimizer import OptimizerConfig, build_optimizer, freeze_layers, layer_numbers
 from mixlab.training.recipe import DataConfig, Recipe
+from tests.training.seams import QUIET, TINY
 
-QUIET = Screen(quiet=True)
 COLOURS = ("blue", "green", "red")
 # The first step of a warm-up has rate 0: after one step a run's weights are the ones that it started from.
 ONE_STEP = {"steps": 1, "schedule__warmup_steps": 10, "ema_decay": 0.0, "threads": 1, "batch_size": 8}
@@ -61,7 +60,7 @@ def write_weights(folder: Path, class_names: tuple[str, ...], *, channels: int =
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    preprocess = Preprocess(
+    preprocess = ImagePreprocess(
         image_size=(8, 12), channels=channels, mean=(0.4,) * channels, std=(0.3,) * channels
     )
     save_weights(
@@ -79,7 +78,9 @@ def write_weights(folder: Path, class_names: tuple[str, ...], *, channels: int =
 
 def train(data: Path, run: Path, start: Path, **options) -> dict:
     options = ONE_STEP | options
-    return mixlab.train("small_data", str(data), run=run, screen=QUIET, init_from=str(start), **options)
+    return mixlab.train(
+        "small_data", str(data), run=run, screen=QUIET, figures=False, init_from=str(start), **options
+    )
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -162,8 +163,8 @@ def test_a_training_starts_from_foreign_files_and_from_a_timm_model(colours, sta
     (tmp_path / "a.npz.json").unlink()  # now the file says neither its shape nor its classes
     train(colours, tmp_path / "bare", tmp_path / "a.npz", image_size=(8, 12))
     assert_same(state(tmp_path / "bare"), state(start), but="head")
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "vit", screen=QUIET,
-                       model__name="timm/resnet10t", image_size=(32, 32), **ONE_STEP)["run"]  # fmt: skip
+    run = mixlab.train("small_data", str(colours), run=tmp_path / "vit", screen=QUIET, figures=False,
+                       model__name="timm/test_resnet", image_size=(32, 32), **ONE_STEP)["run"]  # fmt: skip
     train(colours, tmp_path / "vit2", Path(run), image_size=(32, 32))
     first, second = open_weights(run).model, open_weights(tmp_path / "vit2").model
     assert torch.equal(first.fc.weight, second.fc.weight)
@@ -178,7 +179,7 @@ def test_a_resumed_run_needs_the_weights_it_started_from_only_before_its_first_c
         file.unlink()
     from mixlab import resume
 
-    resume(tmp_path / "run", screen=QUIET)
+    resume(tmp_path / "run", screen=QUIET, figures=False)
     assert_same(state(tmp_path / "run"), before)
 
 
@@ -236,7 +237,9 @@ def test_weights_that_are_not_there_or_named_without_need_are_said(colours, tmp_
     with pytest.raises(WeightsError, match="no such run"):
         train(colours, tmp_path / "run", tmp_path / "nothing")
     with pytest.raises(UsageError, match="none are named"):
-        mixlab.train("small_data", str(colours), run=tmp_path / "run", screen=QUIET, init_grid="dense")
+        mixlab.train(
+            "small_data", str(colours), run=tmp_path / "run", screen=QUIET, figures=False, init_grid="dense"
+        )
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="no known layout"):
         train(colours, tmp_path / "run", tmp_path / "x.safetensors")
@@ -246,8 +249,9 @@ def test_weights_that_are_not_there_or_named_without_need_are_said(colours, tmp_
 @pytest.mark.parametrize("token_mixing", ["untied", "grouped", "blocks"])
 def test_a_training_goes_on_from_any_variant_at_its_own_size(token_mixing, colours, tmp_path):
     groups = 1 if token_mixing == "untied" else 2
-    options = ONE_STEP | {"image_size": (16, 16), "model__name": "mixer_pico4", "model__token_groups": groups}
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET,
+    options = ONE_STEP | TINY | {"image_size": (16, 16), "model__name": "mixer_pico4"}
+    options |= {"model__token_groups": groups}
+    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET, figures=False,
                        model__token_mixing=token_mixing, **options)["run"]  # fmt: skip
     train(colours, tmp_path / "two", Path(run))
     assert_same(state(tmp_path / "two"), state(tmp_path / "one"))
@@ -258,7 +262,7 @@ def test_a_training_goes_on_from_any_variant_at_its_own_size(token_mixing, colou
 def test_permuted_weights_neither_start_a_training_nor_change_their_size(colours, start, tmp_path):
     permuted, _ = permute_weights(open_weights(start), seed=1)
     save_weights(tmp_path / "permuted", permuted)
-    with pytest.raises(UsageError, match="permuted pictures"):
+    with pytest.raises(UsageError, match="permuted images"):
         train(colours, tmp_path / "run", tmp_path / "permuted")
     with pytest.raises(UsageError, match="another size has other patches"):
         open_weights(tmp_path / "permuted", image_size=(16, 24))
@@ -267,10 +271,12 @@ def test_permuted_weights_neither_start_a_training_nor_change_their_size(colours
 def test_a_model_that_only_the_recipe_named_gives_way_to_the_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ONE_STEP | {"image_size": (8, 8), "data__channels": 1, "batch_size": 64}
-    mixlab.train("digits", "digits", run="first", screen=QUIET, model__patch_size=4, **options)
+    mixlab.train(
+        "digits", "digits", run="first", screen=QUIET, figures=False, model__patch_size=4, **(options | TINY)
+    )
     for name, more in (("same", {}), ("patch", {"model__patch_size": 2}), ("dense", {"init_grid": "dense"})):
         size = {"image_size": (16, 16)} if name == "dense" else {}
-        result = mixlab.train("digits", "digits", run=name, screen=QUIET, init_from="first",
+        result = mixlab.train("digits", "digits", run=name, screen=QUIET, figures=False, init_from="first",
                               **options | size | more)  # fmt: skip
         assert result["steps"] == 1  # the name of a run under ./runs is enough
     assert (
@@ -278,8 +284,8 @@ def test_a_model_that_only_the_recipe_named_gives_way_to_the_weights(tmp_path, m
         == 4 * open_weights("first").model.config.token_mlp_dim
     )
     with pytest.raises(UsageError, match="the recipe's model is mixer_nano4"):
-        mixlab.train("digits", "digits", run="x", screen=QUIET, init_from="first", model__name="mixer_nano4",
-                     **options)  # fmt: skip
+        mixlab.train("digits", "digits", run="x", screen=QUIET, figures=False, init_from="first",
+                     model__name="mixer_nano4", **options)  # fmt: skip
 
 
 def test_gelu_and_epsilon_can_be_set_back_to_the_authors(colours, start, tmp_path):
@@ -297,8 +303,8 @@ def test_timms_classifiers_get_a_new_head_whatever_they_are_called(colours, tmp_
     renamed = tmp_path / "renamed"
     for name, other in zip(COLOURS, ("x", "y", "z"), strict=True):
         shutil.copytree(colours / name, renamed / other)
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET,
-                       model__name="timm/convnext_atto", **options | {"steps": 3})["run"]  # fmt: skip
+    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET, figures=False,
+                       model__name="timm/test_convnext", **options | {"steps": 3})["run"]  # fmt: skip
     train(renamed, tmp_path / "two", Path(run), image_size=(32, 32))
     first, second = open_weights(run).model, open_weights(tmp_path / "two").model
     assert torch.equal(first.stem[0].weight, second.stem[0].weight)
@@ -307,8 +313,8 @@ def test_timms_classifiers_get_a_new_head_whatever_they_are_called(colours, tmp_
 
 def test_frozen_running_statistics_stay(colours, tmp_path):
     options = ONE_STEP | {"image_size": (32, 32)}
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET,
-                       model__name="timm/resnet10t", **options)["run"]  # fmt: skip
+    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET, figures=False,
+                       model__name="timm/test_resnet", **options)["run"]  # fmt: skip
     train(colours, tmp_path / "two", Path(run), image_size=(32, 32), freeze=1, steps=4, keep_weights="last")
     first, second = state(tmp_path / "one"), state(tmp_path / "two")
     stem = [name for name in first if name.startswith(("conv1", "bn1"))]

@@ -23,6 +23,7 @@ from mixlab.training.objectives.labels import Labels
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.recipe import Recipe
 from mixlab.training.step import TrainState, train_step
+from tests.training.seams import TINY
 
 LABEL = torch.arange(8) % 4
 ENGINES = {"torch": {"fast": False}, "cpu": {"fast": True}}
@@ -71,7 +72,8 @@ def test_a_batch_that_is_not_finite_changes_nothing(engine, precision, shards, s
         optimizer=OptimizerConfig(lr=0.01, **SAMS[sam], **OPTIMIZERS[optimizer]), **ENGINES[engine],
     )  # fmt: skip
     torch.manual_seed(0)
-    model = create_model("mixer_pico4", num_classes=4, image_size=8)
+    size = {"hidden_dim": 16, "token_mlp_dim": 8, "channel_mlp_dim": 16, "num_blocks": 2}
+    model = create_model("mixer_custom4", num_classes=4, image_size=8, **size)
     objective = Spoilt(recipe.loss, LABEL.numpy(), 4)
     state = TrainState(model.train(), recipe, objective, torch.device("cpu"))
     assert isinstance(state.engine, CpuEngine) == (engine == "cpu")
@@ -86,7 +88,7 @@ def test_a_batch_that_is_not_finite_changes_nothing(engine, precision, shards, s
     if what == "loss":
         spoilt[5] = float("inf")
     with pytest.raises(NonFiniteError, match=what):
-        train_step(state, replace(good, image=spoilt), clock)
+        train_step(state, replace(good, inputs=spoilt), clock)
     after = everything(state)
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -114,13 +116,14 @@ def test_two_ranks_leave_it_out_together(case, tmp_path: Path):
 
         def spoiling(state, batch, clock):
             if clock.step == 2 and state.world.rank == 1:
-                batch = replace(batch, image=batch.image * float("nan"))
+                batch = replace(batch, inputs=batch.inputs * float("nan"))
             return real(state, batch, clock)
 
         fit.train_step = spoiling
         mixlab.train(
-            "digits", "digits", run=tmp_path / "run", screen=Screen(quiet=True), with_pictures=False, steps=5,
-            epochs=None, threads=1, batch_size=32, keep_weights="last", skip_nonfinite=1, **RANKS[case],
+            "digits", "digits", run=tmp_path / "run", screen=Screen(quiet=True), figures=False, with_pictures=False,
+            steps=5, epochs=None, threads=1, batch_size=32, keep_weights="last", skip_nonfinite=1,
+            **(TINY | RANKS[case]),
         )  # fmt: skip
 
     assert ranks.wait(ranks.start(job, size=2), 100) == [0, 0]

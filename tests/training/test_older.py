@@ -31,12 +31,12 @@ def test_a_run_that_was_stopped_in_mid_epoch_goes_on_to_where_it_would_have_come
     run = tmp_path / "run"
     shutil.copytree(OLD / "stopped", run)
     before = [row for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"]
-    result = mixlab.resume(run, screen=QUIET)
+    result = mixlab.resume(run, screen=QUIET, figures=False)
     recipe = override(Recipe(), from_toml(run / "recipe.toml"))
     assert result["steps"] == recipe.steps > 14
     rows = [row for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"]
     assert rows[: len(before)] == before
-    whole = mixlab.train(recipe, run=tmp_path / "whole", screen=QUIET)
+    whole = mixlab.train(recipe, run=tmp_path / "whole", screen=QUIET, figures=False)
     assert whole["steps"] == result["steps"]
     ours, theirs = (load_file(place / "weights.safetensors") for place in (run, tmp_path / "whole"))
     assert ours.keys() == theirs.keys()
@@ -76,13 +76,21 @@ def test_models_are_made_by_the_names_that_their_settings_had():
 def test_a_run_that_a_retired_key_trained_is_measured_and_not_resumed(tmp_path):
     run = tmp_path / "run"
     mixlab.train(
-        "digits", "digits", run=run, steps=2, epochs=None, threads=1, screen=QUIET, with_pictures=False
+        "digits",
+        "digits",
+        run=run,
+        steps=2,
+        epochs=None,
+        threads=1,
+        screen=QUIET,
+        figures=False,
+        with_pictures=False,
     )
     text = (run / "recipe.toml").read_text()
     (run / "recipe.toml").write_text(re.sub(r"(?m)^(skip_nonfinite = .*)$", r"\1\ncoarse_share = 0.4", text))
     assert evaluate(str(run), screen=QUIET)[0].num_images == 357
     with pytest.raises(UsageError, match="coarse_share is no longer there"):
-        mixlab.resume(run, screen=QUIET)
+        mixlab.resume(run, screen=QUIET, figures=False)
 
 
 def test_every_key_of_a_recipe_is_read_and_written_again():

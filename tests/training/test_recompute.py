@@ -1,8 +1,6 @@
 """Blocks that are computed again in the backward pass change memory and nothing else."""
 
 import multiprocessing
-import os
-import signal
 
 import pytest
 import torch
@@ -12,8 +10,8 @@ import mixlab
 from mixlab.errors import UsageError
 from mixlab.models.recompute import checkpoint_blocks
 from mixlab.report.screen import Screen
-from mixlab.training import fit
 from mixlab.training.signals import Interrupted
+from tests.training.seams import StopAfter, before_steps, resume
 
 QUIET = Screen(quiet=True)
 PLAIN = {"steps": 6, "epochs": None, "batch_size": 24, "keep_weights": "last", "model__stochastic_depth": 0.5}
@@ -28,7 +26,7 @@ CASES = {
 
 
 def train(run, **options):
-    mixlab.train("digits", "digits", run=run, screen=QUIET, **(PLAIN | options))
+    mixlab.train("digits", "digits", run=run, figures=False, **({"screen": QUIET} | PLAIN | options))
     return load_file(run / "weights.safetensors")
 
 
@@ -61,28 +59,16 @@ def test_training_ends_with_the_same_bits(case, tmp_path, monkeypatch):
     assert returned
 
 
-def test_a_run_resumes_with_it_to_the_bits_of_one_without(tmp_path, monkeypatch):
+def test_a_run_resumes_with_it_to_the_bits_of_one_without(tmp_path):
     options = {"threads": 2, "accumulate": 2, "ema_decay": 0.9, "augment__mixup_alpha": 0.4}
     whole = train(tmp_path / "whole", **options)
-    real = fit.train_step
-
-    def step_and_stop(state, batch, clock):
-        if clock.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, clock)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "train_step", step_and_stop)
-        with pytest.raises(Interrupted):
-            train(tmp_path / "cut", checkpoint_blocks=True, **options)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", checkpoint_blocks=True, screen=StopAfter(3), **options)
     seen = []
-
-    def look_and_step(state, batch, clock):
-        seen.append(state.model.checkpoint_blocks)
-        return real(state, batch, clock)
-
-    monkeypatch.setattr(fit, "train_step", look_and_step)
-    mixlab.resume(tmp_path / "cut", screen=QUIET)
+    resume(
+        tmp_path / "cut",
+        course_type=before_steps(lambda course: seen.append(course.state.model.checkpoint_blocks)),
+    )
     assert seen == [True] * 3
     assert_equal(whole, load_file(tmp_path / "cut" / "weights.safetensors"))
 

@@ -1,20 +1,12 @@
-"""A small share of benchmarks/reliability/ on every run, and proof that each of these checks can fail."""
+"""A small share of benchmarks/reliability/ on every run."""
 
 import os
-import shutil
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-import mixlab
 from benchmarks.reliability import damage, faults, kills, power, ranks
-from mixlab import files
 from mixlab.checkpoint import checkpoints
-from mixlab.data import order
-from mixlab.report.screen import Screen
-from mixlab.training import step as step_module
 
 NUMBERS = (28, 5, 1)
 FAULTS = [
@@ -58,73 +50,6 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(tmp_path):
         assert result["found"] == expected, result
         if number == kills.signal.SIGTERM:
             assert all(hit["seconds"] < 10 for hit in result["hits"])
-
-
-def nothing(*_, **__):
-    return None
-
-
-@pytest.mark.parametrize("removed", ["fsync", "fsync of folders", "hash check"])
-def test_without_a_part_of_the_save_the_checks_fail(removed, tmp_path, monkeypatch):
-    real = files._fsync
-    if removed == "fsync":
-        monkeypatch.setattr(files, "_fsync", nothing)
-        assert set(power.run(40, seed=2)) != {"ok"}
-    elif removed == "fsync of folders":
-        monkeypatch.setattr(files, "_fsync", lambda path: None if path.is_dir() else real(path))
-        assert set(power.run(40, seed=2)) != {"ok"}
-    else:
-        monkeypatch.setattr(checkpoints, "sha256", lambda path: "always the same")
-        assert damage.run(tmp_path, "flips", 60, seed=1)["missed"] != []
-
-
-def test_without_the_rename_a_fault_leaves_half_a_checkpoint(tmp_path, monkeypatch):
-    class InPlace:
-        """What `written_whole` would be without its temporary name."""
-
-        def __init__(self, path):
-            self.path = path
-            path.parent.mkdir(parents=True, exist_ok=True)
-
-        def __enter__(self):
-            return self.path
-
-        def __exit__(self, *_):
-            return None
-
-    for step in (1, 2):
-        checkpoints.save_checkpoint(tmp_path / "c", faults.example(step))
-    monkeypatch.setattr(checkpoints, "written_whole", InPlace)
-    monkeypatch.setattr(
-        checkpoints, "remove", lambda path: shutil.rmtree(path) if path.name < "step_00000002" else None
-    )
-    total = faults.count_calls(lambda: checkpoints.save_checkpoint(tmp_path / "c", faults.example(3)))
-    found = {faults.try_one(tmp_path / "c", call, None, False) for call in range(total)}
-    assert found - {"previous", "new"}
-
-
-@pytest.mark.parametrize("draw", ["sample order", "stochastic depth"])
-def test_with_one_draw_that_has_a_state_two_runs_differ(draw, tmp_path, monkeypatch):
-    def run(name):
-        mixlab.train(
-            "digits", "digits", run=tmp_path / name, screen=Screen(quiet=True), steps=8, epochs=None, threads=1,
-            keep_weights="last", model__stochastic_depth=0.5, batch_size=32,
-        )  # fmt: skip
-        return load_file(tmp_path / name / "weights.safetensors")
-
-    def same(one, other):
-        return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-    first = run("first")
-    assert same(first, run("again"))
-    stateful = np.random.default_rng()
-    if draw == "sample order":
-        monkeypatch.setattr(
-            order, "_cached_order", lambda seed, epoch, number, *_: stateful.permutation(number)
-        )
-    else:
-        monkeypatch.setattr(step_module, "torch_seed", lambda *_: int(stateful.integers(2**62)))
-    assert not same(first, run("other"))
 
 
 def test_the_numbers_of_the_faults_are_those_of_this_system():

@@ -1,7 +1,5 @@
 """SAM and GSAM against plain references: a quadratic on paper, and a tiny Mixer with autograd by hand."""
 
-import signal
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ from mixlab.data.random import torch_seed
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 from mixlab.report.screen import Screen
-from mixlab.training import fit
 from mixlab.training.choose import exchange_of
 from mixlab.training.clock import Clock
 from mixlab.training.distributed import World
@@ -27,6 +24,7 @@ from mixlab.training.sam import check_sam, sam_radius, sharp_backward
 from mixlab.training.schedule import ScheduleConfig, lr_factor
 from mixlab.training.signals import Interrupted
 from mixlab.training.step import TrainState, train_step
+from tests.training.seams import StopAfter
 
 CPU = torch.device("cpu")
 QUIET = Screen(quiet=True)
@@ -122,7 +120,7 @@ def by_hand(state, batch, step, rho, alpha, *, shards=1, parts=1):
         return sum((a[name] * b[name]).sum() for name in a)
 
     whole = {name: torch.zeros_like(value) for name, value in start.items()}
-    shares = zip(batch.image.tensor_split(shards), batch.label.tensor_split(shards), strict=True)
+    shares = zip(batch.inputs.tensor_split(shards), batch.label.tensor_split(shards), strict=True)
     for shard, (images, labels) in enumerate(shares):
         here = gradient(start, shard, images, labels)
         length = dot(here, here).sqrt()
@@ -216,25 +214,16 @@ def test_the_radius_stays_where_nothing_says_that_it_falls():
     assert sam_radius(Recipe(), 0.1) is None
 
 
-def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_stopped_in_its_middle_resumes_to_the_same_bits(tmp_path):
     options = {
         "steps": 12, "epochs": None, "batch_size": 32, "threads": 1, "keep_weights": "last", "screen": QUIET,
         "optimizer__sam_rho": 0.1, "optimizer__sam_rho_end": 0.05, "optimizer__gsam_alpha": 0.2,
         "model__stochastic_depth": 0.3, "with_pictures": False,
     }  # fmt: skip
-    whole = mixlab.train("digits", run=tmp_path / "whole", **options)
-    real = fit.train_step
-
-    def stopping(state, batch, clock):
-        if clock.step == 6:
-            signal.raise_signal(signal.SIGTERM)
-        return real(state, batch, clock)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "train_step", stopping)
-        with pytest.raises(Interrupted):
-            mixlab.train("digits", run=tmp_path / "cut", **options)
-    cut = mixlab.resume(tmp_path / "cut", screen=QUIET, with_pictures=False)
+    whole = mixlab.train("digits", run=tmp_path / "whole", figures=False, **options)
+    with pytest.raises(Interrupted):
+        mixlab.train("digits", run=tmp_path / "cut", figures=False, **(options | {"screen": StopAfter(7)}))
+    cut = mixlab.resume(tmp_path / "cut", screen=QUIET, figures=False, with_pictures=False)
     name = "weights.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     assert whole["test"] == cut["test"]

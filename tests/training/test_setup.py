@@ -6,6 +6,7 @@ import pytest
 import mixlab
 from mixlab.data.csv_files import read_split_csv
 from mixlab.data.dataset import Source, Split
+from mixlab.data.images.modality import IMAGES
 from mixlab.errors import UsageError
 from mixlab.report.screen import Screen
 from mixlab.training.keys import override
@@ -20,11 +21,11 @@ def uneven(*parts: str) -> Source:
         part: Split(
             names=tuple(f"{part} index {i}" for i in range(len(labels))),
             labels=labels,
-            pixels=np.zeros((len(labels), 8, 8, 1), dtype=np.uint8),
+            arrays=np.zeros((len(labels), 8, 8, 1), dtype=np.uint8),
         )
         for part in parts
     }
-    return Source(name="pixels", class_names=("a", "b", "c", "d"), splits=splits)
+    return Source(name="pixels", class_names=("a", "b", "c", "d"), splits=splits, modality=IMAGES)
 
 
 def drawn(source: Source, **keys) -> dict[str, Split]:
@@ -63,7 +64,9 @@ def test_what_is_held_out_comes_from_the_fraction_too():
 
 def test_the_fraction_that_a_run_was_trained_on_is_written_down(tmp_path):
     options = {"steps": 2, "threads": 1, "screen": Screen(quiet=True)}
-    result = mixlab.train("digits", "digits", run=tmp_path / "run", data__train_fraction=0.1, **options)
+    result = mixlab.train(
+        "digits", "digits", run=tmp_path / "run", data__train_fraction=0.1, figures=False, **options
+    )
     listed = read_split_csv(tmp_path / "run" / "split.csv")
     assert {name: len(names) for name, names in listed.items()} == {"train": 109, "val": 362, "test": 357}
     assert result["epochs"] == pytest.approx(2 * 64 / 109)

@@ -1,4 +1,4 @@
-"""A few pictures: what cannot be computed or tested with them is said, before the work where it can be known."""
+"""A few images: what cannot be computed or tested with them is said, before the work where it can be known."""
 
 import json
 from pathlib import Path
@@ -14,26 +14,15 @@ from mixlab.checkpoint.open import open_weights
 from mixlab.errors import DataError, TrainingError, UsageError
 from mixlab.evaluation.metrics import Predictions, summarize
 from mixlab.exports.card import write_card
-from mixlab.planning import make_plan
 from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.report.tables import show_evaluation
 from mixlab.studies import open_study
 from mixlab.studies.harness import Options
-from mixlab.training import fit
 from mixlab.training.recipe import Recipe
 from mixlab.training.small_sets import needs_two, smallest_part
-
-
-class Heard(Screen):
-    """A screen that remembers what was said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str = "") -> None:
-        self.lines.append(text)
+from tests.training import seams
+from tests.training.seams import Listening, before_steps
 
 
 def folder(root: Path, **classes: int) -> Path:
@@ -46,20 +35,22 @@ def folder(root: Path, **classes: int) -> Path:
 
 def train(data: Path, run: Path, screen: Screen | None = None, **options):
     options = {"steps": 1, "threads": 1, "image_size": (8, 8), "checkpoint_seconds": 0.0} | options
-    return mixlab.train("small_data", data, run=run, screen=screen or Screen(quiet=True), **options)
+    return mixlab.train(
+        "small_data", data, run=run, screen=screen or Screen(quiet=True), figures=False, **options
+    )
 
 
 # Nothing to test on
 
 
 def test_one_picture_a_class_is_trained_on_and_it_is_said_that_nothing_is_tested_and_why(tmp_path):
-    screen = Heard()
+    screen = Listening()
     result = train(folder(tmp_path / "data", a=1, b=1, c=1), tmp_path / "run", screen)
     assert result["test"] is None
-    assert "no class has 3 different pictures" in result["test_reason"]
+    assert "no class has 3 different images" in result["test_reason"]
     reason = result["test_reason"]
-    assert screen.lines[0] == f"nothing will be tested: {reason}"  # before the work
-    assert f"nothing was tested: {reason}" in screen.lines
+    assert screen.said[0] == f"nothing will be tested: {reason}"  # before the work
+    assert f"nothing was tested: {reason}" in screen.said
     assert f"on new images: {reason}." in (tmp_path / "run" / "report.html").read_text()
     assert read_run_log(tmp_path / "run" / "metrics.jsonl")[-1]["test_reason"] == reason
     assert f"Nothing was tested: {reason}." in write_card(open_weights(tmp_path / "run"), tmp_path / "run")
@@ -67,30 +58,30 @@ def test_one_picture_a_class_is_trained_on_and_it_is_said_that_nothing_is_tested
 
 def test_a_set_without_a_test_split_of_its_own_says_so(tmp_path):
     folder(tmp_path / "data" / "train", a=4, b=4)
-    screen = Heard()
+    screen = Listening()
     result = train(tmp_path / "data", tmp_path / "run", screen)
     assert result["test_reason"] == "the data set has no test split"
-    assert screen.lines[0] == "nothing will be tested: the data set has no test split"
+    assert screen.said[0] == "nothing will be tested: the data set has no test split"
 
 
 def test_a_test_split_that_cannot_be_read_is_another_reason(tmp_path):
     folder(tmp_path / "data" / "train", a=4, b=4)
     folder(tmp_path / "data" / "test", a=1, b=1)
     for path in (tmp_path / "data" / "test").rglob("*.png"):
-        path.write_bytes(b"no picture")
-    screen = Heard()
+        path.write_bytes(b"no image")
+    screen = Listening()
     result = train(tmp_path / "data", tmp_path / "run", screen)
     assert result["test"] is None
     assert result["test_reason"] == "no test image could be read"
-    assert "nothing was tested: no test image could be read" in screen.lines
+    assert "nothing was tested: no test image could be read" in screen.said
 
 
 def test_classes_without_test_pictures_are_named_beside_those_that_have_some(tmp_path):
-    screen = Heard()
+    screen = Listening()
     result = train(folder(tmp_path / "data", a=6, b=6, few=1, two=2), tmp_path / "run", screen)
     assert result["test_reason"] is None
     words = "2 classes have no test images and are not measured there: few, two"
-    assert screen.lines.count(words) == 2  # before the work, and beside the accuracy
+    assert screen.said.count(words) == 2  # before the work, and beside the accuracy
     assert words in (tmp_path / "run" / "report.html").read_text()
     assert [row["num_images"] for row in result["test"]["per_class"]] == [1, 1, 0, 0]
 
@@ -98,13 +89,13 @@ def test_classes_without_test_pictures_are_named_beside_those_that_have_some(tmp
 def test_an_empty_class_of_a_given_split_is_named_and_the_others_measured(tmp_path):
     for split, count in (("train", 4), ("val", 2), ("test", 2)):
         folder(tmp_path / "data" / split, a=count, b=count, c=count if split == "train" else 0)
-    screen = Heard()
+    screen = Listening()
     result = train(tmp_path / "data", tmp_path / "run", screen)
     assert result["test"]["num_images"] == 4
     html = (tmp_path / "run" / "report.html").read_text()
     for kind in ("validation", "test"):
         words = f"1 class has no {kind} images and is not measured there: c"
-        assert words in screen.lines
+        assert words in screen.said
         assert words in html
 
 
@@ -127,9 +118,9 @@ def test_pictures_of_one_class_are_measured_and_the_absent_classes_named():
     evaluation = summarize(predictions, ("a", "b", "c"))
     assert evaluation.balanced_accuracy is None
     assert json.loads(json.dumps(evaluation.to_json()))["top1"] == pytest.approx(2 / 3)
-    screen = Heard()
+    screen = Listening()
     show_evaluation(evaluation.to_json() | {"bad": []}, screen)
-    assert screen.lines[-1] == "2 classes have no images here and are not shown: a, c"
+    assert screen.said[-1] == "2 classes have no images here and are not shown: a, c"
 
 
 # Batches of one
@@ -165,26 +156,30 @@ def test_only_normalisation_of_a_single_pixel_needs_two_images():
     assert not model.training
 
 
+class Unread(Listening):
+    def progress(self, label, total, start=0):
+        pytest.fail("the images were read")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"batch_size": 1}, "--batch-size 2"), ({"batch_size": 4, "accumulate": 4}, "--batch-size 8 or more, or a sm")],
 )  # fmt: skip
-def test_a_batch_of_one_is_refused_before_the_pictures_are_read(options, words, tmp_path, monkeypatch):
-    data = folder(tmp_path / "data", a=8, b=8)
-    monkeypatch.setattr(make_plan, "read_everywhere", lambda *_: pytest.fail("the pictures were read"))
+def test_a_batch_of_one_is_refused_before_the_pictures_are_read(options, words, tmp_path):
+    data, screen = folder(tmp_path / "data", a=8, b=8), Unread()
     with pytest.raises(UsageError, match=r"resnet normalises over the images of a batch") as found:
-        train(data, tmp_path / "run", model__name="timm/test_resnet", image_size=(32, 32), **options)
+        train(data, tmp_path / "run", screen, model__name="timm/test_resnet", image_size=(32, 32), **options)
     assert words in str(found.value.hint)
     assert not (tmp_path / "run").exists()
 
 
 def test_auto_begins_with_two_images_where_one_cannot_be_normalised(tmp_path):
     data = folder(tmp_path / "data", a=4, b=4)
-    screen = Heard()
+    screen = Listening()
     train(
         data, tmp_path / "run", screen, model__name="timm/test_resnet", image_size=(32, 32), batch_size="auto"
     )
-    assert any(line.startswith("batch size ") for line in screen.lines)
+    assert any(line.startswith("batch size ") for line in screen.said)
     options = {"batch_size": "auto", "accumulate": 8}
     with pytest.raises(UsageError, match="normalises over the images"):
         train(data, tmp_path / "none", model__name="timm/test_resnet", image_size=(32, 32), **options)
@@ -195,10 +190,16 @@ def test_a_mixer_is_trained_on_one_image_at_a_time(tmp_path):
     assert result["steps"] == 1
 
 
-def test_a_batch_that_shrinks_to_one_while_training_is_explained(tmp_path, monkeypatch):
-    def step(state, batch, clock):
-        return torch.nn.BatchNorm1d(4)(torch.zeros(1, 4))
+def test_a_batch_that_shrinks_to_one_while_training_is_explained(tmp_path):
+    def shrink(course):
+        course.state.objective.loss = lambda *_: torch.nn.BatchNorm1d(4)(torch.zeros(1, 4))
 
-    monkeypatch.setattr(fit, "train_step", step)
+    data = folder(tmp_path / "data", a=4, b=4)
+    options = {
+        "steps": 1,
+        "threads": 1,
+        "image_size": (8, 8),
+        "doubles": {"course_type": before_steps(shrink)},
+    }
     with pytest.raises(TrainingError, match=r"one at a time.*--batch-size"):
-        train(folder(tmp_path / "data", a=4, b=4), tmp_path / "run")
+        seams.train("small_data", data, tmp_path / "run", **options)

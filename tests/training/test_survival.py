@@ -8,7 +8,9 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,29 +19,35 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import mixlab
 from benchmarks.reliability import ranks
 from benchmarks.reliability.faults import count_calls, inject
 from mixlab.checkpoint.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint, sweep
 from mixlab.data import loader
-from mixlab.data import workers as worker_module
+from mixlab.data.workers import items_of_workers
 from mixlab.errors import DataError, DiskError, TrainingError, UsageError, WeightsError
-from mixlab.planning import batch_size, reopen
-from mixlab.report.run_log import read_run_log
-from mixlab.report.screen import Screen
-from mixlab.training import course, exchanges, fit, from_labels
+from mixlab.planning.batch_size import MEMORY_SHARE, Memory, decide_batch_size
+from mixlab.report.run_log import RunLog, read_run_log
+from mixlab.training.course import TrainingCourse
+from mixlab.training.exchanges import Exchange
 from mixlab.training.failures import NonFiniteError
+from mixlab.training.from_labels import labels_of
 from mixlab.training.run_folder import locked
 from mixlab.training.saver import Saver, snapshot
 from mixlab.training.signals import Interrupted
-from mixlab.training.step import StepResult
+from tests.training.seams import TINY, StopAfter, before_steps, resume, train, with_decisions
 
-QUIET = Screen(quiet=True)
-SHORT = {"steps": 12, "epochs": None, "threads": 1, "batch_size": 32, "keep_weights": "last", "seed": 3}
+SHORT = TINY | {
+    "steps": 12,
+    "epochs": None,
+    "threads": 1,
+    "batch_size": 32,
+    "keep_weights": "last",
+    "seed": 3,
+}
 
 
-def digits(run: Path, **options):
-    return mixlab.train("digits", "digits", run=run, screen=QUIET, **(SHORT | options))
+def digits(run: Path, *, course_type: type[TrainingCourse] = TrainingCourse, **options):
+    return train("digits", "digits", run, doubles={"course_type": course_type}, **(SHORT | options))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -122,77 +130,107 @@ def test_a_snapshot_does_not_follow_what_it_was_made_from():
     assert copied["x"].tolist() == [1, 1, 1]
 
 
-def test_a_disk_that_is_full_for_a_while_costs_a_warning_only(tmp_path, monkeypatch):
+def saving_by(exchange: Exchange) -> type[TrainingCourse]:
+    """A course whose files are written by `exchange`."""
+
+    class Saving(TrainingCourse):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.exchange = exchange
+
+    return Saving
+
+
+class Disk(Exchange):
+    """One that is full while `is_full` says so of the number of this write."""
+
+    def __init__(self, is_full: Callable[[int], bool] = lambda number: False, seconds: float = 0.0) -> None:
+        self.is_full, self.seconds, self.num_saves = is_full, seconds, 0
+
+    def save(self, folder, checkpoint, *, keep):
+        self.num_saves += 1
+        time.sleep(self.seconds)
+        if self.is_full(self.num_saves):
+            full()
+        super().save(folder, checkpoint, keep=keep)
+
+
+class DiskFullForWeights(Exchange):
+    """One that is full after weights were written once."""
+
+    num_writes = 0
+
+    def writing(self, job):
+        self.num_writes += 1
+        return job if self.num_writes == 1 else full
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_warning_only(tmp_path):
     digits(tmp_path / "calm")
-    calls, real = [], exchanges.save_checkpoint
-
-    def sometimes(*arguments, **options):
-        calls.append(1)
-        return full() if len(calls) <= 2 else real(*arguments, **options)
-
-    monkeypatch.setattr(exchanges, "save_checkpoint", sometimes)
-    result = digits(tmp_path / "run", checkpoint_seconds=0.0)
-    assert len(calls) > 2
+    disk = Disk(lambda number: number <= 2)
+    result = digits(tmp_path / "run", course_type=saving_by(disk), checkpoint_seconds=0.0)
+    assert disk.num_saves > 2
     assert same_weights(tmp_path / "calm", tmp_path / "run")
     assert checkpoints(tmp_path / "run")[-1] == "step_00000012"
     assert "training goes on" in (tmp_path / "run" / "report.html").read_text()
     assert result["test"]["num_images"] == 357
 
 
-@pytest.mark.parametrize(("place", "kind"), [(exchanges, "save_checkpoint"), (course, "save_weights")])
-def test_a_disk_that_stays_full_ends_with_the_error_and_the_old_files(place, kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "disk", [Disk(lambda number: number > 1), DiskFullForWeights()], ids=["checkpoints", "weights"]
+)
+def test_a_disk_that_stays_full_ends_with_the_error_and_the_old_files(disk, tmp_path):
     digits(tmp_path / "calm")
-    real, good = getattr(place, kind), []
-
-    def first_only(*arguments, **options):
-        if good:
-            full()
-        good.append(1)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(place, kind, first_only)
     with pytest.raises(DiskError, match="No space left"):
-        digits(tmp_path / "run", checkpoint_seconds=0.0)
-    monkeypatch.undo()
+        digits(tmp_path / "run", course_type=saving_by(disk), checkpoint_seconds=0.0)
     assert (tmp_path / "run" / "config.json").is_file()
-    mixlab.resume(tmp_path / "run", screen=QUIET)
+    resume(tmp_path / "run")
     assert same_weights(tmp_path / "calm", tmp_path / "run")
 
 
-def test_a_log_that_cannot_be_written_does_not_stop_the_training(tmp_path, monkeypatch):
-    real = course.RunLog.write
+def test_a_log_that_cannot_be_written_does_not_stop_the_training(tmp_path):
+    class FullOnce(RunLog):
+        def write(self, event, **values):
+            if values.get("step") == 5:
+                full()
+            super().write(event, **values)
 
-    def some_lines(self, event, **values):
-        if values.get("step") == 5:
-            full()
-        real(self, event, **values)
+    class Logging(TrainingCourse):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.log = FullOnce(self.run / "metrics.jsonl")
 
-    monkeypatch.setattr(course.RunLog, "write", some_lines)
-    digits(tmp_path / "run")
+    digits(tmp_path / "run", course_type=Logging)
     steps = [r["step"] for r in read_run_log(tmp_path / "run" / "metrics.jsonl") if r["event"] == "train"]
     assert steps == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
 
 
-def test_checkpoints_come_by_time_in_mid_epoch_and_the_last_ones_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(Saver, "is_busy", False)  # no save is passed over because the one before takes long
-    digits(tmp_path / "run", checkpoint_seconds=0.0, keep=3, batch_size=16)
+class AtOnce(Saver):
+    """No step begins before what was submitted is written; else how far the writer has come is luck."""
+
+    def submit(self, kind, job):
+        super().submit(kind, job)
+        self.wait()
+
+
+class SavingAtOnce(TrainingCourse):
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.saver = AtOnce(self._note_disk_error)
+
+
+def test_checkpoints_come_by_time_in_mid_epoch_and_the_last_ones_are_kept(tmp_path):
+    digits(tmp_path / "run", course_type=SavingAtOnce, checkpoint_seconds=0.0, keep=3, batch_size=16)
     names = checkpoints(tmp_path / "run")
     assert names == ["step_00000010", "step_00000011", "step_00000012"]
     with pytest.raises(UsageError, match="keep must be at least 2"):
         digits(tmp_path / "other", keep=1)
 
 
-def test_saves_that_take_long_are_rarer(tmp_path, monkeypatch):
-    real, calls = exchanges.save_checkpoint, []
-
-    def slow(*arguments, **options):
-        calls.append(1)
-        time.sleep(0.5)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(exchanges, "save_checkpoint", slow)
-    digits(tmp_path / "run", checkpoint_seconds=0.001, steps=400)
-    assert len(calls) == 2  # the first, and the one at the end
+def test_saves_that_take_long_are_rarer(tmp_path):
+    disk = Disk(seconds=0.5)
+    digits(tmp_path / "run", course_type=saving_by(disk), checkpoint_seconds=0.001, steps=200)
+    assert disk.num_saves == 2  # the first, and the one at the end
 
 
 def test_nothing_is_pruned_for_a_checkpoint_that_cannot_be_read_back(tmp_path, monkeypatch):
@@ -214,44 +252,30 @@ def test_nothing_is_pruned_for_a_checkpoint_that_cannot_be_read_back(tmp_path, m
     assert load_newest_checkpoint(tmp_path)[0].step == 4
 
 
-def save_at_once(monkeypatch) -> None:
-    """Let no step begin before what was submitted is written; else how far the writer has come is luck."""
-    submit = Saver.submit
+def spoil(steps: set[int], kind: str, parent: type[TrainingCourse] = TrainingCourse) -> type[TrainingCourse]:
+    """A course that makes the loss, or only the gradient, of some steps NaN."""
 
-    def submit_and_wait(saver, kind, job):
-        submit(saver, kind, job)
-        saver.wait()
+    class Spoiling(parent):
+        def is_over(self) -> bool:
+            objective, is_spoilt = self.state.objective, self.clock.step in steps
+            loss_of = labels_of(self.recipe.loss, self.plan.data).loss
 
-    monkeypatch.setattr(Saver, "submit", submit_and_wait)
+            def spoilt(logits, target):  # without a name, so that no other process computes it
+                loss = loss_of(logits, target)
+                if kind == "loss":
+                    return loss * float("nan")
+                return loss + torch.sqrt(logits.sum() * 0.0)  # 0, and its gradient is 0 times infinity
 
+            objective.loss = spoilt if is_spoilt else loss_of
+            return super().is_over()
 
-def spoil(monkeypatch, steps: set[int], kind: str) -> None:
-    """Make the loss, or only the gradient, of some steps NaN."""
-    real, counter = from_labels.labels_of, iter(range(10**6))
-
-    def made(*arguments):
-        objective = real(*arguments)
-        loss_of = objective.loss
-
-        def spoilt(logits, target):  # without a name, so that no other process computes it
-            loss = loss_of(logits, target)
-            if next(counter) not in steps:
-                return loss
-            if kind == "loss":
-                return loss * float("nan")
-            return loss + torch.sqrt(logits.sum() * 0.0)  # 0, and its gradient is 0 times infinity
-
-        objective.loss = spoilt
-        return objective
-
-    monkeypatch.setattr(from_labels, "labels_of", made)
+    return Spoiling
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_batch_that_is_not_finite_changes_nothing_and_is_written_down(kind, tmp_path, monkeypatch):
-    spoil(monkeypatch, {7}, kind)
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_written_down(kind, tmp_path):
     with pytest.raises(NonFiniteError, match=f"{kind}.* became nan at step 7"):
-        digits(tmp_path / "run", checkpoint_seconds=0.0)
+        digits(tmp_path / "run", course_type=spoil({7}, kind), checkpoint_seconds=0.0)
     with open(tmp_path / "run" / "nonfinite.csv") as file:
         rows = list(csv.DictReader(file))
     assert len({row["index"] for row in rows}) == 32
@@ -261,71 +285,63 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_written_down(kind, tm
     assert all(torch.isfinite(t).all() for group in found.tensors.values() for t in group.values())
 
 
-def test_so_many_batches_can_be_left_out_and_no_more_even_over_a_resume(tmp_path, monkeypatch):
-    save_at_once(monkeypatch)
-    with monkeypatch.context() as patch:
-        spoil(patch, {3, 9}, "gradient")
-        digits(tmp_path / "two", skip_nonfinite=2)
+def test_so_many_batches_can_be_left_out_and_no_more_even_over_a_resume(tmp_path):
+    digits(tmp_path / "two", course_type=spoil({3, 9}, "gradient"), skip_nonfinite=2)
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "two").values())
     assert "step 3 was left out" in (tmp_path / "two" / "report.html").read_text().lower()
-    with monkeypatch.context() as patch:
-        spoil(patch, {3, 9}, "loss")
-        with pytest.raises(NonFiniteError, match="step 9"):
-            digits(tmp_path / "one", skip_nonfinite=1, checkpoint_seconds=0.0)
+    course_type = spoil({3, 9}, "loss", SavingAtOnce)
+    with pytest.raises(NonFiniteError, match="step 9"):
+        digits(tmp_path / "one", course_type=course_type, skip_nonfinite=1, checkpoint_seconds=0.0)
     found, _ = load_newest_checkpoint(tmp_path / "one" / "checkpoints")
     assert found.state["num_skipped"] == 1
-    monkeypatch.setattr(course, "add_nonfinite_batch", full)  # that it cannot be written down hides nothing
-    spoil(monkeypatch, {9 - found.step}, "loss")  # the counter starts again with the process
+    (tmp_path / "one" / "nonfinite.csv").unlink()
+    (tmp_path / "one" / "nonfinite.csv").mkdir()  # that it cannot be written down hides nothing
     with pytest.raises(NonFiniteError, match="step 9"):
-        mixlab.resume(tmp_path / "one", screen=QUIET)
+        resume(tmp_path / "one", course_type=course_type)
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-    real = fit.train_step
-
-    def break_weights(state, batch, clock):
-        result = real(state, batch, clock)
-        if clock.step == 6:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    def break_weights(course):
+        if course.clock.step == 7:
             with torch.no_grad():
-                state.model.head.bias[0] = float("inf")
-        return result
+                course.state.model.head.bias[0] = float("inf")
 
-    monkeypatch.setattr(fit, "train_step", break_weights)
     with pytest.raises(TrainingError, match=r"head.bias was no longer finite|loss became"):
-        digits(tmp_path / "run", checkpoint_seconds=0.0)
+        digits(tmp_path / "run", course_type=before_steps(break_weights), checkpoint_seconds=0.0)
     found, _ = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
-    assert found.step <= 6
+    assert found.step <= 7
     assert torch.isfinite(found.tensors["model"]["head.bias"]).all()
 
 
 def test_one_process_at_a_time_trains_in_a_run(tmp_path):
     digits(tmp_path / "run")
     with locked(tmp_path / "run"), pytest.raises(UsageError, match="another process is training"):
-        mixlab.resume(tmp_path / "run", screen=QUIET)
-    mixlab.resume(tmp_path / "run", screen=QUIET)
+        resume(tmp_path / "run")
+    resume(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")],
 )
-def test_memory_that_runs_out_is_named_with_what_to_do(error, tmp_path, monkeypatch):
-    def too_much(*_):
-        raise error
-
-    monkeypatch.setattr(fit, "train_step", too_much)
+def test_memory_that_runs_out_is_named_with_what_to_do(error, tmp_path):
     with pytest.raises(TrainingError, match="batch_size 32") as found:
-        digits(tmp_path / "run")
+        digits(tmp_path / "run", course_type=failing(error))
     assert "--accumulate 2" in found.value.hint
 
 
-def test_other_errors_of_a_step_are_not_called_memory(tmp_path, monkeypatch):
-    def wrong(*_):
-        raise RuntimeError("shapes cannot be multiplied")
+def failing(error: Exception) -> type[TrainingCourse]:
+    """A course whose steps end with `error`."""
 
-    monkeypatch.setattr(fit, "train_step", wrong)
+    def loss(logits, target):
+        raise error
+
+    return before_steps(lambda course: setattr(course.state.objective, "loss", loss))
+
+
+def test_other_errors_of_a_step_are_not_called_memory(tmp_path):
     with pytest.raises(RuntimeError, match="multiplied"):
-        digits(tmp_path / "run")
+        digits(tmp_path / "run", course_type=failing(RuntimeError("shapes cannot be multiplied")))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EPERM])
@@ -349,16 +365,9 @@ def test_every_write_of_a_save_can_fail_and_an_older_or_the_new_checkpoint_is_th
         sweep(tmp_path / "c")
 
 
-def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
-    real = exchanges.save_checkpoint
-
-    def slow(*arguments, **options):
-        time.sleep(1.0)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(exchanges, "save_checkpoint", slow)
+def test_saving_does_not_wait_for_the_disk(tmp_path):
     began = time.monotonic()
-    digits(tmp_path / "run", checkpoint_seconds=0.0)
+    digits(tmp_path / "run", course_type=saving_by(Disk(seconds=1.0)), checkpoint_seconds=0.0)
     assert time.monotonic() - began < 11  # twelve saves one after the other would take longer
     assert checkpoints(tmp_path / "run")[-1] == "step_00000012"
 
@@ -375,104 +384,122 @@ def colours(tmp_path) -> Path:
     return tmp_path / "colours"
 
 
-STREAM = {"steps": 20, "epochs": None, "threads": 1, "batch_size": 8, "in_memory": False, "screen": QUIET}
+STREAM = {
+    "model__name": "mixer_pico",
+    "steps": 20,
+    "epochs": None,
+    "threads": 1,
+    "batch_size": 8,
+    "in_memory": False,
+}
+
+
+@pytest.fixture
+def streamed(colours, tmp_path):
+    """A function that trains on images that so many processes read."""
+
+    def begin(name: str, num_workers: int, **options) -> Path:
+        train("small_data", colours, tmp_path / name, num_workers=num_workers, **(STREAM | options))
+        return tmp_path / name
+
+    return begin
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
-def test_any_number_of_workers_changed_in_mid_run_gives_the_same_bits(colours, tmp_path, monkeypatch):
+def test_any_number_of_workers_changed_in_mid_run_gives_the_same_bits(streamed, tmp_path):
     for workers in (0, 2, 4):
-        mixlab.train("small_data", str(colours), run=tmp_path / f"w{workers}", num_workers=workers, **STREAM)
+        streamed(f"w{workers}", workers)
     assert same_weights(tmp_path / "w0", tmp_path / "w2")
     assert same_weights(tmp_path / "w0", tmp_path / "w4")
-    real = fit.train_step
-
-    def stop(state, batch, clock):
-        if clock.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(state, batch, clock)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "train_step", stop)
-        with pytest.raises(Interrupted):
-            mixlab.train("small_data", str(colours), run=tmp_path / "cut", num_workers=4, **STREAM)
+    with pytest.raises(Interrupted):
+        streamed("cut", 4, screen=StopAfter(8))
     recipe = tmp_path / "cut" / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("num_workers = 4", "num_workers = 2"))
-    mixlab.resume(tmp_path / "cut", screen=QUIET)
+    resume(tmp_path / "cut")
     assert same_weights(tmp_path / "w0", tmp_path / "cut")
 
 
-def test_killed_workers_are_replaced_and_change_nothing(colours, tmp_path, monkeypatch):
-    mixlab.train("small_data", str(colours), run=tmp_path / "calm", num_workers=0, **STREAM)
-    real, killed = fit.train_step, []
+def test_killed_workers_are_replaced_and_change_nothing(streamed):
+    calm, killed = streamed("calm", 0), []
 
-    def kill_one(state, batch, clock):
-        if clock.step in (1, 9):
+    def kill_one(course):
+        if course.clock.step in (1, 9):
             children = multiprocessing.active_children()
             killed.append(children[0].pid)
             os.kill(children[0].pid, signal.SIGKILL)
-        return real(state, batch, clock)
 
-    monkeypatch.setattr(fit, "train_step", kill_one)
-    mixlab.train("small_data", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
+    run = streamed("run", 2, doubles={"course_type": before_steps(kill_one)})
     assert len(set(killed)) == 2
-    assert same_weights(tmp_path / "calm", tmp_path / "run")
+    assert same_weights(calm, run)
 
 
-def test_workers_that_keep_dying_end_the_training_with_the_reason(colours, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_module, "MAX_WORKER_DEATHS", 0)
-
-    def kill_all(state, batch, clock):
+def test_workers_that_keep_dying_end_the_training_with_the_reason():
+    def kill_all(item):
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
-        return StepResult(loss=0.0, num_correct=0, num_images=8, lr=0.0)
 
-    monkeypatch.setattr(fit, "train_step", kill_all)
+    items = items_of_workers(range(100), 0, 100, 2, 60.0, max_deaths=0)
     with pytest.raises(DataError, match="died 1 times"):
-        mixlab.train("small_data", str(colours), run=tmp_path / "run", num_workers=2, **STREAM)
+        list(map(kill_all, items))
 
 
 # Memory, clock, storage
 
 
-def fake_memory(monkeypatch, per_image: int, total: int):
-    """A machine of `total` bytes on which a step takes 1000 bytes and `per_image` for each image."""
-    peak = [0]
-    real = fit.train_step
+class SmallMemory(Memory):
+    """Of a machine of `size` bytes on which a step takes 1000 bytes and 100 for each image."""
 
-    def step(state, batch, clock):
-        need = 1000 + per_image * len(batch.image) // state.recipe.accumulate
-        if need > total:
-            raise RuntimeError("out of memory")
-        peak[0] = max(peak[0], need)
-        return real(state, batch, clock)
+    def __init__(self, size: int, error: str = "out of memory") -> None:
+        self.size, self.error, self.peak = size, error, 0
 
-    monkeypatch.setattr(fit, "train_step", step)
-    monkeypatch.setattr(batch_size, "_used", lambda device: peak[0])
-    monkeypatch.setattr(batch_size, "_memory", lambda device, world: total / batch_size.MEMORY_SHARE)
+    def used(self, device):
+        return self.peak
+
+    def total(self, device, world):
+        return self.size / MEMORY_SHARE
+
+    def decide(self, draft):
+        """Decide the batch size for this machine, with an objective that takes its memory."""
+        objective = labels_of(draft.recipe.loss, draft.data)
+        targets_of = objective.targets
+
+        def targets(batch, device):
+            need = 1000 + 100 * len(batch.inputs) // draft.recipe.accumulate
+            if need > self.size:
+                raise RuntimeError(self.error)
+            self.peak = max(self.peak, need)
+            return targets_of(batch, device)
+
+        objective.targets = targets
+        decided = decide_batch_size(replace(draft, objective=objective), self)
+        return replace(decided, objective=draft.objective)
+
+
+def with_auto_batch(run: Path, memory: SmallMemory, **options) -> str:
+    decisions = with_decisions(decide_batch_size=memory.decide)
+    train("digits", "digits", run, doubles={"decisions": decisions}, **(SHORT | AUTO | options))
+    return (run / "recipe.toml").read_text()
+
+
+AUTO = {"batch_size": "auto", "steps": 1}
 
 
 @pytest.mark.parametrize(
     ("total", "expected"), [(1000 + 100 * 70, 64), (10**9, 1024), (1000 + 100 * 5, 4), (1150, 1)]
 )
-def test_batch_size_auto_is_the_largest_that_fits(total, expected, tmp_path, monkeypatch):
-    fake_memory(monkeypatch, 100, total)
-    digits(tmp_path / "run", batch_size="auto", steps=1)
-    recipe = (tmp_path / "run/recipe.toml").read_text()
-    assert f"batch_size = {expected}\n" in recipe
+def test_batch_size_auto_is_the_largest_that_fits(total, expected, tmp_path):
+    assert f"batch_size = {expected}\n" in with_auto_batch(tmp_path / "run", SmallMemory(total))
 
 
-def test_batch_size_auto_counts_parts_and_a_failure_that_is_no_lack_of_memory_is_told(tmp_path, monkeypatch):
-    fake_memory(monkeypatch, 100, 1000 + 100 * 70)
-    digits(tmp_path / "shards", batch_size="auto", virtual_shards=8, steps=1)
-    assert "batch_size = 64\n" in (tmp_path / "shards/recipe.toml").read_text()
-    digits(tmp_path / "run", batch_size="auto", accumulate=2, steps=1)
-    assert "batch_size = 128\n" in (tmp_path / "run/recipe.toml").read_text()
-    monkeypatch.setattr(fit, "train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("a shape")))
+def test_batch_size_auto_counts_parts_and_a_failure_that_is_no_lack_of_memory_is_told(tmp_path):
+    memory = SmallMemory(1000 + 100 * 70)
+    assert "batch_size = 64\n" in with_auto_batch(tmp_path / "shards", memory, virtual_shards=8)
+    memory = SmallMemory(1000 + 100 * 70)
+    assert "batch_size = 128\n" in with_auto_batch(tmp_path / "run", memory, accumulate=2)
     with pytest.raises(RuntimeError, match="a shape"):
-        digits(tmp_path / "other", batch_size="auto", steps=1)
-    fake_memory(monkeypatch, 100, 50)
+        with_auto_batch(tmp_path / "other", SmallMemory(50, "a shape"))
     with pytest.raises(TrainingError, match="one image a process"):
-        digits(tmp_path / "none", batch_size="auto", steps=1)
+        with_auto_batch(tmp_path / "none", SmallMemory(50))
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
@@ -500,8 +527,8 @@ def test_a_run_folder_that_cannot_be_written_is_said_and_resumed_later(tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", read_only)
         with pytest.raises(DiskError, match="run folder cannot be written: Read-only"):
-            mixlab.resume(run, screen=QUIET)
-    assert mixlab.resume(run, screen=QUIET)["steps"] == 12
+            resume(run)
+    assert resume(run)["steps"] == 12
 
 
 @pytest.mark.parametrize("how", ["waits", pytest.param("stopped", marks=pytest.mark.slow)])
@@ -521,12 +548,13 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(how
 
         loader.TrainingDataset.__getitem__ = hanging
         options = SHORT | {
+            "model__name": "mixer_pico",
             "batch_size": 8,
             "data__in_memory": False,
             "data__num_workers": 2,
             "timeout_seconds": 2,
         }
-        mixlab.train("small_data", str(tmp_path / "data"), run=tmp_path / "run", screen=QUIET, **options)
+        train("small_data", tmp_path / "data", tmp_path / "run", **options)
 
     began = time.monotonic()
     assert ranks.wait(ranks.start(job), 40) == [1]
@@ -536,29 +564,15 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(how
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved"])
-def test_a_run_folder_that_vanishes_is_said_at_once(how, tmp_path, monkeypatch):
-    real, run = fit.train_step, tmp_path / "run"
+def test_a_run_folder_that_vanishes_is_said_at_once(how, tmp_path):
+    run = tmp_path / "run"
 
-    def vanishing(state, batch, clock):
-        if clock.step == 4 and how == "deleted":
+    def vanish(course):
+        if course.clock.step == 4 and how == "deleted":
             shutil.rmtree(run)
-        elif clock.step == 4:
+        elif course.clock.step == 4:
             run.rename(tmp_path / "elsewhere")
-        return real(state, batch, clock)
 
-    monkeypatch.setattr(fit, "train_step", vanishing)
     with pytest.raises(TrainingError, match=r"the run folder is gone: .* before step 5"):
-        digits(run)
+        digits(run, course_type=before_steps(vanish))
     assert not run.exists()
-
-
-def test_ctrl_c_while_a_run_is_opened_again_says_that_it_is_as_it_was(tmp_path, monkeypatch):
-    digits(tmp_path / "run")
-    monkeypatch.setattr(reopen, "read_everywhere", interrupted)
-    with pytest.raises(Interrupted, match=r"the run is as it was.*--resume") as error:
-        mixlab.resume(tmp_path / "run", screen=QUIET)
-    assert error.value.exit_status == 130
-
-
-def interrupted(*_, **__):
-    raise KeyboardInterrupt

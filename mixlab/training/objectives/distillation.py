@@ -1,8 +1,8 @@
 """Distillation: a loss that follows a teacher's answers beside the labels (Hinton et al. 2015, arXiv 1503.02531).
 
 "Consistent teaching" (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv
-2106.05237): the teacher answers for the very picture that the student sees, crop and flip included. So that it need
-answer only once, there are a few fixed views of each picture: epoch e shows it with the draws of epoch e % views.
+2106.05237): the teacher answers for the very image that the student sees, crop and flip included. So that it need
+answer only once, there are a few fixed views of each image: epoch e shows it with the draws of epoch e % views.
 teacher.py asks it.
 """
 
@@ -35,7 +35,7 @@ class DistillConfig:
         images of the run's size and channels; their mean and std may be others.
     weight: share of the loss that is the teacher's; 0 is as without one.
     temperature: both sides' logits are divided by it in the teacher's part of the loss.
-    views: different crops, flips and so on of each picture, on which the teacher is asked before the first step.
+    views: different crops, flips and so on of each image, on which the teacher is asked before the first step.
     """
 
     teacher: str | None = setting(
@@ -45,7 +45,7 @@ class DistillConfig:
     )
     weight: float = setting(0.5, "Share of the loss that is the teacher's.")
     temperature: float = setting(1.0, "Both sides' logits are divided by it in the teacher's part.")
-    views: int = setting(4, "Different crops and flips of each picture, on which the teacher is asked once.")
+    views: int = setting(4, "Different crops and flips of each image, on which the teacher is asked once.")
 
     prepared_by: ClassVar[str] = "mixlab.training.teacher"  # see `choose.objective_module`
 
@@ -101,7 +101,7 @@ class Distillation:
         self.num_views = config.views
 
     def probabilities(self, view: int, index: np.ndarray) -> Tensor:
-        """float32 (B, K): what the teacher says of the pictures at `index` in this view, at the temperature."""
+        """float32 (B, K): what the teacher says of the images at `index` in this view, at the temperature."""
         return F.softmax(self.logits[view, torch.from_numpy(index)] / self.config.temperature, dim=1)
 
     def targets(self, batch: "Batch", device: torch.device) -> Tensor:
@@ -116,7 +116,7 @@ class Distillation:
         views, num_images, _ = self.logits.shape
         return [
             f"Not from labels only: {self.config.weight:.0%} of the loss follows the answers of "
-            f"{self.config.teacher} for {views} views of {num_images:,} pictures, which took "
+            f"{self.config.teacher} for {views} views of {num_images:,} images, which took "
             f"{format_seconds(self.seconds)} before the first step, beside the training time."
         ]
 

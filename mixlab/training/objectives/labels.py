@@ -45,7 +45,7 @@ class Labels:
 
     def targets(self, batch: "Batch", device: torch.device) -> Tensor:
         label = batch.label.to(device, non_blocking=True)
-        return F.one_hot(label, self._num_classes).to(batch.image.dtype)
+        return F.one_hot(label, self._num_classes).to(batch.inputs.dtype)
 
     def keep(self, run: Path) -> None:
         pass

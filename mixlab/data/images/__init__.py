@@ -1,0 +1,1 @@
+"""Images: how an image file becomes the model's input, and back."""

@@ -1,0 +1,289 @@
+"""What a modality is: a kind of example, such as images, and how one becomes the model's input.
+
+A modality is a folder here with a `Modality` and a `Preprocess`, and a line in data/__init__.py. Listing, reading,
+loader, training, evaluation, checkpoints and reports know none of them: they ask these two classes.
+"""
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from mixlab.errors import ExampleError, UsageError, WeightsError, path_text
+
+MAX_BYTES = 64 * 1024**2  # of one file
+
+
+def read_example_file(path: str | Path) -> bytes:
+    """The bytes of a file, refused before reading if it is no regular file or too large. ExampleError says why."""
+    where = path_text(path, "a file")
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+            raise ExampleError("not a regular file", where=where)
+        if status.st_size > MAX_BYTES:
+            raise ExampleError(f"larger than {MAX_BYTES // 1024**2} MiB", where=where)
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        link = os.path.islink(path)
+        raise ExampleError("a link to a missing file" if link else "no such file", where=where) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ExampleError(f"cannot be read: {reason}", where=where) from None
+
+
+def array_digest(array: np.ndarray) -> str:
+    """32 hexadecimal digits of a decoded example with its shape and type: XXH3 of 128 bits.
+
+    Against chance, not against forgery; a SHA would cost a tenth of decoding, and several where a processor has no
+    instructions for it.
+    """
+    digest = xxhash.xxh3_128(f"{array.shape} {array.dtype.str[1:]}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class Preprocess(ABC):
+    """How any example of one modality becomes the model's input: what travels with the weights.
+
+    modality_name: in MODALITIES. channels: of the model's input. kept_dtype: of an example as memory keeps it.
+    graph_input: what the input of an exported model is called.
+    """
+
+    modality_name: ClassVar[str]
+    kept_dtype: ClassVar[Any] = np.uint8
+    graph_input: ClassVar[str] = "examples"
+    channels: int
+
+    @property
+    def modality(self) -> "Modality":
+        return MODALITIES[self.modality_name]
+
+    @property
+    @abstractmethod
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the model's input; of a sequence (1, length)."""
+
+    @property
+    @abstractmethod
+    def kept_shape(self) -> tuple[int, ...]:
+        """Shape of one example as memory keeps it."""
+
+    @abstractmethod
+    def keep(self, example: np.ndarray) -> np.ndarray:
+        """A decoded example as memory keeps it: `kept_dtype`, `kept_shape`."""
+
+    def keep_all(self, examples: np.ndarray) -> np.ndarray | None:
+        """`keep` of many decoded examples at once, where that is quick; else None."""
+        return None
+
+    @abstractmethod
+    def to_input(self, kept: Tensor) -> Tensor:
+        """Kept examples (B, *kept_shape) -> the model's input, float32 (B, channels, *input_size)."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]: ...
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, values: dict[str, Any], where: str = "config.json") -> "Preprocess":
+        """The inverse of `to_json`; WeightsError, with the place `where`, for values that no example fits."""
+
+    def to_graph(self, kept: np.ndarray) -> np.ndarray:
+        """Kept examples (n, *kept_shape) as an exported model takes them."""
+        return kept
+
+    def with_size(self, size: tuple[int, int]) -> "Preprocess":
+        """For a model that was resampled to another input size. UsageError where there is no such thing."""
+        raise UsageError(
+            f"only weights for images are resampled, these take {self.modality.many}", where="image_size"
+        )
+
+    def render(self, kept: Tensor) -> list[np.ndarray]:
+        """Kept examples to look at, for reports and pages: uint8 (H, W, 1 or 3) each."""
+        return self.render_input(self.to_input(kept))
+
+    def render_input(self, inputs: Tensor) -> list[np.ndarray]:
+        """The same of the model's inputs: here channels below each other, from the lowest value to the highest."""
+        rows = inputs.flatten(1, 2).float()
+        low, high = rows.amin((1, 2), keepdim=True), rows.amax((1, 2), keepdim=True)
+        grey = (255 * (rows - low) / (high - low).clamp(min=1e-12)).round().to(torch.uint8)
+        return list(grey[..., None].cpu().numpy())
+
+    def read(self, source: str | Path | bytes) -> np.ndarray:
+        """A file or its bytes, kept. ExampleError if it is no example."""
+        content = source if isinstance(source, bytes) else read_example_file(source)
+        return self.keep(self.modality.decode(content, self))
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """An example that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """One example, read for the first time. fact: what `Modality.learn` wants to know of it, if anything."""
+
+    example: np.ndarray
+    digest: str
+    fact: Any = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model wants of its input. side: of the images that it is made for. is_fixed: whether it takes no other
+    unless it is told to. unit: of which sides should be multiples, None for what suits them."""
+
+    side: int | None = None
+    is_fixed: bool = False
+    unit: int | None = None
+
+
+class Modality(ABC):
+    """A kind of example. One object of it is registered.
+
+    name: in files of weights. one, many: in messages. suffixes: file names' endings in lower case;
+    foreign_suffixes: of files that are tried too, so that each is listed with what to do. part: of a recipe, which
+    says how its examples are changed in training. taken: what `takes` takes, in words.
+    recipes: those that `auto` means for few examples and for many; None for the defaults of all keys.
+    """
+
+    name: ClassVar[str]
+    one: ClassVar[str]
+    many: ClassVar[str]
+    suffixes: ClassVar[frozenset[str]]
+    foreign_suffixes: ClassVar[frozenset[str]] = frozenset()
+    part: ClassVar[str] = "augment"
+    taken: ClassVar[str] = ""
+    recipes: ClassVar[tuple[str, str] | None] = None
+    preprocess_type: ClassVar[type[Preprocess]]
+
+    def claims(self, start: bytes) -> bool:
+        """Whether a file that begins so is one, where its name says nothing."""
+        return False
+
+    @abstractmethod
+    def decode(self, content: bytes, preprocess: Any = None) -> np.ndarray:
+        """One example of a file's bytes, before it is brought to the model's size. ExampleError if it is none."""
+
+    def look(self, content: bytes, preprocess: Any = None) -> Look:
+        """`decode` for the first time, with its digest."""
+        example = self.decode(content, preprocess)
+        return Look(example, array_digest(example))
+
+    def encode(self, example: np.ndarray) -> tuple[bytes, str]:
+        """A file of an example that was none, and its name's ending: for shards."""
+        raise UsageError(f"{self.many} in memory cannot be written as files")
+
+    def suffix_of(self, content: bytes) -> str:
+        """The ending, without a dot, that a file of these bytes should have."""
+        raise UsageError(f"{self.many} are not written into shards")
+
+    @abstractmethod
+    def resolve(self, data: Any, settings: Any, train: Any, needs: Needs) -> Any:
+        """The DataConfig with image_size and channels, those of the model's input, as the training split has them.
+
+        settings: the recipe's `part`. UsageError for keys that are of another modality.
+        """
+
+    @abstractmethod
+    def preprocess(self, data: Any, settings: Any) -> Preprocess:
+        """What a resolved recipe's DataConfig and `part` say. UsageError where they do not fit together."""
+
+    def learn(self, data: Any, facts: Sequence[Any]) -> tuple[Any, str | None]:
+        """The DataConfig with what the facts of the training examples decide, and a sentence on it."""
+        return data, None
+
+    def start_from(self, data: Any, preprocess: Preprocess) -> Any:
+        """The DataConfig with what it leaves open as the weights have it that a training starts from."""
+        return replace(
+            data,
+            image_size=data.image_size or preprocess.input_size,
+            channels=data.channels or preprocess.channels,
+        )
+
+    def settled(self, settings: Any, epochs: float) -> Any:
+        """The recipe's `part` for a training of so many epochs."""
+        return settings
+
+    def augment(self, kept: Tensor, settings: Any, *, seed: int, epoch: int, index: np.ndarray) -> Tensor:
+        """Kept examples (B, ...), changed as `settings` say; draws are pure functions of seed, epoch and index."""
+        return kept
+
+    def drawn(
+        self, examples: Any, settings: Any, *, seed: int, epoch: int, index: np.ndarray
+    ) -> "tuple[Tensor, np.ndarray, list[BadFile]]":
+        """The kept examples at `index` as training sees them in an epoch, their numbers, and what cannot be read.
+
+        examples: `reading.Examples`. settings: the recipe's `part`.
+        """
+        kept, good, bad = examples.readable(index)
+        return self.augment(kept, settings, seed=seed, epoch=epoch, index=good), good, bad
+
+    def describe(self, content: bytes | None, look: Look) -> dict[str, Any]:
+        """Facts of one example for `check`, by name; content: None where it is no file."""
+        return {}
+
+    def summarize(self, facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What `check` says of all of them."""
+        return {}
+
+    def samples(self, count: int, preprocess: Any) -> list[np.ndarray]:
+        """Some decoded examples that come with mixlab's libraries. UsageError where there are none."""
+        raise UsageError(
+            f"there are no {self.many} to compare on",
+            where="--data",
+            hint="name a data set, or a folder of some",
+        )
+
+    def near_hash(self, example: np.ndarray) -> int | None:
+        """64 bits that are nearly the same for examples that nearly are; None where there is no such thing."""
+        return None
+
+    def takes(self, item: Any) -> bool:
+        """Whether `predict` takes this, beside paths, bytes and open files."""
+        return False
+
+    def contents(self, item: Any, preprocess: Any) -> "list[np.ndarray | ExampleError]":
+        """The decoded examples of such an item."""
+        raise NotImplementedError
+
+
+MODALITIES: dict[str, Modality] = {}
+SETS: dict[str, Callable[[], Any]] = {}  # data sets that need no file, by the name that a person gives
+
+
+def register(modality: Modality, sets: Mapping[str, Callable[[], Any]] | None = None) -> None:
+    """Make a modality known; the first one is what a folder of nothing is taken for.
+
+    sets: data sets of it that come with mixlab or its libraries: name -> a function that gives the `Source`.
+    """
+    MODALITIES[modality.name] = modality
+    SETS.update(sets or {})
+
+
+def read_preprocess(values: dict[str, Any], where: str) -> Preprocess:
+    """A `Preprocess` as weights have it; those that name no modality take images. WeightsError for an unknown one."""
+    name = values.get("modality", "images")
+    if not isinstance(name, str) or name not in MODALITIES:
+        known = ", ".join(MODALITIES)
+        raise WeightsError(
+            f"these weights take {str(name)[:40]!r}, which this mixlab does not know (it knows {known})",
+            where=where,
+            hint="use the mixlab that wrote them, or a newer one",
+        )
+    rest = {key: value for key, value in values.items() if key != "modality"}
+    return MODALITIES[name].preprocess_type.from_json(rest, where)

@@ -1,0 +1,73 @@
+// What the page of `mixlab serve` says.
+
+import { fileSize, number, percent } from "./language.js";
+
+export const TEXTS = {
+  en: {
+    language: "Language", token: "This server needs its token:", use: "Use it", points: " points",
+    drop: "Drop images or folders here, or paste them", choose: "Choose files",
+    private: "They go to this server and are not kept.", limit: bytes => `Up to ${fileSize(bytes)} each.`,
+    camera: "Use the camera", stopCamera: "Stop the camera", shoot: "Take a photo",
+    explain: "Which parts matter?", hideMap: "Hide the map", gallery: "All images",
+    csv: "Download as CSV", clear: "Clear", image: "Image", name: "Name", label: "Predicted",
+    probability: "Probability", docs: "For programs", numbers: "The numbers",
+    facts: f => `${number(f.num_parameters)} parameters, images of ${f.image_size[1]} × ${f.image_size[0]} pixels, ` +
+      `${(f.macs / 1e6).toFixed(1)} million multiply-accumulates`,
+    classes: n => `${number(n)} classes`, more: n => `and ${number(n)} more`,
+    working: (done, all) => `${done} of ${all} done`, ready: n => n === 1 ? "Done." : `${n} images done.`,
+    failed: (done, bad, name, why) => (done + bad > 1 ? `${done} done, ${bad} not. ` : "") + `${name}: ${why}`,
+    noImage: type => `not an image (${type})`, tooMany: most => `left out: the page takes ${number(most)} images`,
+    tooLarge: (bytes, most) => `too large: ${fileSize(bytes)}, this server takes up to ${fileSize(most)}`,
+    unreadable: "the browser cannot read this file", noPaste: "There is no image to paste.", noFiles: "There is no file in it.",
+    cameraMissing: "No camera was found.", cameraBusy: "Another program is using the camera.",
+    cameraRefused: "The camera was refused. Allow it for this page in the browser, then try again.",
+    cameraInsecure: "Browsers give a page the camera only over https or at localhost. Choose files instead.",
+    cameraOther: why => `The camera cannot be used: ${why}`, cameraName: "camera",
+    wrongToken: "This is not its token.", unreachable: "The server does not answer.",
+    explaining: "Hiding one part after another ...",
+    scale: "What hiding a part does to the probability, in points:", lowers: "lowers it", rises: "raises it",
+    mapText: (label, fall, row, rows, column, columns) => `The part that matters most for "${label}" is in row ${row} ` +
+      `of ${rows}, column ${column} of ${columns}: hiding it lowers the probability by ${(100 * fall).toFixed(1)} points.`,
+    mapRises: label => `No part speaks for "${label}": hiding a blue one raises its probability.`,
+    mapNone: label => `No single part matters for "${label}": hiding any one changes its probability by less than 1 point.`,
+    counts: "Images of each class", counted: (label, n) => `${label}: ${n}`, noLabel: n => `could not be used: ${n}`,
+    show: name => `Show ${name}`, alt: (name, label, share) => `${name}: ${label}, ${percent(share)}`,
+    pixels: (width, height, bytes) => `${width} × ${height} pixels, ${fileSize(bytes)}`, kinds: {},
+  },
+  ko: {
+    language: "언어", token: "이 서버는 토큰이 필요합니다:", use: "사용", points: "%p",
+    drop: "이미지나 폴더를 여기에 놓거나 붙여 넣으세요", choose: "파일 고르기",
+    private: "이미지는 이 서버로만 가고 저장되지 않습니다.", limit: bytes => `하나에 ${fileSize(bytes)}까지 받습니다.`,
+    camera: "카메라 쓰기", stopCamera: "카메라 끄기", shoot: "찍기",
+    explain: "어느 부분이 중요한가요?", hideMap: "지도 감추기", gallery: "모든 이미지",
+    csv: "CSV로 내려받기", clear: "지우기", image: "이미지", name: "이름", label: "예측",
+    probability: "확률", docs: "프로그램에서 쓰기", numbers: "수치",
+    facts: f => `매개변수 ${number(f.num_parameters)}개, ${f.image_size[1]} × ${f.image_size[0]} 픽셀 이미지, ` +
+      `곱셈-덧셈 ${(f.macs / 1e6).toFixed(1)}백만 번`,
+    classes: n => `클래스 ${number(n)}개`, more: n => `외 ${number(n)}개`,
+    working: (done, all) => `${all}장 중 ${done}장 완료`, ready: n => `${n}장을 마쳤습니다.`,
+    failed: (done, bad, name, why) => (done + bad > 1 ? `${done}장 완료, ${bad}개 실패. ` : "") + `${name}: ${why}`,
+    noImage: type => `이미지가 아닙니다: ${type}`, tooMany: most => `제외함: 이 페이지는 이미지를 ${number(most)}장까지 받습니다`,
+    tooLarge: (bytes, most) => `너무 큽니다: ${fileSize(bytes)}, 이 서버는 ${fileSize(most)}까지 받습니다`,
+    unreadable: "브라우저가 이 파일을 읽을 수 없습니다", noPaste: "붙여 넣을 이미지가 없습니다.", noFiles: "그 안에 파일이 없습니다.",
+    cameraMissing: "카메라를 찾지 못했습니다.", cameraBusy: "다른 프로그램이 카메라를 쓰고 있습니다.",
+    cameraRefused: "카메라가 거부되었습니다. 브라우저에서 이 페이지에 카메라를 허용한 뒤 다시 해 보세요.",
+    cameraInsecure: "브라우저는 https나 localhost에서만 카메라를 내줍니다. 대신 파일을 고르세요.",
+    cameraOther: why => `카메라를 쓸 수 없습니다: ${why}`, cameraName: "카메라",
+    wrongToken: "토큰이 맞지 않습니다.", unreachable: "서버가 대답하지 않습니다.",
+    explaining: "한 부분씩 가려 보는 중 ...",
+    scale: "그 부분을 가리면 확률이 달라지는 정도(%p):", lowers: "줄어듦", rises: "늘어남",
+    mapText: (label, fall, row, rows, column, columns) => `"${label}" 예측에 가장 중요한 부분은 ${rows}행 중 ${row}행, ` +
+      `${columns}열 중 ${column}열입니다. 가리면 확률이 ${(100 * fall).toFixed(1)}%p 줄어듭니다.`,
+    mapRises: label => `"${label}" 예측을 뒷받침하는 부분이 없습니다. 파란 부분을 가리면 확률이 늘어납니다.`,
+    mapNone: label => `"${label}" 예측에 따로 중요한 부분이 없습니다. 어느 한 부분을 가려도 확률이 1%p 넘게 달라지지 않습니다.`,
+    counts: "클래스별 이미지 수", counted: (label, n) => `${label}: ${n}`, noLabel: n => `쓸 수 없음: ${n}`,
+    show: name => `${name} 보기`, alt: (name, label, share) => `${name}: ${label}, ${percent(share)}`,
+    pixels: (width, height, bytes) => `${width} × ${height} 픽셀, ${fileSize(bytes)}`,
+    kinds: {  // of the server's errors, which are in English
+      image: "읽을 수 없는 이미지입니다", too_large: "너무 큽니다", too_slow: "시간이 너무 오래 걸렸습니다",
+      busy: "서버가 바쁩니다", decoder: "이미지를 여는 프로그램이 멈췄습니다", draining: "서버가 멈추는 중입니다",
+      empty: "빈 파일입니다", usage: "요청이 잘못되었습니다", internal: "서버의 잘못입니다",
+    },
+  },
+};

@@ -1,0 +1,54 @@
+"""Where the text for a person goes: to a stream, to the program's log, or to nobody."""
+
+import json
+import logging
+
+import pytest
+
+from mixlab.report.screen import Screen
+from mixlab.report.tables import show_recipes
+from tests.forked import mixlab
+
+ROW = {"name": "one", "purpose": "Dots", "result": "98 %", "is_measured": True}
+
+
+def speak(screen: Screen) -> None:
+    screen.say("a line\x07")
+    show_recipes([ROW], screen)
+    with screen.progress("steps", 2) as bar:
+        bar.update(1)
+
+
+def test_a_log_gets_lines_and_tables_and_nothing_is_printed(caplog, capsys):
+    caplog.set_level(logging.INFO, logger="mixlab")
+    speak(Screen(to_log=True))
+    assert caplog.record_tuples[0] == ("mixlab", logging.INFO, "a line\\x07")
+    assert "Dots" in caplog.records[1].message
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("options", [{"quiet": True}, {"quiet": True, "to_log": True}])
+def test_a_quiet_screen_tells_nobody(options, caplog, capsys):
+    caplog.set_level(logging.INFO, logger="mixlab")
+    speak(Screen(**options))
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_screen_prints_and_does_not_log(caplog, capsys):
+    caplog.set_level(logging.INFO, logger="mixlab")
+    speak(Screen())
+    assert "a line" in capsys.readouterr().out
+    assert not caplog.records
+
+
+def test_a_quiet_command_says_nothing_but_errors_and_its_object(tmp_path):
+    done = mixlab("recipes", "--quiet", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = mixlab("recipes", "--quiet", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["recipes"]
+    assert done.stderr == ""
+    done = mixlab("recipes", "nothing", "--quiet", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no recipe called 'nothing'" in done.stderr
+    assert mixlab("recipes", cwd=tmp_path).stdout, "quiet stayed on"
