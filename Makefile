@@ -1,18 +1,20 @@
-# `make train` and `make test` work on a fresh clone: they make .venv with pip when it is missing.
+# `make train` and `make test` work on a fresh clone: they make .venv with pip when it is missing. The first installs
+# what mixlab needs to train; the others add what developing it needs.
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+DEVELOP = $(VENV)/.develop
 
 .PHONY: train test test-slow test-oldest test-newest test-edge lint types docs pages format clean
 
 train: $(READY)
 	$(BIN)/mixlab train digits
 
-test: $(READY)
+test: $(DEVELOP)
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-slow: $(READY)
+test-slow: $(DEVELOP)
 	$(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -n 2 -m slow
 
 # The oldest torch that pyproject.toml allows, and the newest there is, each in an environment of its own below build/,
@@ -35,22 +37,22 @@ test-edge:
 	for model in mixer_pico mixer_pyramid_micro; do \
 		build/edge/bin/mixlab train digits --model.name $$model --steps 20 --run build/edge/run-$$model || exit 1; done
 
-lint: $(READY)
+lint: $(DEVELOP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(READY)
+types: $(DEVELOP)
 	$(BIN)/mypy
 
 # The documentation as a site, build/site/index.html; every link is checked (not with --quiet: then mkdocs counts no
 # warnings). `make pages` writes the pages that are made.
-docs: $(READY)
+docs: $(DEVELOP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-pages: $(READY)
+pages: $(DEVELOP)
 	$(BIN)/python -m benchmarks.pages
 
-format: $(READY)
+format: $(DEVELOP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -58,8 +60,12 @@ format: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mixlab needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $(READY)
+
+$(DEVELOP): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
+	touch $(DEVELOP)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

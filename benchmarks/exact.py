@@ -47,7 +47,7 @@ def speed(way: str, options: argparse.Namespace, folder: Path) -> float:
             "model__name": options.model, "data__val_fraction": 0.0, "keep_weights": "last",
             "optimizer__name": "adamw",
         }  # fmt: skip
-        mixlab.train("small_images", "digits", run=run, screen=Screen(quiet=True), **settings, **extra)
+        mixlab.train("digits", "small_images", run=run, screen=Screen(quiet=True), **settings, **extra)
 
     if ranks.wait(ranks.start(job, size=size), 600) != [0] * size:
         raise SystemExit(f"{way} failed")

@@ -72,7 +72,7 @@ def make_run(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
     with unpictured():
-        mixlab.train("digits", str(folder / "data"), run=folder / "run", screen=QUIET, **OPTIONS)
+        mixlab.train(str(folder / "data"), "digits", run=folder / "run", screen=QUIET, **OPTIONS)
     (folder / "run" / "figures").mkdir(exist_ok=True)
     (folder / "run" / "figures" / "curves.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     return folder / "run"

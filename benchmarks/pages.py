@@ -23,11 +23,12 @@ This page is made from the command line itself, by `python -m benchmarks.pages`;
 
 Every command takes three more options:
 
-- `--json` prints one JSON object on standard output, and everything else on standard error;
+- `--json` prints one JSON object on standard output (fractions, not per cent), and everything else on standard error;
 - `--quiet` prints nothing but errors and notes of caution, and with `--json` the object;
 - `--traceback` shows where in the code an error came from.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C and 143 after SIGTERM with the state saved.
+Exit status: 0 done, 1 failed (also when a given image could not be read), 2 wrong usage,
+130 after Ctrl-C and 143 after SIGTERM with the state saved.
 
 `mixlab train` and `mixlab finetune` take every key of a recipe as well: [Settings](settings.md).
 """

@@ -92,7 +92,7 @@ def measure(
 ) -> dict[str, Any]:
     """Train one cell; its row."""
     run = runs / "-".join(str(cell[key]) for key in CELL)
-    result = recipes.train(recipe, run=run, lr_grid=grid, with_pictures=False, screen=screen)
+    result = recipes.train(recipe=recipe, run=run, lr_grid=grid, with_pictures=False, screen=screen)
     test = result["test"]
     return cell | {
         "num_train": len(read_split_csv(run / "split.csv")["train"]),

@@ -26,7 +26,6 @@ def main() -> None:
         top1 = []
         for seed in range(given.seeds):
             result = mixlab.train(
-                "auto",
                 given.data,
                 model__name=model,
                 steps=given.steps,

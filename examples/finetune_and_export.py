@@ -9,13 +9,7 @@ The weights are those that come with mixlab (small images); --weights mixer_b16:
 import argparse
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 import mixlab
-from mixlab.checkpoint.open import open_weights
-from mixlab.exports.export import export
-from mixlab.serving.predict import find_images
 
 
 def main() -> None:
@@ -27,13 +21,11 @@ def main() -> None:
     given = parser.parse_args()
 
     length = {} if given.steps is None else {"steps": given.steps}
-    result = mixlab.finetune(given.data, given.weights, **length)
-    print(f"test accuracy {result['test']['top1']:.1%}, run {result['run']}")
+    run = mixlab.finetune(given.data, given.weights, **length)
+    print(f"test accuracy {run.accuracy:.1%}, run {run.path}")
 
     # An export is compared with the model on real images before it is kept.
-    paths = find_images([str(given.data)])[:64]
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-    exported = export(open_weights(result["run"]), given.destination, to="onnx", pictures=images)
+    exported = mixlab.export(run, out=given.destination, pictures=given.data)
     print(f"{exported['destination']}: {exported['num_bytes'] / 2**20:.2f} MiB")
 
 

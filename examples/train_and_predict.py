@@ -19,10 +19,10 @@ def main() -> None:
     given = parser.parse_args()
 
     length = {} if given.steps is None else {"steps": given.steps}
-    result = mixlab.train("auto", given.data, budget=given.budget, **length)
-    print(f"test accuracy {result['test']['top1']:.1%}, run {result['run']}")
+    run = mixlab.train(given.data, budget=given.budget, **length)
+    print(f"test accuracy {run.accuracy:.1%}, run {run.path}")
 
-    classifier = mixlab.load(result["run"])
+    classifier = run.load()
     for row in classifier.predict(given.images, top=1) if given.images else ():
         if "error" in row:
             print(f"{row['path']}: {row['error']}")

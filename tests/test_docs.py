@@ -93,9 +93,9 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["README.md", pytest.param("README.ko.md", marks=pytest.mark.slow)])
-def test_the_python_of_the_readme_runs(name, place, tmp_path):
-    page = next(page for page in PAGES if page.name == name)
+@pytest.mark.parametrize("name", ["index.md", pytest.param("index.ko.md", marks=pytest.mark.slow)])
+def test_the_python_of_the_start_page_runs(name, place, tmp_path):
+    page = ROOT / "docs" / name
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     assert 'budget="60s"' in code
     (tmp_path / "script.py").write_text(code.replace('budget="60s"', "steps=2"))

@@ -30,6 +30,7 @@ LEVELS = {
     "bench": 6,
     "planning": 6,
     "recipes": 7,
+    "api": 8,
     "studies": 8,
     "commands": 9,
     "cli": 10,

@@ -47,8 +47,8 @@ def test_the_small_images_recipe_learns_real_pictures(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(members.extractfile(member).read())
     result = mixlab.train(
-        "small_images",
         str(tmp_path / "data"),
+        "small_images",
         run=tmp_path / "run",
         epochs=12,
         screen=Screen(quiet=True),
@@ -90,7 +90,7 @@ def test_training_among_damaged_files_names_each_and_equals_the_clean_subset(tmp
     source = mixlab_split(images)
     labels = {name: label for name, label, _ in source}
     bad_run = mixlab.train(
-        "small_data", table(tmp_path / "all.csv", source), run=tmp_path / "all", figures=False, **options
+        table(tmp_path / "all.csv", source), "small_data", run=tmp_path / "all", figures=False, **options
     )
     with open(tmp_path / "all" / "bad_files.csv", encoding="utf-8", newline="") as file:
         bad = {row["path"] for row in csv.DictReader(file)}  # as a person reads them
@@ -98,7 +98,7 @@ def test_training_among_damaged_files_names_each_and_equals_the_clean_subset(tmp
     clean = [row for row in source if row[0] not in bad]
     assert len(clean) + len(bad) == len(labels)
     mixlab.train(
-        "small_data", table(tmp_path / "clean.csv", clean), run=tmp_path / "clean", figures=False, **options
+        table(tmp_path / "clean.csv", clean), "small_data", run=tmp_path / "clean", figures=False, **options
     )
     first, second = (tmp_path / name / "weights.safetensors" for name in ("all", "clean"))
     ours, theirs = load_file(first), load_file(second)  # not the files: their digests differ

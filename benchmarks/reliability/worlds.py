@@ -71,7 +71,7 @@ def train_in_two(
         }
         if not run.exists():
             settings |= {"data__num_workers": first[1]} | options
-            mixlab.train("small_images", str(data), run=run, screen=Screen(quiet=True), **settings)
+            mixlab.train(str(data), "small_images", run=run, screen=Screen(quiet=True), **settings)
         else:
             recipe_of = reopen.recipe_of
             reopen.recipe_of = lambda run: replace(  # a person cannot change it; the machine may

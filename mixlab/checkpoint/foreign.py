@@ -55,6 +55,7 @@ def _with_sidecar(weights: Weights, sidecar: Sidecar, path: Path) -> Weights:
         preprocess=sidecar.preprocess,
         class_names=sidecar.class_names,
         provenance=provenance | {"converted_from": sidecar.converted_from},
+        temperature=sidecar.temperature,
     )
     return with_numerics(weights, sidecar.gelu, sidecar.layer_norm_eps)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlab.checkpoint.store import Weights
+from mixlab.checkpoint.store import Weights, take_temperature
 from mixlab.data.modality import Preprocess, read_preprocess
 from mixlab.errors import WeightsError
 from mixlab.escape import without_places
@@ -25,6 +25,7 @@ class Sidecar:
     gelu: Gelu
     layer_norm_eps: float
     converted_from: dict[str, Any]
+    temperature: float = 1.0
 
 
 def sidecar_path(path: Path) -> Path:
@@ -48,14 +49,17 @@ def read_sidecar(path: Path) -> Sidecar | None:
         gelu=gelu,
         layer_norm_eps=take(values, "layer_norm_eps", float, where, low=0.0, high=1.0),
         converted_from=take(values, "converted_from", dict, where),
+        temperature=take_temperature(values, where),
     )
 
 
 def write_sidecar(path: Path, weights: Weights, record: dict[str, Any]) -> None:
     """Write it for the weights file `path`; `record`: gelu, layer_norm_eps, converted_from, and notes for people."""
-    own = {
+    own: dict[str, Any] = {
         "format": FORMAT,
         "preprocess": weights.preprocess.to_json(),
         "class_names": list(weights.class_names),
     }
+    if weights.temperature != 1:
+        own["temperature"] = weights.temperature
     write_atomically(sidecar_path(path), (json.dumps(own | without_places(record), indent=2) + "\n").encode())

@@ -47,7 +47,8 @@ class Weights:
     """A model with everything that is needed to use it.
 
     model_settings: keyword arguments of `create_model`. provenance: where the weights come from, for people.
-    cautions: sentences that a person should read before the weights are trusted.
+    cautions: sentences that a person should read before the weights are trusted. temperature: divides the logits
+    before the softmax, 1 where none was fitted. thresholds: of confidence, from validation (`find_thresholds`).
     """
 
     model: nn.Module
@@ -56,6 +57,8 @@ class Weights:
     class_names: tuple[str, ...]
     provenance: dict[str, Any]
     cautions: tuple[str, ...] = ()
+    temperature: float = 1.0
+    thresholds: tuple[dict[str, float], ...] = ()
 
 
 def save_weights(
@@ -76,6 +79,10 @@ def save_weights(
         "class_names": list(weights.class_names),
         "provenance": without_places(weights.provenance),
     }
+    if weights.temperature != 1:
+        config["temperature"] = weights.temperature
+    if weights.thresholds:
+        config["thresholds"] = list(weights.thresholds)
     content = (json.dumps(config, indent=2) + "\n").encode()
     # A kill between the two would leave weights beside what describes others: the new description is there first,
     # under another name, and `load_weights` takes the one that the weights name.
@@ -111,6 +118,7 @@ def load_weights(path: Path) -> Weights:
             ("notes", list),
         ):  # what is made use of
             take(provenance, key, kind, f"{where}, provenance", optional=True)
+        temperature, thresholds = _read_calibration(config, where)
         _fill(model, file)
     model.eval()
     return Weights(
@@ -120,7 +128,27 @@ def load_weights(path: Path) -> Weights:
         class_names=class_names,
         provenance=provenance,
         cautions=cautions,
+        temperature=temperature,
+        thresholds=thresholds,
     )
+
+
+def _read_calibration(config: dict[str, Any], where: str) -> tuple[float, tuple[dict[str, float], ...]]:
+    """The temperature and the thresholds of a config.json; 1 and none of those that were written without."""
+    temperature = take_temperature(config, where)
+    thresholds = take(config, "thresholds", list, where, optional=True) or []
+    for one in thresholds:
+        if not isinstance(one, dict):
+            raise WeightsError("thresholds must be objects", where=where)
+        for key in ("target", "min_confidence", "coverage"):
+            take(one, key, float, f"{where}, thresholds", low=0.0, high=1.0)
+    return temperature, tuple(thresholds)
+
+
+def take_temperature(values: dict[str, Any], where: str) -> float:
+    """The optional key `temperature`, 1 where it is absent; WeightsError for what divides no logits."""
+    found = take(values, "temperature", float, where, low=1e-3, high=1e3, optional=True)
+    return 1.0 if found is None else float(found)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def train(
     model
         A name from `mixlab models`, or timm/NAME.
     budget
-        Total time from start to exit, such as 90s, 10m or 2h; sets the number of steps.
+        Limits the whole command, such as 90s, 10m or 2h: mixlab times the machine and plans the steps.
     run
         Folder of the run, or its name under ./runs.
     resume
@@ -91,7 +91,7 @@ def train(
             start_over="always" if start_over else "never",
             **_session(device, tracker, without_pictures),
         )
-        emit(result)
+        emit(result.result)
         return
     if start_over:
         raise UsageError(
@@ -142,7 +142,7 @@ def finetune(
     config
         TOML file whose keys replace the recipe's.
     budget
-        Total time from start to exit, trials included.
+        Limits the whole command, trials included.
     run
         Folder of the run, or its name under ./runs.
     device
@@ -205,7 +205,7 @@ def _train_new(
     )
     folder = None if run is None else find_run(run)
     options |= {"budget": budget, "run": folder, "download": download, "started": mixlab.STARTED}
-    emit(recipes.train(chosen, **options))
+    emit(recipes.train(recipe=chosen, **options).result)
 
 
 def runs(folder: Path = Path("runs"), /) -> None:
@@ -238,16 +238,19 @@ def recipes(recipe: str | None = None, /) -> None:
     """
     from dataclasses import asdict
 
-    from mixlab.recipes import RECIPES, describe_recipe, find_recipe
+    from mixlab.recipes import RECIPES, describe_recipe, find_recipe, list_recipes
     from mixlab.report.tables import show_recipes
     from mixlab.training.keys import to_toml
 
     screen = Context.screen()
     if recipe is None:
-        rows = [describe_recipe(name) for name in RECIPES]
+        rows = list_recipes()
         show_recipes(rows, screen)
         emit({"recipes": rows})
         return
     found = find_recipe(recipe)
+    if recipe in RECIPES:  # as comments, so that what is printed is a file for --config
+        screen.say(f"# {RECIPES[recipe].purpose}")
+        screen.say(f"# {RECIPES[recipe].result}")
     screen.say_lines(to_toml(found, with_comments=True).rstrip())
     emit((describe_recipe(recipe) if recipe in RECIPES else {"name": found.name}) | {"recipe": asdict(found)})

@@ -22,6 +22,7 @@ def evaluate(
     image_size: str | None = None,
     fit: Literal["resize-crop", "resmall-crop", "stretch"] | None = None,
     labels: str | None = None,
+    raw_probabilities: Annotated[bool, Parameter(negative="")] = False,
     data_dir: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -45,6 +46,8 @@ def evaluate(
         scaled to 256x256, then the centre), resmall-crop (the shorter side to 256, then the centre), stretch.
     labels
         For ImageNet's validation images: measure with ReaL's labels too, from this file, or `real` for timm's copy.
+    raw_probabilities
+        Without the temperature that was fitted on validation.
     data_dir
         Where torchvision's sets lie; ./data by default.
     """
@@ -62,6 +65,7 @@ def evaluate(
         image_size=parse_size(image_size),
         fit=fit,
         labels=labels,
+        calibrated=not raw_probabilities,
         data_dir=data_dir,
         device=device,
         threads=threads,

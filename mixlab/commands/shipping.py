@@ -3,6 +3,7 @@
 torch is imported inside the commands that need it, so that help and usage errors come at once.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from mixlab.commands.context import (
     parse_size,
     plain_name,
 )
-from mixlab.errors import UsageError
+from mixlab.errors import UsageError, path_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,36 +64,68 @@ def export(
         How many images the graph takes: a number, or dynamic for any.
     resize_in_graph
         Take one image of any size, and crop and scale it inside the graph.
-    images
+    pictures
         Folder of images to compare on; by default those of the run's test split, else two photos of scikit-learn's.
     data
         The data set, where the run's own has moved or the weights have none.
     threads
         For what is measured.
     """
-    from mixlab.device import num_cores, set_threads
-    from mixlab.exports.export import ENDINGS
-    from mixlab.exports.export import export as export_weights
     from mixlab.report.tables import show_export
 
     if batch != "dynamic" and not batch.isdigit():
         raise UsageError(f"{batch!r} is no number of images", where="--batch", hint="a number, or dynamic")
-    if int8 and (to != "onnx" or resize_in_graph or batch != "dynamic"):
-        raise UsageError("8-bit products are for plain ONNX models with any batch", where="--int8")
-    set_threads(threads)
-    weights = open_named(run, image_size=parse_size(image_size))
-    destination = out or Path(plain_name(run) + ENDINGS.get(to, ""))
-    wanted = NUM_SCALED if resize_in_graph else NUM_PICTURES
-    shown = _examples(run, weights, data, pictures, wanted)
-    options: dict[str, Any] = {"to": to, "batch": None if batch == "dynamic" else int(batch)}
-    if int8:
-        result = _export_int8(run, weights, destination, data, shown, threads or num_cores())
-    else:
-        result = export_weights(
-            weights, destination, examples=shown, resize_in_graph=resize_in_graph, **options
-        )
+    result = export_run(
+        run,
+        to=to,
+        out=out,
+        int8=int8,
+        image_size=parse_size(image_size),
+        batch=None if batch == "dynamic" else int(batch),
+        resize_in_graph=resize_in_graph,
+        pictures=pictures,
+        data=data,
+        threads=threads,
+    )
     show_export(result, Context.screen())
     emit(result)
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    *,
+    to: str = "onnx",
+    out: Path | None = None,
+    int8: bool = False,
+    image_size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    resize_in_graph: bool = False,
+    pictures: Path | None = None,
+    data: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """`mixlab.export`: write a model for another runtime; returns what `mixlab export --json` prints.
+
+    run: a run, a weights file, or a published name. to: onnx, openvino or torch-export. out: the file, or for
+    OpenVINO the folder; by default the run's name. The rest is as for `mixlab export`. MixlabError, and no file, if
+    what was written computes something else.
+    """
+    from mixlab.device import num_cores, set_threads
+    from mixlab.exports.export import ENDINGS
+    from mixlab.exports.export import export as export_weights
+
+    run = path_text(run, "run", "a run, a weights file or a published name")
+    if int8 and (to != "onnx" or resize_in_graph or batch is not None):
+        raise UsageError("8-bit products are for plain ONNX models with any batch", where="--int8")
+    set_threads(threads)
+    weights = open_named(run, image_size=image_size)
+    destination = Path(plain_name(run) + ENDINGS.get(to, "")) if out is None else Path(out)
+    shown = _examples(run, weights, data, pictures, NUM_SCALED if resize_in_graph else NUM_PICTURES)
+    if int8:
+        return _export_int8(run, weights, destination, data, shown, threads or num_cores())
+    return export_weights(
+        weights, destination, examples=shown, to=to, batch=batch, resize_in_graph=resize_in_graph
+    )
 
 
 def _export_int8(
@@ -211,7 +244,7 @@ def card(
     out
         The file; by default it is printed.
     licence
-        Of the weights, as an identifier such as apache-2.0.
+        Of the weights: an identifier of the Hugging Face Hub, such as apache-2.0; other for one of your own.
     data_name
         What to call the data set.
     """
@@ -278,7 +311,7 @@ def push(
     private
         Make a new repository private.
     licence
-        Of the weights, as an identifier such as apache-2.0.
+        Of the weights: an identifier of the Hugging Face Hub, such as apache-2.0; other for one of your own.
     data_name
         What to call the data set.
     """

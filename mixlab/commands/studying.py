@@ -25,7 +25,7 @@ def study(
     threads: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Ask one of the paper's questions again: trainings or measurements, figures, and a report beside the paper.
+    """Repeat an experiment of the paper: trainings or measurements, figures, and a report beside the paper's.
 
     Finished trainings are kept: a call that was stopped goes on where it was. Without a NAME, lists the studies.
 

@@ -18,6 +18,8 @@ def predict(
     *images: str,
     top: int = 5,
     csv: Path | None = None,
+    min_confidence: float | None = None,
+    raw_probabilities: Annotated[bool, Parameter(negative="")] = False,
     image_size: str | None = None,
     device: str = "auto",
 ) -> int:
@@ -32,26 +34,41 @@ def predict(
     top
         How many labels for each image.
     csv
-        Write path, rank, label, probability, error to this file too.
+        Write path, rank, label, probability, error, unsure to this file too.
+    min_confidence
+        Mark images whose best label has a lower probability as unsure; `evaluate` and the report name useful values.
+    raw_probabilities
+        Without the temperature that was fitted on validation.
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     """
     from mixlab.data.listing import Skips, describe_skipped
     from mixlab.device import set_threads
     from mixlab.report.tables import show_predictions
-    from mixlab.serving.predict import find_examples, load, write_csv
+    from mixlab.serving.predict import find_examples, load, mark_unsure, write_csv
 
     if not images:
         raise UsageError("there is no image to look at", where="IMAGE", hint="name files, a folder or a glob")
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise UsageError(
+            f"a probability is between 0 and 1, got {min_confidence:g}",
+            where="--min-confidence",
+            hint="such as 0.9",
+        )
     set_threads(None)
     screen = Context.screen()
     with screen.progress_if_any("downloading") as progress:
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
     skips = Skips()
     say_cautions(classifier.cautions)
-    rows = classifier.predict(find_examples(images, classifier.preprocess.modality, skips), top=top)
+    found = find_examples(images, classifier.preprocess.modality, skips)
+    rows = classifier.predict(found, top=top, calibrated=not raw_probabilities)
     num_bad = sum("error" in row for row in rows)
+    if min_confidence is not None:
+        mark_unsure(rows, min_confidence)
     result = {"images": rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
+    if min_confidence is not None:
+        result["num_unsure"] = sum(row.get("unsure", False) for row in rows)
     result["skipped"] = [one.to_json() for one in skips.result()]
     if csv is not None:
         write_csv(rows, csv)
@@ -84,14 +101,18 @@ def check(
     """
     from mixlab.data.check import check as check_source
     from mixlab.data.sources import open_source
-    from mixlab.report.tables import show_check
+    from mixlab.report.checks import show_check
+    from mixlab.training.cautions import class_cautions
 
     screen = Context.screen()
     source = open_source(data, data_dir=data_dir, download=download)
     with screen.progress("checking", sum(len(split) for split in source.splits.values())) as bar:
         result = check_source(source, progress=lambda done, total: bar.update(done))
-    values = result.to_json()
-    show_check(values, screen)
+    many = source.modality.many
+    learnt = source.splits.get("train", source.splits.get("all"))
+    cautions = [] if learnt is None else class_cautions(source.class_names, learnt.labels, many)
+    values = result.to_json() | {"cautions": cautions}
+    show_check(values, many, screen)
     if data.startswith("wds:") and source.root is not None:
         from mixlab.data.shards import verify_shards
 
@@ -160,14 +181,15 @@ def shard(
 
 
 def doctor() -> None:
-    """Versions, processor, device, memory and decoder: what this installation has to work with, and how it does."""
+    """What this installation has to work with: ok, slow or missing, and what to do about it."""
     import os
     from importlib.util import find_spec
 
+    from mixlab.commands.verdicts import verdicts
     from mixlab.cpu.products import IS_FUSED
     from mixlab.cpu.workers import try_program
     from mixlab.device import describe_machine, keep_memory, multiplies_bf16, pick_device, set_threads
-    from mixlab.report.tables import show_facts
+    from mixlab.report.checks import show_doctor
 
     facts = describe_machine()
     facts["device"] = str(pick_device())
@@ -183,5 +205,6 @@ def doctor() -> None:
     facts["jpeg_decoder"] = (
         "simplejpeg" if find_spec("simplejpeg") else "Pillow (install simplejpeg for speed)"
     )
-    show_facts(facts, Context.screen())
-    emit(facts)
+    rows = verdicts(facts, lambda module: find_spec(module) is not None)
+    show_doctor(rows, Context.screen())
+    emit(facts | {"verdicts": rows})

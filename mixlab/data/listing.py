@@ -116,6 +116,8 @@ def subfolders(folder: Path, skips: Skips | None = None) -> list[Path]:
 def modality_in(folder: Path) -> Modality:
     """What kind of example most of the first files below a folder are, by their names; the first kind, if none."""
     counts = dict.fromkeys(MODALITIES, 0)
+    if len(counts) == 1:
+        return next(iter(MODALITIES.values()))
     num_seen = 0
     for _, folders, names in os.walk(folder):
         folders.sort()

@@ -253,6 +253,10 @@ class Modality(ABC):
         """64 bits that are nearly the same for examples that nearly are; None where there is no such thing."""
         return None
 
+    def picture(self, example: np.ndarray) -> np.ndarray | None:
+        """A decoded example to look at as it came: uint8 (H, W, 1 or 3); None where only `render` can show it."""
+        return None
+
     def takes(self, item: Any) -> bool:
         """Whether `predict` takes this, beside paths, bytes and open files."""
         return False

@@ -24,11 +24,15 @@ def classify(
     batches: Iterable[Batch],
     device: torch.device,
     gather: Callable[[list[Any]], list[list[Any]]] = _alone,
+    *,
+    temperature: float = 1.0,
+    keep_logits: bool = False,
 ) -> Predictions:
     """Predictions for every image of `batches`, by index. Loss is the softmax cross-entropy with the hard label.
 
     gather: where several processes have a share of the batches each, brings together what all of them found. Images
-    of a batch beyond its labels are computed and forgotten.
+    of a batch beyond its labels are computed and forgotten. temperature: divides the logits for `confidence`, and
+    for nothing else.
     """
     was_training = model.training
     quick = fast(model.eval())
@@ -36,7 +40,8 @@ def classify(
     for batch in batches:
         logits = quick(batch.inputs.to(device)).float().cpu()[: len(batch.label)]
         log_probs = F.log_softmax(logits, dim=1)
-        confidence, predicted = log_probs.exp().max(dim=1)
+        raw_confidence, predicted = log_probs.exp().max(dim=1)
+        confidence = (logits / temperature).softmax(dim=1).amax(dim=1) if temperature != 1 else raw_confidence
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
         parts.append(
             (
@@ -46,6 +51,8 @@ def classify(
                 confidence.double(),
                 -log_probs.gather(1, batch.label[:, None])[:, 0].double(),
                 top5,
+                raw_confidence.double(),
+                *([logits] if keep_logits else []),
             )
         )
     model.train(was_training)
@@ -55,5 +62,5 @@ def classify(
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0], kind="stable")
     columns = [column[order] for column in columns]
-    names = ("index", "label", "predicted", "confidence", "loss", "top5")
-    return Predictions(**dict(zip(names, columns, strict=True)))
+    names = ("index", "label", "predicted", "confidence", "loss", "top5", "raw_confidence", "logits")
+    return Predictions(temperature=temperature, **dict(zip(names, columns, strict=False)))

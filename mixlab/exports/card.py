@@ -10,12 +10,17 @@ import tomli_w
 from mixlab.checkpoint.store import Weights
 from mixlab.cpu.cost import measure_cost
 from mixlab.escape import for_markdown, visible, visible_values, without_places
+from mixlab.exports.licences import NOT_STATED, checked_licence, hub_identifier
 from mixlab.models.catalog import display_name
 from mixlab.records import read_json, read_text, read_toml
 from mixlab.report.run_log import read_run_log
 
 MAX_CARD_BYTES = 4 * 2**20
 
+# What works until mixlab is on PyPI.
+USE = """\
+pip install .  # in a clone of mixlab, which is not on PyPI yet; or pip install with the path of its wheel
+mixlab predict FOLDER_OR_NAME photo.jpg"""
 LIMITS = (
     "It knows the classes below and no others: any image gets one of them. Its probabilities come from "
     "images like those it was trained on and say little about others. It was not examined for bias or for safety."
@@ -23,12 +28,14 @@ LIMITS = (
 
 
 def write_card(
-    weights: Weights, run: Path | None, *, licence: str = "not stated", data: str | None = None
+    weights: Weights, run: Path | None, *, licence: str = NOT_STATED, data: str | None = None
 ) -> str:
     """The card of a run, or of weights alone (`run` None): only what is known, the rest said to be unknown.
 
-    data: the name of the data set, instead of the run's own path. licence: of the weights.
+    data: the name of the data set, instead of the run's own path. licence: of the weights, one that the Hub knows;
+    UsageError for another.
     """
+    licence = checked_licence(licence)
     facts = _facts(run)
     name = display_name(weights.model_settings["name"])
     cost = measure_cost(weights.model, weights.preprocess.input_size, in_channels=weights.preprocess.channels)
@@ -37,7 +44,7 @@ def write_card(
     test = facts.get("test")
     if test and not (test.get("num_images") and test.get("num_correct") is not None):
         test = None
-    lines = ["---", f"license: {_licence(licence)}", "library_name: mixlab"]
+    lines = ["---", f"license: {hub_identifier(licence)}", "library_name: mixlab"]
     lines += [
         "pipeline_tag: image-classification",
         "tags:",
@@ -66,8 +73,7 @@ def write_card(
         "## Use",
         "",
         "```",
-        "pip install mixlab",
-        "mixlab predict FOLDER_OR_NAME photo.jpg",
+        USE,
         "```",
         "",
         "## Measured",
@@ -98,23 +104,17 @@ def write_card(
     return "\n".join(lines)
 
 
-def _licence(licence: str) -> str:
-    """The value in the front matter, which is YAML: an identifier as it is, anything else as one quoted line."""
-    if licence == "not stated":
-        return "other"
-    return licence if re.fullmatch(r"[A-Za-z][\w.+-]{0,99}", licence) else json.dumps(visible(licence))
-
-
-def card_beside(folder: Path, *, licence: str = "not stated", data: str | None = None) -> str | None:
+def card_beside(folder: Path, *, licence: str = NOT_STATED, data: str | None = None) -> str | None:
     """The card that mixlab wrote beside weights, with another licence and data set if given; None without one."""
+    licence = checked_licence(licence)
     path = folder / "README.md"
     # The Hub's cache consists of links; what is no card of ours is not shown, wherever it comes from.
     text = read_text(path, MAX_CARD_BYTES, follow=True) if path.is_file() else ""
     head, closing, rest = text.removeprefix("---\n").partition("\n---\n")
     if not text.startswith("---\n") or "library_name: mixlab" not in head.splitlines():
         return None  # somebody else's
-    if licence != "not stated":
-        head = re.sub(r"^license: .*$", lambda _: f"license: {_licence(licence)}", head, flags=re.M)
+    if licence != NOT_STATED:
+        head = re.sub(r"^license: .*$", f"license: {licence}", head, flags=re.M)
         shown = for_markdown(licence)
         rest = re.sub(r"^(- Licence of the weights: ).*$", lambda m: m[1] + shown, rest, flags=re.M)
     if data is not None:
@@ -141,6 +141,7 @@ def _facts(run: Path | None) -> dict[str, Any]:
         recipe = without_places(read_toml(run / "recipe.toml"))
         if ends:
             recipe["steps"] = facts["step"]  # that were taken, where the plan was another
+            recipe.pop("epochs", None)  # the plan's, which steps go before
         facts["recipe"] = tomli_w.dumps(recipe)
     return facts
 
@@ -154,6 +155,8 @@ def _training(facts: dict[str, Any]) -> list[str]:
             f"- {facts['step']:,} steps, {facts['epochs'] or 0:.1f} epochs, "
             f"{(facts.get('seconds') or 0) / 60:.0f} minutes"
         )
+    else:
+        lines.append("- Not finished: the recipe below is what was planned.")
     if "environment" in facts:
         environment = facts["environment"]
         versions = environment.get("versions")

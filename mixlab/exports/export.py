@@ -102,6 +102,7 @@ def description(weights: Weights, resize_in_graph: bool = False) -> dict[str, An
         "input": ANY_SIZE if resize_in_graph else weights.preprocess.graph_input,
         "class_names": list(weights.class_names),
         "preprocess": weights.preprocess.to_json(),
+        "temperature": weights.temperature,
         "provenance": without_places(weights.provenance),
         "written_by": f"mixlab {__version__}",
     }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.errors import MixlabError, UsageError
-from mixlab.exports.runtimes import METADATA_KEY, OUTPUT, Runner, quiet
+from mixlab.exports.runtimes import OUTPUT, Runner, quiet
 from mixlab.files import written_whole
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -182,7 +182,7 @@ def _quantised(model: Any, ranges: Any, names: Sequence[str]) -> bytes:
     written = quantizer.model.model
     kept = {prop.key for prop in written.metadata_props}
     for prop in model.metadata_props:
-        if prop.key == METADATA_KEY and METADATA_KEY not in kept:
+        if prop.key not in kept:
             written.metadata_props.add(key=prop.key, value=prop.value)
     content: bytes = written.SerializeToString()
     return content

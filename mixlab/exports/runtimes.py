@@ -6,6 +6,7 @@ ONNX and OpenVINO need their extra (`pip install 'mixlab[export]'`, `'mixlab[ope
 import contextlib
 import inspect
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -87,8 +88,23 @@ def _write_onnx(graph: nn.Module, example: Tensor, path: Path, name: str, free: 
 
     written = onnx.load(path)
     _forget_traces(written)
-    onnx.helper.set_model_props(written, {METADATA_KEY: about})
+    onnx.helper.set_model_props(written, {METADATA_KEY: about} | plain_metadata(json.loads(about)))
     onnx.save(written, path)
+
+
+def plain_metadata(about: dict[str, Any]) -> dict[str, str]:
+    """What other programs look for, key by key: of `about`, which stands whole under METADATA_KEY."""
+    given = about["preprocess"]
+    found = {
+        "model": about["model"],
+        "class_names": json.dumps(about["class_names"], ensure_ascii=False),
+        "version": about["written_by"].removeprefix("mixlab "),
+    }
+    if "image_size" in given:
+        found |= {"input_size": json.dumps(given["image_size"])}
+        found |= {key: json.dumps(given[key]) for key in ("mean", "std")}
+        found["normalisation"] = "inside the graph: it takes uint8 pixels and applies mean and std itself"
+    return found
 
 
 def _forget_traces(message: Any) -> None:

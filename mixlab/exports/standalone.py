@@ -49,9 +49,9 @@ def main(paths: list[str]) -> None:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             failed.append(repr(f"{path}: {error}")[1:-1])  # what is not seen in names stands as an escape
             continue
-        logits = session.run(["logits"], {"pixels": pixels[None]})[0][0].astype(np.float64)
-        probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        best = [(about["class_names"][i], 100 * probability[i]) for i in np.argsort(-probability)[:5]]
+        logits = session.run(["logits"], {"pixels": pixels[None]})[0][0] / about.get("temperature", 1.0)
+        share = np.exp(logits.astype(np.float64) - logits.max())
+        best = [(about["class_names"][i], 100 * share[i] / share.sum()) for i in np.argsort(-share)[:5]]
         print(repr(f"{path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in best))[1:-1])
     sys.exit("\n".join(failed) or 0)  # text goes to standard error, with status 1
 

@@ -238,7 +238,8 @@ def parse_mixer_name(name: str) -> tuple[str, int]:
 def _parsed(name: str) -> tuple[str, str, int]:
     match = re.fullmatch(r"mixer_([a-z_]+?)(\d+)", name)
     if match is None or match[1] not in _size_names() or int(match[2]) == 0:
-        raise UsageError(f"there is no model called {name!r}", where="model", hint=_nearest(name, MODELS))
+        hint = f"did you mean 'timm/{name}'?" if from_timm.has(name) else _nearest(name, MODELS)
+        raise UsageError(f"there is no model called {name!r}", where="model", hint=hint)
     prefix, size = _size_names()[match[1]]
     return prefix, size, int(match[2])
 

@@ -13,6 +13,13 @@ from mixlab.models.orders import check_order, reorder_pixels
 PREFIX = "timm/"
 
 
+def has(name: str) -> bool:
+    """Whether timm has a model of this name, without the prefix."""
+    import timm
+
+    return bool(timm.is_model(name.split(".")[0]))
+
+
 def create(
     name: str,
     num_classes: int,
@@ -27,7 +34,7 @@ def create(
     timm_name = name.removeprefix(PREFIX)
     if timm_name.startswith("baseline_"):
         import mixlab.models.baselines  # noqa: F401  registers them
-    if not timm.is_model(timm_name.split(".")[0]):
+    if not has(timm_name):
         close = difflib.get_close_matches(timm_name, timm.list_models(), n=1, cutoff=0.5)
         raise UsageError(
             f"timm has no model called {timm_name!r}",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mixlab.errors import TrainingError, UsageError
+from mixlab.evaluation.metrics import summarize
 from mixlab.planning.draft import Draft
 from mixlab.training.build import build
 from mixlab.training.clock import Clock
@@ -135,5 +136,5 @@ def _try(plan: Plan, session: Session) -> dict[str, Any]:
             fit(state, batches(plan, state, clock, course), clock, course)
         except NonFiniteError as error:
             return {"top1": None, "loss": None, "failed": error.message}
-    result = validate(plan, state, course)
+    result = summarize(validate(plan, state, course), plan.class_names)
     return {"top1": result.top1, "loss": result.loss}

@@ -13,12 +13,14 @@ from mixlab.planning.draft import Request
 from mixlab.planning.make_plan import DECISIONS, Decision, make_plan
 from mixlab.planning.reopen import reopen
 from mixlab.training.build import build
+from mixlab.training.cautions import data_cautions
 from mixlab.training.choose_split import recipe_of
 from mixlab.training.clock import Clock, read_changes
 from mixlab.training.course import TrainingCourse
 from mixlab.training.distributed import is_under_torchrun, joined
 from mixlab.training.fit import batches, fit
 from mixlab.training.history import StartOver, check_links, check_resumable, set_aside
+from mixlab.training.introduce import introduce
 from mixlab.training.outcome import finish
 from mixlab.training.plan import Plan
 from mixlab.training.run_folder import check_place, create_run, default_run_path, is_of_this_command, locked
@@ -112,6 +114,9 @@ def _train(
         changes=world.run_on_main(lambda: read_changes(run)),
     )
     course = course_type(plan, state, run, clock, session)
+    introduce(plan, state, run, clock, session)
+    for caution in data_cautions(plan):
+        session.screen.say(f"warning: {caution}")
     if is_resumed:
         course.load()
     with course.running():

@@ -13,7 +13,7 @@ from mixlab.data.config import DataConfig
 from mixlab.data.dataset import Source
 from mixlab.data.modality import SETS
 from mixlab.data.sources import open_source
-from mixlab.errors import UsageError, check_type, path_text
+from mixlab.errors import UsageError, UsageTypeError, check_type, path_text
 from mixlab.planning.budget import parse_duration
 from mixlab.planning.draft import Request
 from mixlab.planning.lr_grid import LrGrid
@@ -26,6 +26,7 @@ from mixlab.recipes.pretrain import (
     pretrain_imagenet1k_sam,
     pretrain_imagenet21k,
 )
+from mixlab.recipes.run import Run
 from mixlab.recipes.small import digits, small_data, small_images, small_images_flat
 from mixlab.report.screen import Screen
 from mixlab.training.history import StartOver
@@ -115,6 +116,11 @@ def describe_recipe(name: str) -> dict[str, Any]:
     """Name, `purpose`, `result` and `is_measured` of a recipe, as `mixlab recipes --json` has them."""
     named = RECIPES[name]
     return {"name": name, "purpose": named.purpose, "result": named.result, "is_measured": named.is_measured}
+
+
+def list_recipes() -> list[dict[str, Any]]:
+    """`describe_recipe` of every named recipe."""
+    return [describe_recipe(name) for name in RECIPES]
 
 
 def recipe_for(data: DataConfig, *, download: bool = False) -> Recipe:
@@ -251,19 +257,20 @@ ARGUMENTS = SESSION_ARGUMENTS | {
 
 
 def train(
-    recipe: Recipe | str | os.PathLike[str] = "auto",
     data: str | os.PathLike[str] | None = None,
+    recipe: Recipe | str | os.PathLike[str] = "auto",
     *,
     budget: str | None = None,
     **options: Any,
-) -> Any:
-    """Train and return what `mixlab train --json` prints.
+) -> Run:
+    """Train and return the finished run.
 
-    recipe: a `Recipe`, the name of one, a TOML file, or `auto` for the one that suits the data. data: a set's
-    name, folder or CSV file; None takes the recipe's. budget: `10m`, total time from this call. options: run,
+    data: a set's name, folder or CSV file; None takes the recipe's. recipe: a `Recipe`, the name of one, a TOML
+    file, or `auto` for the one that suits the data. budget: `10m`, total time from this call. options: run,
     download, those of a `Session` (device, screen, ...), and recipe keys with `__` for the dot
     (`optimizer__lr=3e-4`). UsageTypeError, a TypeError too, for an argument of another kind.
     """
+    _check_order(data)
     check_type(recipe, (Recipe, *_PATH), "recipe", "a Recipe, the name of one, or a TOML file")
     check_type(data, (*_PATH, _NONE), "data", f"{_PATH_WORDS} of a data set, or None")
     check_type(budget, (str, _NONE), "budget", "a length of time such as '10m', or None")
@@ -298,7 +305,19 @@ def train(
         trials=trials,
         download=download,
     )
-    return train_request(request, session)
+    return Run(train_request(request, session))
+
+
+def _check_order(data: Any) -> None:
+    """UsageTypeError for a recipe in the place of the data, where it stood in older versions."""
+    is_name = isinstance(data, str) and data in ("auto", *RECIPES) and data != "digits"
+    if isinstance(data, Recipe) or (is_name and not os.path.exists(data)):
+        what = repr(data) if is_name else "this argument"
+        raise UsageTypeError(
+            f"{what} is a recipe, and the data comes first",
+            where="data",
+            hint="mixlab.train(DATA, RECIPE), or mixlab.train(recipe=RECIPE) for the recipe's own data",
+        )
 
 
 def resume(
@@ -307,8 +326,8 @@ def resume(
     data: str | os.PathLike[str] | None = None,
     start_over: StartOver = "never",
     **options: Any,
-) -> Any:
-    """Go on with a training exactly where it stopped, and return what `mixlab train --json` prints.
+) -> Run:
+    """Go on with a training exactly where it stopped, and return the finished run.
 
     run: its folder, or its name under ./runs. data: where its data set is now, if it was moved. start_over: `always`
     begins it again, and keeps what is there beside. options: those of a `Session` (device, screen, ...).
@@ -320,7 +339,7 @@ def resume(
             raise UsageError(f"resume takes no {key!r}", hint="it goes on with the run as it is")
         check_type(value, SESSION_ARGUMENTS[key][0], key, SESSION_ARGUMENTS[key][1])
     moved_to = None if data is None else os.fsdecode(data)
-    return resume_run(_run_folder(run), session_of(options), data=moved_to, start_over=start_over)
+    return Run(resume_run(_run_folder(run), session_of(options), data=moved_to, start_over=start_over))
 
 
 def session_of(options: dict[str, Any]) -> Session:
@@ -344,8 +363,8 @@ def fine_tune(
     lr_share: float = 0.1,
     budget: str | None = None,
     **options: Any,
-) -> Any:
-    """`mixlab.finetune`: go on from `weights` on other data; returns what `mixlab finetune --json` prints.
+) -> Run:
+    """`mixlab.finetune`: go on from `weights` on other data; returns the finished run.
 
     weights: a run, weights folder, file of any known format, or published name; fitted to `image_size` and the
     classes. lr_grid: rates tried first, each for `lr_share` of the steps. The rest is as for `train`.
@@ -357,4 +376,4 @@ def fine_tune(
         check_type(lr, (Real,), "lr_grid", "a list of numbers")
     check_type(lr_share, (Real,), "lr_share", "a share of the steps, such as 0.1")
     grid = LrGrid(lrs=tuple(lr_grid), share=lr_share) if lr_grid else None
-    return train(recipe, data, budget=budget, init_from=name, lr_grid=grid, **options)
+    return train(data, recipe, budget=budget, init_from=name, lr_grid=grid, **options)

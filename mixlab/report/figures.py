@@ -30,6 +30,7 @@ WIDEST_MATRIX = 26.0  # Inches. Beyond it (about 155 classes) only every n-th cl
 LONGEST_LABEL = 32  # Characters of a Latin script; those of Chinese, Japanese and Korean count as two.
 CAPTION_WIDTH = 24  # Characters of an 8 pt monospaced font, which are all 0.067 inches wide.
 CAPTION_LINES = 4
+SMOOTHED_FROM = 60  # Points, from which on a curve is drawn as a running mean, thin behind it as it is.
 PICTURE_SIZE = 1.62  # Inches.
 
 
@@ -79,8 +80,19 @@ def _curve(
     # A line of one point is invisible without a marker, and few points should be seen as few.
     shown = marker if len(kept) <= 40 else ""
     x, y = zip(*kept, strict=True)
+    if len(kept) > SMOOTHED_FROM and key != "lr":  # which has no noise, but corners
+        ax.plot(x, y, color=color, linewidth=0.6, alpha=0.35)
+        y = smooth(y, 2 * (len(y) // 40) + 1)
     ax.plot(x, y, color=color, marker=shown, markersize=4, linewidth=width, label=label)
     return True
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Each value as the mean of the `window` (odd) around it, at the ends of those that there are."""
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=float))])
+    place = np.arange(len(values))
+    first, end = np.maximum(place - window // 2, 0), np.minimum(place + window // 2 + 1, len(values))
+    return list((sums[end] - sums[first]) / (end - first))
 
 
 def _is_number(value: object) -> bool:
@@ -88,7 +100,7 @@ def _is_number(value: object) -> bool:
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """What was said (columns) for what was true (rows). counts: int (K, K). Colours are shares of a row.
+    """What was predicted (columns) for what was true (rows). counts: int (K, K). Colours are shares of a row.
 
     Up to 20 classes the counts stand in the cells; for more, the figure grows so that labels stay legible.
     """
@@ -117,7 +129,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     shown = [names[place] for place in places]
     ax.set_xticks(places, shown, fontsize=SMALL, rotation=90 if upright else 0, parse_math=False)
     ax.set_yticks(places, shown, fontsize=SMALL, parse_math=False)
-    ax.set_xlabel("the model said", fontsize=NORMAL)
+    ax.set_xlabel("predicted class", fontsize=NORMAL)
     ax.set_ylabel("true class", fontsize=NORMAL)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -185,6 +197,30 @@ def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
     bottom.bar(lower, [b["num_images"] for b in kept], width, color=GREY, **edge)
     bottom.xaxis.set_major_formatter(PercentFormatter(1.0))
     bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return figure
+
+
+def coverage_curve(
+    confidence: np.ndarray, correct: np.ndarray, chosen: tuple[float, float] | None = None
+) -> Figure:
+    """The share that is right among the surest, against how many these are. confidence, correct: (n,).
+
+    chosen: share of the images, and of them that are right, at the threshold that validation chose.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    right = np.cumsum(correct[order]) / np.maximum(count, 1)
+    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+    ax = figure.subplots()
+    tidy(ax, "", "share that the model is surest of", "of them right")
+    ax.plot(count / max(len(order), 1), right, color=BLUE, linewidth=1.6)
+    if chosen is not None:
+        ax.plot(*chosen, color=ORANGE, marker="D", linestyle="", label="threshold chosen on validation")
+        ax.legend(fontsize=SMALL, frameon=False, loc="lower left")
+    lowest = float(right[len(order) // 50 :].min()) if len(order) else 0.0
+    ax.set(xlim=(0, 1.02), ylim=(max(lowest - 0.25 * (1.02 - lowest), 0), 1 + 0.03 * (1.02 - lowest)))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 

@@ -4,16 +4,31 @@ import base64
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from mixlab.errors import MixlabError
 from mixlab.escape import lines
 from mixlab.files import write_atomically
 
+THUMBNAIL_SIDE = 192
 DOTS_PER_INCH, CSS_PIXELS_PER_INCH = 120, 96  # Figures are saved with 120; a browser's inch has 96.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An example that was predicted wrongly. picture: uint8 (H, W, 1 or 3), of any size."""
+
+    picture: np.ndarray
+    name: str
+    label: str
+    predicted: str
+    probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +49,11 @@ class Report:
         tuple[str, str]
     ] = ()  # What stands in the figures for a class name that no font could draw.
     figures_before_table: int = 2  # How many figures stand above the per-class table.
+    conclusions: Sequence[str] = ()  # Sentences.
+    next_commands: Sequence[tuple[str, str]] = ()  # What for, and the command.
+    split_counts: Sequence[tuple[str, dict[str, int]]] = ()  # Class, and how many each split has of it.
+    mistakes: Sequence[Mistake] = ()  # Worst first.
+    changed_keys: Sequence[tuple[str, str, str]] = ()  # Key, value, default.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +74,14 @@ def write_report(report: Report, path: Path) -> None:
     """Write the page as one HTML file. Raises DiskError, or MixlabError if a figure cannot be read."""
     figures = [_embed(*figure) for figure in report.figures]
     split = report.figures_before_table
-    _write(path, "report.html", report=report, figures_above=figures[:split], figures_below=figures[split:])
+    _write(
+        path,
+        "report.html",
+        report=report,
+        figures_above=figures[:split],
+        figures_below=figures[split:],
+        mistakes=[{"about": one, "src": _thumbnail(one.picture)} for one in report.mistakes],
+    )
 
 
 def write_study_page(page: StudyPage, path: Path) -> None:
@@ -92,6 +119,15 @@ def _embed(heading: str, text: str, path: Path) -> dict[str, Any]:
     )
     data = base64.b64encode(png).decode("ascii")
     return {"heading": heading, "text": text, "data": data, "width": width, "height": height}
+
+
+def _thumbnail(picture: np.ndarray) -> str:
+    """The address of a picture inside the page, its larger side THUMBNAIL_SIDE pixels at most."""
+    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    content, kind = BytesIO(), "png" if max(picture.shape[:2]) <= THUMBNAIL_SIDE // 2 else "jpeg"
+    image.save(content, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
 
 
 def _shown(value: Any) -> Any:

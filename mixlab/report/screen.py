@@ -1,4 +1,4 @@
-"""What a command shows while it works: a progress bar on a terminal, plain lines elsewhere."""
+"""What a command shows while it works: one live line on a terminal and in a notebook, plain lines elsewhere."""
 
 import io
 import logging
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from mixlab.escape import visible
 LOGGER = logging.getLogger("mixlab")
 LOGGER.addHandler(logging.NullHandler())  # a program that has not set up logging hears nothing
 LINE_SECONDS = 10.0  # between two plain progress lines
+NOTEBOOK_SECONDS = 0.2  # between two updates of the line in a notebook
 
 
 def speaks() -> bool:
@@ -85,8 +87,13 @@ class Screen:
 
     @contextmanager
     def progress(self, label: str, total: int, start: int = 0) -> Iterator["Bar"]:
-        """A bar for `total` units of work."""
-        if self.quiet or self.to_log or not self.console.is_terminal:
+        """A bar for `total` units of work; on a terminal it is gone afterwards."""
+        if self._is_notebook:
+            line = NotebookLine(label)
+            yield Bar(self, label, total, start, line)
+            line.close()
+            return
+        if not self._is_live:
             yield Bar(self, label, total, start, None)
             return
         columns = (
@@ -95,9 +102,27 @@ class Screen:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console) as progress:
+        with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(label, total=total, completed=start, note="")
-            yield Bar(self, label, total, start, (progress, task))
+            yield Bar(self, label, total, start, partial(progress.update, task))
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """Says what is being done: a line that goes when it is done, or a plain one where lines stay."""
+        if self._is_live:
+            with self.console.status(text):
+                yield
+            return
+        self.say(text)
+        yield
+
+    @property
+    def _is_live(self) -> bool:
+        return self.console.is_terminal and not self.quiet and not self.to_log
+
+    @property
+    def _is_notebook(self) -> bool:
+        return self.console.is_jupyter and not self.quiet and not self.to_log
 
     @contextmanager
     def progress_if_any(self, label: str) -> Iterator[Callable[[int, int], None]]:
@@ -113,12 +138,38 @@ class Screen:
             yield update
 
 
-class Bar:
-    """One running piece of work; `update` tells how far it is, of `total`, which may change."""
+class NotebookLine:
+    """One line of a notebook that is shown anew; by IPython alone, since rich would want ipywidgets for it."""
 
-    def __init__(self, screen: Screen, label: str, total: int, start: int, rich_task: Any) -> None:
+    def __init__(self, label: str) -> None:
+        from IPython.display import Pretty, display
+
+        self._as_line = Pretty
+        self._label = label
+        self._handle = display(Pretty(label), display_id=True)
+        self._last = 0.0
+
+    def __call__(self, *, completed: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= NOTEBOOK_SECONDS:
+            self._last = now
+            self._handle.update(self._as_line(visible(f"{self._label} {note}")))
+
+    def close(self) -> None:
+        self._handle.update(self._as_line(""))
+
+
+class Bar:
+    """One running piece of work; `update` tells how far it is, of `total`, which may change.
+
+    show: where its line lives, called with completed, total and note; None where only lines that stay can be written.
+    """
+
+    def __init__(
+        self, screen: Screen, label: str, total: int, start: int, show: Callable[..., None] | None
+    ) -> None:
         self._screen, self._label, self.total, self._start = screen, label, total, start
-        self._rich_task = rich_task
+        self._show = show
         self._started = self._last_line = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
@@ -127,9 +178,8 @@ class Bar:
         fresh = done - self._start
         left = (now - self._started) / fresh * (self.total - done) if fresh > 0 else None
         note = f"{done}/{self.total}  {note}" + (f"  ETA {format_seconds(left)}" if left is not None else "")
-        if self._rich_task is not None:
-            progress, task = self._rich_task
-            progress.update(task, completed=done, total=self.total, note=note)
+        if self._show is not None:
+            self._show(completed=done, total=self.total, note=note)
         elif now - self._last_line >= LINE_SECONDS:
             self._screen.say(f"{self._label} {note}")
             self._last_line = now

@@ -10,6 +10,8 @@ from mixlab.report.screen import Screen, format_seconds
 
 ENOUGH = 1000  # images, for shares that differ by tenths of a point
 NUM_ABSENT = 10  # classes without images, that are named
+NUM_GUESSES = 3  # labels of each of many images
+PLAIN_MODELS = ("model", "side", "size", "GMACs", "for")
 NUM_LISTED = 20  # of bad files or duplicates, before "and n more"
 
 
@@ -36,22 +38,25 @@ def show_facts(facts: dict[str, Any], screen: Screen) -> None:
 
 
 def show_models(rows: list[dict[str, Any]], screen: Screen) -> None:
-    """`mixlab models`."""
-    table = Table("model", "name", "image side", "parameters (1000 classes)", "GMACs", "for")
+    """`mixlab models`, for terminals of 80 columns."""
+    table = Table(*PLAIN_MODELS, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        numbers = ["" if row[key] is None else f"{row[key]:,}" for key in ("image_side", "num_parameters")]
-        macs = "" if row["macs"] is None else f"{row['macs'] / 1e9:.2f}"
-        table.add_row(row["model"], row["display_name"], *numbers, macs, row["purpose"])
+        side = "" if row["image_side"] is None else str(row["image_side"])
+        size = "" if row["num_parameters"] is None else f"{row['num_parameters'] / 1e6:.1f} M"
+        macs = "" if row["macs"] is None else f"{row['macs'] / 1e9:.3g}"
+        table.add_row(row["model"], side, size, macs, row["purpose"])
     screen.show(table)
+    screen.say("side: of images, in pixels; size: parameters with 1000 classes; GMACs: of one image")
 
 
 def show_recipes(rows: list[dict[str, Any]], screen: Screen) -> None:
-    """`mixlab recipes`."""
-    table = Table("recipe", "for", "result", show_lines=True)
+    """`mixlab recipes`: a line each."""
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
-        table.add_row(row["name"], escape(row["purpose"]), escape(row["result"]))
-    screen.show(table)
-    screen.say("`mixlab train DATA --recipe NAME` takes one; `mixlab recipes NAME` prints it as TOML")
+        screen.say(f"{row['name']:<{width}}  {row['purpose']}")
+    screen.say(
+        "`mixlab train DATA --recipe NAME` takes one; `mixlab recipes NAME` says what it gave, and has its keys"
+    )
 
 
 def show_keys(rows: list[dict[str, Any]], screen: Screen) -> None:
@@ -206,7 +211,19 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
     screen.say(f"accuracy {100 * result['top1']:.2f} % ({result['num_correct']} of {result['num_images']})")
     if "balanced_accuracy" in result:
         screen.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f} %")
-    screen.say(f"top-5 {percent(result['top5'])}, loss {result['loss']:.4f}, ECE {result['ece']:.4f}")
+    low, high = result["top1_interval"]
+    screen.say(f"on others like these, 95 times in 100: {100 * low:.2f} to {100 * high:.2f} %")
+    screen.say(
+        f"top-5 {percent(result['top5'])}, loss {result['loss']:.4f}, "
+        f"calibration error (ECE) {100 * result['ece']:.2f} points"
+    )
+    if result["temperature"] != 1:
+        screen.say(
+            f"probabilities are calibrated (temperature {result['temperature']:g}); "
+            f"without it the calibration error is {100 * result['ece_raw']:.2f} points"
+        )
+    for row in result["coverage"]:
+        screen.say(f"{describe_coverage(row)}; here {_found_coverage(row)}")
     if "real" in result:
         real = result["real"]
         screen.say(
@@ -230,55 +247,39 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
         screen.say(f"not counted, unreadable: {file['path']}: {file['reason']}")
 
 
+def describe_coverage(row: dict[str, Any], many: str = "images") -> str:
+    """What validation promised: a row of `Evaluation.coverage` as a sentence without its end."""
+    which = f" (confidence >= {row['min_confidence']:g})" if row["min_confidence"] else ""
+    return (
+        f"at {100 * row['target']:g} % right, {100 * row['coverage_promised']:.0f} % of the {many} need no second "
+        f"look{which}"
+    )
+
+
+def _found_coverage(row: dict[str, Any]) -> str:
+    if not row["num_sure"]:
+        return "none is so sure"
+    return f"{100 * row['coverage']:.0f} %, of which {100 * row['accuracy']:.1f} % are right"
+
+
 def show_predictions(result: dict[str, Any], screen: Screen) -> None:
-    """`mixlab predict`."""
+    """`mixlab predict`: all labels of one image, or a line for each of many."""
+    if len(result["images"]) > 1:
+        for row in result["images"]:
+            guesses = row.get("predictions", [])[:NUM_GUESSES]
+            found = ", ".join(f"{guess['label']} {percent(guess['probability'])}" for guess in guesses)
+            screen.say(f"{row['path']}: {found or 'unreadable: ' + row['error']}")
+        if result["num_bad"]:
+            screen.say(f"{result['num_bad']} of {len(result['images'])} could not be read")
+        return
     table = Table("image", "label", "probability")
     for row in result["images"]:
         if "error" in row:
             table.add_row(escape(row["path"]), escape(f"unreadable: {row['error']}"), "")
         for rank, guess in enumerate(row.get("predictions", [])):
             name = escape(row["path"]) if rank == 0 else ""
-            table.add_row(name, escape(guess["label"]), percent(guess["probability"]))
+            label = escape(guess["label"]) + (" (unsure)" if rank == 0 and row.get("unsure") else "")
+            table.add_row(name, label, percent(guess["probability"]))
     screen.show(table)
-    if result["num_bad"]:
-        screen.say(f"{result['num_bad']} of {len(result['images'])} images could not be read")
-
-
-def show_check(result: dict[str, Any], screen: Screen) -> None:
-    """`mixlab check`."""
-    splits = list(next(iter(result["classes"].values())))
-    table = Table("class", *splits)
-    for name, counts in result["classes"].items():
-        table.add_row(escape(name), *(str(counts[split]) for split in splits))
-    screen.show(table)
-    readable = {key: result[key] for key in ("num_ok", "num_bad", "sizes", "modes", "formats")}
-    show_facts(readable | {"num_duplicates_within": result["num_duplicates_within"]}, screen)
-    _list("unreadable", [f"{file['path']}: {file['reason']}" for file in result["bad"]], screen)
-    across = [
-        f"{' = '.join(group['paths'])} ({', '.join(group['splits'])})" for group in result["duplicates"]
-    ]
-    _list("the same image in several splits", across, screen)
-    contrary = [
-        f"{' = '.join(group['paths'])} ({', '.join(group['labels'])})" for group in result["conflicts"]
-    ]
-    _list("the same image with different labels", contrary, screen)
-    near = [f"{' ~ '.join(pair['paths'])} ({', '.join(pair['splits'])})" for pair in result["near_copies"]]
-    if near:
-        screen.say(f"{result['num_near_copies']} images are nearly like another one, such as")
-        for line in near[:NUM_LISTED]:
-            screen.say(f"  {line}")
-    for one in result["skipped"]:
-        screen.say(f"left out: {one['count']} {one['reason']}: {', '.join(one['examples'])}")
-    if result["grey_peak"] is not None:
-        screen.say(
-            f"16-bit grey: values up to {result['grey_peak']:,}; {result['grey_max']:,} is taken as white"
-        )
-
-
-def _list(title: str, lines: list[str], screen: Screen) -> None:
-    if lines:
-        screen.say(f"{title}: {len(lines)}")
-    for line in lines[:NUM_LISTED]:
-        screen.say(f"  {line}")
-    if len(lines) > NUM_LISTED:
-        screen.say(f"  and {len(lines) - NUM_LISTED} more; --json lists all")
+    if "num_unsure" in result:
+        screen.say(f"{result['num_unsure']} of {result['num_ok']} images are unsure")

@@ -29,15 +29,16 @@ from mixlab.serving.inputs import Given, read_inputs
 
 Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | BinaryIO | np.ndarray
 BATCH_SIZE = 64
+NUM_NAMED = 5  # classes, in a repr
 FEW = 8  # examples, below which no fast copy of the model is made
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Classifier:
     """A model with its preprocessing and class names; what `mixlab.load` returns.
 
     model: float32 (B, channels, H, W), as `preprocess` gives it -> logits (B, K). cautions: to be read before
-    it is trusted.
+    it is trusted. temperature: of calibrated probabilities, 1 where none was fitted.
     """
 
     model: nn.Module
@@ -46,9 +47,20 @@ class Classifier:
     provenance: dict[str, Any]
     device: torch.device
     cautions: tuple[str, ...] = ()
+    temperature: float = 1.0
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, (*self.preprocess.input_size, self.preprocess.channels)))
+        some = ", ".join(self.class_names[:NUM_NAMED]) + (
+            ", ..." if len(self.class_names) > NUM_NAMED else ""
+        )
+        name = type(self.model).__name__
+        return f"Classifier({name}, {len(self.class_names):,} classes ({some}), input {size})"
 
     @torch.inference_mode()
-    def predict(self, images: Picture | Iterable[Picture], *, top: int = 5) -> list[dict[str, Any]]:
+    def predict(
+        self, images: Picture | Iterable[Picture], *, top: int = 5, calibrated: bool = True
+    ) -> list[dict[str, Any]]:
         """For each image its `top` labels: {"path", "predictions": [{"label", "probability"}]} or {"path", "error"}.
 
         images: one of, or a list of: a path of a file or of a folder (all images below it); bytes, bytearray or
@@ -56,7 +68,9 @@ class Classifier:
         array uint8 (H, W), (H, W, 1 or 3), or a batch (N, H, W, 1 or 3). What is no path has its number among all
         images as path. An image that cannot be read becomes an error row, not an exception; an argument of another
         kind is a UsageTypeError, which is a TypeError too, before anything is opened.
+        calibrated: divide the logits by the temperature that was fitted on validation, where there is one.
         """
+        temperature = self.temperature if calibrated else 1.0
         check_type(top, (Integral,), "top", "a number of labels")
         modality = self.preprocess.modality
         given = read_inputs(images, self.preprocess, lambda folder: find_examples([folder], modality))
@@ -70,7 +84,8 @@ class Classifier:
             with ThreadPoolExecutor(num_cores()) as pool:
                 read = list(pool.map(self._read, part))
             good = [i for i, result in enumerate(read) if isinstance(result, np.ndarray)]
-            found = iter(self._classify(model, np.stack([read[i] for i in good]), top) if good else [])
+            kept = np.stack([read[i] for i in good]) if good else None
+            found = iter([] if kept is None else self._classify(model, kept, top, temperature))
             for one, result in zip(part, read, strict=True):
                 if isinstance(result, np.ndarray):
                     rows.append({"path": one.name, "predictions": next(found)})
@@ -84,9 +99,11 @@ class Classifier:
         except ExampleError as error:
             return error.message
 
-    def _classify(self, model: nn.Module, kept: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
+    def _classify(
+        self, model: nn.Module, kept: np.ndarray, top: int, temperature: float
+    ) -> list[list[dict[str, Any]]]:
         inputs = self.preprocess.to_input(torch.from_numpy(kept).to(self.device))
-        probabilities = model(inputs).float().softmax(dim=1).cpu()
+        probabilities = (model(inputs).float() / temperature).softmax(dim=1).cpu()
         values, labels = probabilities.topk(min(top, len(self.class_names)), dim=1)
         return [
             [
@@ -123,6 +140,7 @@ def load(
         provenance=weights.provenance,
         device=torch_device,
         cautions=weights.cautions,
+        temperature=weights.temperature,
     )
 
 
@@ -151,15 +169,27 @@ def find_examples(arguments: Sequence[str], modality: Modality, skips: Skips | N
     return found
 
 
+def mark_unsure(rows: list[dict[str, Any]], min_confidence: float) -> None:
+    """Give each row of `Classifier.predict` that has predictions "unsure": is the best below `min_confidence`?"""
+    for row in rows:
+        if "predictions" in row:
+            row["unsure"] = row["predictions"][0]["probability"] < min_confidence
+
+
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    """path, rank, label, probability, error: one line a label, one a failed image. Text as `for_csv` writes it."""
+    """path, rank, label, probability, error: one line a label, one a failed image. Text as `for_csv` writes it.
+
+    A last column, unsure, where the rows were marked (`mark_unsure`).
+    """
+    marked = any("unsure" in row for row in rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "probability", "error"])
+    writer.writerow(["path", "rank", "label", "probability", "error"] + ["unsure"] * marked)
     for row in rows:
         if "error" in row:
-            writer.writerow([for_csv(row["path"]), "", "", "", for_csv(row["error"])])
+            writer.writerow([for_csv(row["path"]), "", "", "", for_csv(row["error"])] + [""] * marked)
         for rank, guess in enumerate(row.get("predictions", []), start=1):
             label, share = for_csv(guess["label"]), f"{guess['probability']:.6f}"
-            writer.writerow([for_csv(row["path"]), rank, label, share, ""])
+            unsure = ["true" if row.get("unsure") else "false"] * marked
+            writer.writerow([for_csv(row["path"]), rank, label, share, "", *unsure])
     write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))

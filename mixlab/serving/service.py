@@ -87,7 +87,8 @@ class Service:
         """uint8 (B, channels, height, width) -> probabilities (K,) for each; in the batcher's thread."""
         began = time.perf_counter()
         image = self.classifier.preprocess.to_input(torch.from_numpy(pixels).to(self.classifier.device))
-        probabilities = self.model(image).float().softmax(dim=1).cpu().numpy()
+        logits = self.model(image).float() / self.classifier.temperature
+        probabilities = logits.softmax(dim=1).cpu().numpy()
         self.metrics.observe_batch(len(pixels), time.perf_counter() - began)
         return list(probabilities)
 

@@ -23,9 +23,10 @@ from mixlab.data.modality import BadFile
 from mixlab.data.order import steps_per_epoch
 from mixlab.data.reading import check_bad_share
 from mixlab.errors import DiskError, TrainingError, WeightsError
-from mixlab.evaluation.metrics import Evaluation
+from mixlab.evaluation.metrics import Predictions, summarize
 from mixlab.records import take
 from mixlab.report.run_log import RunLog
+from mixlab.training.calibrated import calibrated
 from mixlab.training.clock import Clock
 from mixlab.training.dtensors import to_local
 from mixlab.training.failures import NonFiniteError
@@ -167,8 +168,10 @@ class TrainingCourse(Course):
         val, recipe, step = self.plan.data.val, self.recipe, self.clock.step
         better = val is None or recipe.keep_weights == "last"
         provenance: dict[str, Any] = {}
+        predictions = None
         if val is not None:
-            result = self._evaluate()
+            predictions = self._evaluate()
+            result = summarize(predictions, self.plan.class_names)
             values = {"top1": result.top1, "loss": result.loss, "ece": result.ece}
             if result.balanced_accuracy is not None:
                 values["balanced_accuracy"] = result.balanced_accuracy
@@ -183,17 +186,22 @@ class TrainingCourse(Course):
                 self.best = {"top1": values["top1"], "loss": values["loss"], "step": step}
             better = better or gained
             provenance["validation_top1"] = values["top1"]
-            self._bar.update(step, f"validation {100 * values['top1']:.1f} %")
+            self._bar.update(step, self._rows.text)
+            self.screen.say(
+                f"epoch {step / self._per_epoch:.4g}  step {step:,}  validation accuracy "
+                f"{100 * values['top1']:.1f} %  loss {values['loss']:.3f}" + ("  best" if gained else "")
+            )
         if better:
-            self._save_weights(provenance)
+            self._save_weights(provenance, predictions)
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> Predictions:
         self.world.now(f"validating after step {self.clock.step}")
-        evaluation = validate(self.plan, self.state, self)
+        predictions = validate(self.plan, self.state, self)
         self._share_bad_files()
-        return evaluation
+        return predictions
 
-    def _save_weights(self, provenance: dict[str, Any]) -> None:
+    def _save_weights(self, provenance: dict[str, Any], predictions: Predictions | None = None) -> None:
+        """predictions: of these weights for the validation split, from which their probabilities are calibrated."""
         facts = {"data": self.plan.data.source.name, "recipe": self.recipe.name, "seed": self.recipe.seed}
         facts |= self.plan.objective.facts
         weights = Weights(
@@ -203,6 +211,8 @@ class TrainingCourse(Course):
             class_names=self.plan.class_names,
             provenance=facts | {"step": self.clock.step, "ema": self.state.ema is not None} | provenance,
         )
+        if predictions is not None and self.world.is_main:
+            weights = calibrated(weights, predictions)
         self._has_weights = True
         values = self.exchange.full_state_dict(weights.model)
         job: Callable[[], None] | None = None

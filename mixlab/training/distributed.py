@@ -196,11 +196,13 @@ def classify_shared(
     *,
     on_bad: Callable[[BadFile], None],
     equally_often: bool = False,
+    temperature: float = 1.0,
+    keep_logits: bool = False,
 ) -> Predictions:
     """Predictions for every example, each counted once, on every rank.
 
     Whole batches are shared out, so that the last bits of a logit do not depend on the number of ranks.
-    equally_often: the ranks must call the model as often as each other.
+    equally_often: the ranks must call the model as often as each other. The last two: as for `classify`.
     """
 
     def batches() -> Iterator[Batch]:
@@ -214,7 +216,7 @@ def classify_shared(
             blank = torch.zeros(1, examples.preprocess.channels, *examples.preprocess.input_size)
             yield Batch(blank, torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64))
 
-    return classify(model, batches(), device, gather=world.gather)
+    return classify(model, batches(), device, world.gather, temperature=temperature, keep_logits=keep_logits)
 
 
 def is_launched() -> bool:

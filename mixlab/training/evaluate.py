@@ -42,6 +42,7 @@ def evaluate(
     image_size: tuple[int, int] | None = None,
     fit: str | None = None,
     labels: str | None = None,
+    calibrated: bool = True,
     data_dir: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -53,6 +54,7 @@ def evaluate(
     data: None takes the run's own data set and the splits it was trained with, at `moved_to` if it was moved. split:
     by default `test`, or everything where `data` has no splits. Examples that the run was trained on are counted.
     fit: one of FITS instead of the weights' own. labels: ReaL's (images/imagenet.py), measured beside the data's own.
+    calibrated: divide the logits by the weights' temperature before the softmax; accuracy and loss stay as they are.
     """
     screen = screen or Screen()
     run = path_text(run, "run", "a run, a weights file or a published name")
@@ -66,6 +68,9 @@ def evaluate(
             weights = with_fit(weights, fit)
         source, chosen = choose_split(Path(run), data, split, data_dir, screen, moved_to=moved_to)
         check_modality(source, weights)
+        name = next((name for name, one in source.splits.items() if one is chosen), split or "test")
+        of = "all" if name == "all" else f"the {name} split"
+        screen.say(f"measured on {source.name}: {of}, {len(chosen):,} {source.modality.many}")
         chosen = with_class_numbers(chosen, source, weights.class_names)
         if acceptable is not None:  # what does not belong together is found before the images are read
             real_labels_of(chosen.names, acceptable, weights.class_names)
@@ -85,11 +90,18 @@ def evaluate(
         model = weights.model.to(torch_device)
         bad: list[BadFile] = []
         predictions = classify_shared(
-            world, model, examples, EVALUATION_BATCH, torch_device, on_bad=bad.append
+            world,
+            model,
+            examples,
+            EVALUATION_BATCH,
+            torch_device,
+            on_bad=bad.append,
+            temperature=weights.temperature if calibrated else 1.0,
         )
         bad = examples.bad + [file for files in world.gather(bad) for file in files]
     evaluation = replace(
-        summarize(predictions, weights.class_names),
+        # Thresholds are of calibrated confidence.
+        summarize(predictions, weights.class_names, weights.thresholds if calibrated else ()),
         num_trained_on=_num_trained_on(examples, predictions.index, known),
     )
     _say_what_is_known(

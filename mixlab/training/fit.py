@@ -6,7 +6,7 @@ from typing import Any
 from mixlab.data.loader import Batch, TrainingDataset, training_batches
 from mixlab.data.modality import BadFile
 from mixlab.errors import TrainingError
-from mixlab.evaluation.metrics import Evaluation, summarize
+from mixlab.evaluation.metrics import Predictions
 from mixlab.training.clock import Clock
 from mixlab.training.distributed import classify_shared
 from mixlab.training.failures import NonFiniteError, explain_out_of_memory
@@ -71,9 +71,9 @@ def batches(
     )
 
 
-def validate(plan: Plan, state: TrainState, course: Course) -> Evaluation:
-    """What `state` is worth on the validation split, by all ranks together."""
-    predictions = classify_shared(
+def validate(plan: Plan, state: TrainState, course: Course) -> Predictions:
+    """What `state` says of the validation split, with the logits, by all ranks together."""
+    return classify_shared(
         state.world,
         state.eval_model,
         plan.data.validation,
@@ -81,8 +81,8 @@ def validate(plan: Plan, state: TrainState, course: Course) -> Evaluation:
         state.device,
         on_bad=course.on_bad,
         equally_often=state.exchange.needs_all_ranks,
+        keep_logits=True,
     )
-    return summarize(predictions, plan.class_names)
 
 
 def fit(state: TrainState, batches: Iterable[Batch], clock: Clock, course: Course) -> None:

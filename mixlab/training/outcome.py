@@ -3,23 +3,21 @@
 import csv
 import io
 import resource
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 
 from mixlab.checkpoint.store import Weights, load_weights
 from mixlab.cpu.cost import Cost, measure_cost
 from mixlab.data.listing import describe_skipped
-from mixlab.data.loader import TrainingDataset, training_batches
-from mixlab.data.mixing import mix
 from mixlab.data.modality import BadFile
 from mixlab.data.reading import Examples, load_examples
 from mixlab.escape import for_csv, without_places
-from mixlab.evaluation.metrics import Evaluation, Predictions, summarize
+from mixlab.evaluation.metrics import Evaluation, Predictions, merged_bins, summarize, wilson_interval
 from mixlab.files import write_atomically
 from mixlab.models.catalog import display_name
 from mixlab.records import read_json
@@ -28,9 +26,18 @@ from mixlab.report.fonts import describe_undrawable, drawable_names
 from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
+from mixlab.training.cautions import all_cautions, run_caution
+from mixlab.training.conclusions import (
+    best_coverage,
+    changed_keys,
+    conclusions,
+    next_commands,
+    split_counts,
+)
 from mixlab.training.course import TrainingCourse
 from mixlab.training.distributed import classify_shared
 from mixlab.training.exchanges import Exchange
+from mixlab.training.gallery import training_sample, worst_mistakes
 from mixlab.training.keys import to_toml
 from mixlab.training.plan import Plan
 from mixlab.training.run_folder import add_bad_files, read_bad_files
@@ -39,9 +46,7 @@ from mixlab.training.setup import fits_in_memory
 from mixlab.training.small_sets import describe_absent, why_not_tested
 from mixlab.training.tried import describe_tried, read_tried
 
-NUM_MISTAKES = 32
-NUM_SAMPLES = 32
-IMAGE_SIDE = 96  # in galleries, pixels of the larger side at most
+FEWEST_IN_BIN = 10  # examples of a bar of the calibration figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,8 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
     All ranks evaluate, rank 0 writes.
     """
     weights = load_weights(run)
-    tested = _test(run, plan, weights, course.state.exchange, session)
+    with session.screen.working("evaluating"):
+        tested = _test(run, plan, weights, course.state.exchange, session)
     if not session.world.is_main:
         return {"run": str(run)}
     # Whole again, where each process had a part of it.
@@ -68,29 +74,44 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
     untested = why_not_tested(plan.data.source, plan.data.splits) or (
         f"no test {plan.modality.one} could be read"
     )
-    result = _result(run, plan, course, cost, tested, untested)
+    warnings = all_cautions(plan, run)
+    result = _result(run, plan, course, cost, tested, untested) | {"warnings": warnings}
     logged = {key: value for key, value in result.items() if key != "steps"}
     RunLog(run / "metrics.jsonl").write("end", step=result["steps"], **logged)
     costs = _costs(plan, course, cost, result["images_per_second"], session)
-    notes = [*course.notes, *_notes(plan, run, tested.evaluation, untested)]
+    notes = [*course.notes, *(f"{text[0].upper()}{text[1:]}." for text in warnings)]
+    notes += _notes(plan, run, tested.evaluation, untested)
     shown = drawable_names(plan.class_names)
     key = [(place, name) for place, name in zip(shown, plan.class_names, strict=True) if place != name]
     if key:
         notes.append(describe_undrawable(key) + ".")
         session.screen.say(describe_undrawable(key))
+    recipe = replace(plan.recipe, steps=course.clock.step)  # where the plan was another
+    has_mistakes = session.with_pictures and session.figures and tested.predictions is not None
+    drawn = []
+    if session.figures:
+        with session.screen.working("drawing figures"):
+            drawn = _draw(plan, run, tested, session.with_pictures, shown)
     report = Report(
         title=run.name,
+        conclusions=conclusions(plan, weights, tested.evaluation, read_run_log(run / "metrics.jsonl")),
+        next_commands=next_commands(run, tested.evaluation),
+        split_counts=split_counts(plan),
+        mistakes=worst_mistakes(plan, tested.examples, tested.predictions)
+        if has_mistakes and tested.examples is not None and tested.predictions is not None
+        else [],
+        changed_keys=without_places(changed_keys(recipe)),
         headline=_headline(plan, weights, tested.evaluation, cost.num_parameters, course.seconds),
         notes=[without_places(note) for note in notes],
-        figures=_draw(plan, run, tested, session.with_pictures, shown) if session.figures else [],
+        figures=drawn,
         per_class=[] if tested.evaluation is None else tested.evaluation.per_class(),
-        # With the steps that were taken, where the plan was another.
-        recipe_text=to_toml(replace(plan.recipe, steps=course.clock.step), without=without_places),
+        recipe_text=to_toml(recipe, without=without_places),
         environment=without_places(read_json(run / "environment.json")),
         cost=costs,
         name_key=key,
     )
-    write_report(report, run / "report.html")
+    with session.screen.working("writing the report"):
+        write_report(report, run / "report.html")
     _say(result, plan, tested.evaluation, session.screen)
     return result
 
@@ -116,9 +137,11 @@ def _test(run: Path, plan: Plan, weights: Weights, exchange: Exchange, session: 
             device,
             on_bad=bad.append,
             equally_often=exchange.needs_all_ranks,
+            temperature=weights.temperature,
         )
         known = None if plan.data.copies.num_unknown else plan.data.copies.num_in_train["test"]
-        evaluation = replace(summarize(predictions, weights.class_names), num_trained_on=known)
+        evaluation = summarize(predictions, weights.class_names, weights.thresholds)
+        evaluation = replace(evaluation, num_trained_on=known)
     bad = examples.bad + [file for files in world.gather(bad) for file in files]
     if world.is_main:
         add_bad_files(run, bad)
@@ -174,7 +197,11 @@ def _costs(
 
 def _say(result: dict[str, Any], plan: Plan, evaluation: Evaluation | None, screen: Screen) -> None:
     if evaluation is not None:
-        line = f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct} of {evaluation.num_images})"
+        low, high = wilson_interval(evaluation.num_correct, evaluation.num_images)
+        line = (
+            f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct:,} of {evaluation.num_images:,} "
+            f"{plan.modality.many}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        )
         if evaluation.balanced_accuracy is not None:
             line += f", balanced {100 * evaluation.balanced_accuracy:.2f} %"
         screen.say(line)
@@ -187,7 +214,13 @@ def _say(result: dict[str, Any], plan: Plan, evaluation: Evaluation | None, scre
         screen.say(
             f"{result['num_bad_files']} unreadable {plan.modality.many} were left out: {result['run']}/bad_files.csv"
         )
+    learnt = run_caution(plan, Path(result["run"]))
+    if learnt is not None:
+        screen.say(f"warning: {learnt}")
     screen.say(f"report: {result['report']}")
+    run = shlex.quote(result["run"])
+    screen.say(f"next: mixlab predict {run} FILE")
+    screen.say(f"      mixlab serve {run}")
 
 
 def write_predictions(
@@ -224,7 +257,6 @@ def _notes(plan: Plan, run: Path, evaluation: Evaluation | None, untested: str) 
         notes.append(
             f"{len(bad)} {many} could not be read and were left out; bad_files.csv lists them with the reasons."
         )
-    notes += [f"{sentence}." for sentence in data.copies.sentences(many)]
     if data.copies.num_within:
         notes.append(f"{data.copies.num_within:,} {many} are exact copies of others in the same split.")
     if data.source.skipped:
@@ -262,6 +294,8 @@ def _headline(
     if evaluation is not None:
         counts = f"{evaluation.num_correct:,} of {evaluation.num_images:,}"
         cards.append(("Test accuracy", f"{100 * evaluation.top1:.2f} % ({counts})"))
+        low, high = evaluation.top1_interval
+        cards.append(("95 % interval", f"{100 * low:.1f} to {100 * high:.1f} %"))
         if evaluation.balanced_accuracy is not None:
             cards.append(("Balanced accuracy", f"{100 * evaluation.balanced_accuracy:.2f} %"))
     if "validation_top1" in provenance:
@@ -285,7 +319,7 @@ def _draw(
     plan: Plan, run: Path, tested: Tested, with_pictures: bool, names: list[str]
 ) -> list[tuple[str, str, Path]]:
     """Draw and save every figure; heading, explanation and file of each. names: of the classes, as they are drawn."""
-    examples, evaluation, predictions = tested.examples, tested.evaluation, tested.predictions
+    evaluation = tested.evaluation
     folder, many = run / "figures", plan.modality.many
     drawn: list[tuple[str, str, Path]] = []
 
@@ -297,51 +331,22 @@ def _draw(
     text = "Loss, accuracy, learning rate and speed over the epochs."
     add("curves", "Learning curves", text, figures.learning_curves(rows))
     if evaluation is not None:
-        text = "Rows are the true classes, columns what the model said; colour is the share of the row."
+        text = "Rows are the true classes, columns the predicted ones; colour is the share of the row."
         add("confusion", "Confusion matrix", text, figures.confusion_matrix(evaluation.confusion, names))
+        bins, num_merged = merged_bins(evaluation.bins, FEWEST_IN_BIN)
         text = "How often the model is right when it claims a given probability; on the diagonal the claim is true."
-        figure = figures.reliability_diagram(evaluation.bins, evaluation.ece)
-        add("reliability", "Calibration", text, figure)
-    if with_pictures and predictions is not None and examples is not None:
-        wrong = np.flatnonzero(predictions.predicted != predictions.label)
-        worst = wrong[np.argsort(-predictions.loss[wrong], kind="stable")][:NUM_MISTAKES]
-        if len(worst):
-            grid = _shown(plan.preprocess.render(examples.at(predictions.index[worst])))
-            captions = [
-                f"true: {names[predictions.label[i]]}\n"
-                f"said: {names[predictions.predicted[i]]} {100 * predictions.confidence[i]:.0f} %"
-                for i in worst
-            ]
-            text = f"Test {many} with the largest loss: wrong, and sure of it. Labels may be wrong here too."
-            add("mistakes", "Worst mistakes", text, figures.picture_grid(grid, captions))
+        if num_merged:
+            text += (
+                f" {num_merged} bins of fewer than {FEWEST_IN_BIN} {many} are drawn with their neighbours."
+            )
+        add("reliability", "Calibration", text, figures.reliability_diagram(bins, evaluation.ece))
+        chosen = best_coverage(evaluation)
+        text = f"How many are right, if only the {many} of which the model is surest are left unchecked."
+        at = None if chosen is None or not chosen["num_sure"] else (chosen["coverage"], chosen["accuracy"])
+        correct = evaluation.predicted == evaluation.label
+        add("coverage", "Confidence", text, figures.coverage_curve(evaluation.confidence, correct, at))
     if with_pictures:
-        grid, captions = _training_sample(plan, names)
+        grid, captions = training_sample(plan, names)
         text = f"The first {many} of training after augmentation, as the model saw them."
         add("samples", f"Training {many} as the model saw them", text, figures.picture_grid(grid, captions))
     return drawn
-
-
-def _training_sample(plan: Plan, names: list[str]) -> tuple[list[np.ndarray], list[str]]:
-    recipe = plan.recipe
-    dataset = TrainingDataset(
-        examples=plan.data.train, augment=plan.augment, batch_size=recipe.batch_size, seed=recipe.seed
-    )
-    batches = training_batches(dataset, first_step=0, num_steps=1, num_workers=0, on_bad=lambda file: None)
-    batch = next(iter(batches))
-    target = F.one_hot(batch.label, len(names)).float()
-    inputs, target = mix(batch.inputs, target, recipe.augment, seed=recipe.seed, step=0, shard=0)
-    seen = plan.preprocess.render_input(inputs[:NUM_SAMPLES])
-    captions = []
-    for row in target[:NUM_SAMPLES]:
-        top = row.topk(2)
-        pair = [(names[int(i)], float(share)) for share, i in zip(*top, strict=True) if share > 0]
-        captions.append(
-            pair[0][0] if len(pair) == 1 else "\n".join(f"{name} {share:.0%}" for name, share in pair)
-        )
-    return _shown(seen), captions
-
-
-def _shown(images: list[np.ndarray]) -> list[np.ndarray]:
-    """uint8 (H, W, channels) each, thinned to IMAGE_SIDE so that reports stay small."""
-    strides = [max(max(image.shape[:2]) // IMAGE_SIDE, 1) for image in images]
-    return [image[::stride, ::stride] for image, stride in zip(images, strides, strict=True)]

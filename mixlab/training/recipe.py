@@ -1,7 +1,8 @@
 """A recipe: everything that decides the result of a training, in one frozen object."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
 
 from mixlab.data.config import DataConfig
 from mixlab.data.images.augment import AugmentConfig
@@ -22,7 +23,7 @@ LARGEST = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
     """What to train, on what, how, and for how long. `steps`, else `epochs`, sets the length.
 
@@ -49,7 +50,7 @@ class Recipe:
         the head.
     budget_seconds: a note of the --budget from which `steps` was set.
     fast: a Mixer on a CPU, in fp32 or in the CPU's own bf16, takes mixlab's own passes forward and back, a core for
-        each few images: the same gradients within rounding, sooner (docs/results.md); false leaves all to torch.
+        each few images: the same gradients within rounding, faster (docs/results.md); false leaves all to torch.
     parallel: how several processes (torchrun) share the work: `ddp` has the model on each, `fsdp` spreads it.
     virtual_shards: cut every batch into this many parts and add their gradients in a fixed order, so that the result
         has the same bits on any number of processes up to this one; 0 is off, and faster.
@@ -92,7 +93,9 @@ class Recipe:
     )
     compile: bool = setting(False, "Let torch.compile translate the model.")
     fast: bool = setting(
-        True, "A Mixer on a CPU takes mixlab's own passes, sooner; false leaves all to torch.", "expert"
+        True,
+        "A Mixer on a CPU takes mixlab's own passes, which are faster; false leaves all to torch.",
+        "expert",
     )
     checkpoint_seconds: float = setting(15.0, "Time between two checkpoints; 0 is as often as can be.")
     keep: int = setting(2, "How many checkpoints stay.")
@@ -181,6 +184,10 @@ class Recipe:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be in [0, 2^63), got {self.seed}", where="seed")
 
+    def __repr__(self) -> str:
+        """What differs from the defaults, by key."""
+        return f"Recipe({', '.join(_differences(self, Recipe()))})"
+
     @property
     def is_exact(self) -> bool:
         """Whether it promises the same bits on any number of processes."""
@@ -193,3 +200,12 @@ class Recipe:
     def for_one_process(self) -> "Recipe":
         """The same for a process that takes its steps alone."""
         return replace(self, virtual_shards=0, parallel="ddp")
+
+
+def _differences(values: Any, defaults: Any, part: str = "") -> Iterator[str]:
+    for one in fields(values):
+        own, default = getattr(values, one.name), getattr(defaults, one.name)
+        if own != default and is_dataclass(own) and type(own) is type(default):
+            yield from _differences(own, default, f"{part}{one.name}__")
+        elif own != default:
+            yield f"{part}{one.name}={own!r}"

@@ -106,8 +106,8 @@ def test_a_run_stopped_and_resumed_has_the_same_bits(streaming, folder, tmp_path
     monkeypatch.setattr(hub.StreamPictures, "window", 16)
     options = {"data__streaming": streaming, "data__in_memory": None if streaming else False}
     mixlab.train(
-        "small_images",
         f"hf:{folder}",
+        "small_images",
         run=tmp_path / "whole",
         screen=QUIET,
         figures=False,
@@ -116,8 +116,8 @@ def test_a_run_stopped_and_resumed_has_the_same_bits(streaming, folder, tmp_path
     whole = load_file(tmp_path / "whole/weights.safetensors")
     with pytest.raises(Interrupted):
         mixlab.train(
-            "small_images",
             f"hf:{folder}",
+            "small_images",
             run=tmp_path / "run",
             screen=StopAfter(6),
             figures=False,
@@ -134,8 +134,8 @@ def test_within_one_window_streaming_changes_nothing(folder, tmp_path):
     for streaming in (False, True):
         run = tmp_path / str(streaming)
         mixlab.train(
-            "small_images",
             f"hf:{folder}",
+            "small_images",
             run=run,
             screen=QUIET,
             figures=False,
@@ -152,7 +152,7 @@ def test_a_damaged_picture_is_listed(streaming, tmp_path):
     write(tmp_path / "s/train.parquet", (), image=values, label=[i % 3 for i in range(30)])
     run = tmp_path / "run"
     options = OPTIONS | {"data__val_fraction": 0.0, "data__streaming": streaming}
-    mixlab.train("small_images", f"hf:{tmp_path / 's'}", run=run, screen=QUIET, figures=False, **options)
+    mixlab.train(f"hf:{tmp_path / 's'}", "small_images", run=run, screen=QUIET, figures=False, **options)
     rows = (run / "bad_files.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["path", "train row 7"]
 

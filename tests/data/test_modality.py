@@ -136,7 +136,7 @@ def folder(tmp_path_factory):
 def run(folder, tmp_path_factory):
     register(Numbers())
     path = tmp_path_factory.mktemp("runs") / "run"
-    return path, mixlab.train("auto", folder, run=path, **OPTIONS)
+    return path, mixlab.train(folder, "auto", run=path, **OPTIONS)
 
 
 def test_a_folder_is_known_by_what_most_of_its_files_are(folder):
@@ -160,14 +160,14 @@ def test_it_trains_and_reports(run):
 
 
 def test_its_report_shows_what_the_model_saw(folder, tmp_path):
-    mixlab.train("auto", folder, run=tmp_path / "run", **OPTIONS | {"steps": 2, "figures": True})
+    mixlab.train(folder, "auto", run=tmp_path / "run", **OPTIONS | {"steps": 2, "figures": True})
     assert (tmp_path / "run" / "figures" / "samples.png").is_file()
 
 
 def test_stopped_and_resumed_it_has_the_same_bits(run, folder, tmp_path):
     register(StoppingNumbers())
     with pytest.raises(Interrupted):
-        mixlab.train("auto", folder, run=tmp_path / "run", **OPTIONS)
+        mixlab.train(folder, "auto", run=tmp_path / "run", **OPTIONS)
     register(Numbers())
     mixlab.resume(tmp_path / "run", screen=OPTIONS["screen"])
     whole, cut = (open_weights(path).model.state_dict() for path in (run[0], tmp_path / "run"))

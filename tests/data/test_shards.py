@@ -126,15 +126,15 @@ def test_a_damaged_picture_is_listed_and_the_rest_is_trained_on(shards, tmp_path
     assert [shard["path"] for shard in verify_shards(shards)] == [str(path)]
     options = {"batch_size": 8, "steps": 3, "epochs": None, "threads": 1, "data__val_fraction": 0.0}
     mixlab.train(
-        "small_images", f"wds:{shards}", run=tmp_path / "run", screen=QUIET, figures=False, **options
+        f"wds:{shards}", "small_images", run=tmp_path / "run", screen=QUIET, figures=False, **options
     )
     rows = (tmp_path / "run/bad_files.csv").read_text().splitlines()
     assert len(rows) == 2
     assert source.splits["train"].names[7] in rows[1]
     with pytest.raises(DataError, match="more than the 0% allowed"):
         mixlab.train(
-            "small_images",
             f"wds:{shards}",
+            "small_images",
             run=tmp_path / "none",
             screen=QUIET,
             figures=False,
@@ -150,11 +150,11 @@ def test_a_run_from_shards_stopped_and_resumed_has_the_same_bits(in_memory, shar
         "data__in_memory": in_memory, "keep_weights": "last",
     }  # fmt: skip
     source = f"wds:{shards}"
-    mixlab.train("small_images", source, run=tmp_path / "whole", screen=QUIET, figures=False, **options)
+    mixlab.train(source, "small_images", run=tmp_path / "whole", screen=QUIET, figures=False, **options)
 
     with pytest.raises(Interrupted):
         mixlab.train(
-            "small_images", source, run=tmp_path / "run", screen=StopAfter(4), figures=False, **options
+            source, "small_images", run=tmp_path / "run", screen=StopAfter(4), figures=False, **options
         )
     monkeypatch.chdir("/")  # the recipe has the whole path
     mixlab.resume(tmp_path / "run", screen=QUIET, figures=False)
@@ -286,8 +286,8 @@ def test_the_split_is_a_word_of_the_name_and_none_is_left_out_silently(tmp_path)
 def test_evaluate_knows_the_runs_own_shards_by_any_spelling(shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mixlab.train(
-        "small_images",
         "wds:shards",
+        "small_images",
         run=tmp_path / "run",
         screen=QUIET,
         figures=False,

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from mixlab.data.loader import Batch
 from mixlab.errors import DataError
 from mixlab.evaluation.classify import classify
-from mixlab.evaluation.metrics import summarize
+from mixlab.evaluation.metrics import summarize, wilson_interval
 
 CLASSES = tuple("abcdefg")
 
@@ -90,3 +91,19 @@ def test_a_class_without_images_has_no_recall():
 def test_no_images_is_an_error_and_not_a_division_by_zero():
     with pytest.raises(DataError, match="no readable images"):
         classify(Table(torch.zeros(0, 2)), [], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize(
+    ("num_correct", "num"), [(0, 1), (1, 1), (0, 12), (12, 12), (260, 357), (9838, 10000)]
+)
+def test_the_interval_of_an_accuracy_is_scipys(num_correct, num, confidence):
+    expected = binomtest(num_correct, num).proportion_ci(confidence, method="wilson")
+    found = wilson_interval(num_correct, num, confidence)
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 2), (-1, 2), (1, 2, 1.0)])
+def test_counts_that_cannot_be_have_no_interval(counts):
+    with pytest.raises(DataError, match="there is no interval"):
+        wilson_interval(*counts)

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import mixlab
@@ -18,6 +19,7 @@ from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.data.images.samples import sample_images
 from mixlab.errors import MixlabError, UsageError
 from mixlab.exports import export as exporting
+from mixlab.exports.card import write_card
 from mixlab.exports.export import export, open_exported
 from mixlab.exports.graph import Scale
 from mixlab.models.catalog import create_model, settings_of
@@ -246,6 +248,9 @@ def test_a_card_says_what_was_measured_and_no_more(run, tmp_path):
     assert f"Test accuracy {100 * test['num_correct'] / test['num_images']:.2f} %" in card
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert 'name = "digits"' in card
+    assert "pip install mixlab" not in card  # until it can be installed so
+    assert f"steps = {next(row for row in ends if row['event'] == 'end')['step']}\n" in card
+    assert "\nepochs = " not in card  # those of the plan
     assert f"torch {torch.__version__.split('+')[0]}" in card
     save_weights(tmp_path / "bare", weights_of())
     done = command("card", tmp_path / "bare", "--json", cwd=tmp_path)
@@ -253,6 +258,41 @@ def test_a_card_says_what_was_measured_and_no_more(run, tmp_path):
     assert "Not yet measured." in card
     assert "Not known: these are weights without their run." in card
     assert r"ant, bee, cow, dog \<\&\>" in card  # as Markdown shows the name
+
+
+@pytest.mark.parametrize(
+    ("given", "written"), [("Apache-2.0", "apache-2.0"), ("CC BY 4.0", "cc-by-4.0"), ("other", "other")]
+)
+def test_a_licence_is_written_as_the_hub_writes_it(given, written):
+    head = write_card(weights_of(), None, licence=given).split("\n---\n")[0]
+    assert yaml.safe_load(head.removeprefix("---\n"))["license"] == written
+
+
+def test_a_licence_that_nobody_stated_is_unknown():
+    card = write_card(weights_of(), None)
+    assert card.startswith("---\nlicense: unknown\n")
+    assert "- Licence of the weights: not stated" in card
+
+
+def test_a_licence_that_the_hub_does_not_know_is_refused_with_the_nearest(tmp_path):
+    for name in ("card", "package", "push"):
+        options = ["--folder", "pushed"] if name == "push" else []
+        told = command(name, "mixer_cifar:cifar10", "--licence", "apache2", *options, cwd=tmp_path)
+        assert told.returncode == 2
+        assert "did you mean apache-2.0?" in " ".join(told.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnx_model_has_plain_keys_that_other_programs_read(tmp_path):
+    weights = weights_of()
+    export(weights, tmp_path / "model.onnx", to="onnx", examples=PICTURES[:3])
+    found = {prop.key: prop.value for prop in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(found["class_names"]) == list(weights.class_names)
+    assert json.loads(found["input_size"]) == list(weights.preprocess.image_size)
+    assert tuple(json.loads(found["mean"])) == weights.preprocess.mean
+    assert tuple(json.loads(found["std"])) == weights.preprocess.std
+    assert found["version"] == mixlab.__version__
+    assert found["model"] == json.loads(found["mixlab"])["model"]
 
 
 def test_the_card_that_stands_beside_weights_is_theirs(tmp_path):

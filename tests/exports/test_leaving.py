@@ -21,6 +21,7 @@ import mixlab
 from mixlab.checkpoint.convert import convert
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.store import save_weights
+from mixlab.errors import UsageError
 from mixlab.escape import from_csv
 from mixlab.exports.card import write_card
 from mixlab.exports.export import export
@@ -59,9 +60,9 @@ def place(tmp_path_factory):
         "threads": 1, "epochs": None, "steps": 4, "batch_size": 16,
     }  # fmt: skip
     screen, data = Screen(quiet=True), str(place / "data")
-    mixlab.train("digits", data, run=place / "teacher", screen=screen, figures=False, **options)
+    mixlab.train(data, "digits", run=place / "teacher", screen=screen, figures=False, **options)
     mixlab.train(
-        "digits", data, run=place / "run", screen=screen, figures=False, distill__teacher=str(place / "teacher"),
+        data, "digits", run=place / "run", screen=screen, figures=False, distill__teacher=str(place / "teacher"),
         distill__views=1, **options,
     )  # fmt: skip
     return place
@@ -142,12 +143,14 @@ def test_the_report_and_the_page_of_runs_hold_nothing_of_ours(place):
 
 
 def test_a_card_shows_hostile_names_as_they_are(place):
-    card = write_card(open_weights(place / "run"), place / "run", licence="mit\nevil: yes", data="<b>`x`")
+    card = write_card(open_weights(place / "run"), place / "run", data="<b>`x`\nevil: yes")
     check_nothing_of_ours({"card": card})
     head, body = card.removeprefix("---\n").split("\n---\n", 1)
     front = yaml.safe_load(head)
-    assert front["license"] == r"mit\nevil: yes"
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == r"<b>`x`\nevil: yes"
     assert "evil" not in front
+    with pytest.raises(UsageError, match="licence"):
+        write_card(open_weights(place / "run"), place / "run", licence="mit\nevil: yes")
     prose = re.sub(r"(?s)(`{3,}).*?\n\1\n", "", body)
     for sign in ("\x1b", "\u202e"):
         assert sign not in card

@@ -174,7 +174,7 @@ def test_stochastic_depth_drops_whole_images_without_rescaling():
         ({"name": "mixer_s16", "image_size": 225}, "not a multiple"),
         ({"name": "mixer_s16", "image_size": 8}, "smaller than one patch"),
         ({"name": "mixer_s_16"}, "mixer_s16"),
-        ({"name": "resnet18"}, "no model called"),
+        ({"name": "resnet18"}, "no model called 'resnet18' (model); did you mean 'timm/resnet18'?"),
         ({"name": "timm/resnet81"}, "resnet18"),
         ({"name": "mixer_s16", "hidden_dims": 3}, "hidden_dim"),
         ({"name": "mixer_s16", "stochastic_depth": 1.0}, "stochastic_depth"),

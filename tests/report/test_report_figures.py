@@ -13,10 +13,12 @@ from matplotlib.transforms import Bbox
 from mixlab.errors import DiskError
 from mixlab.report.figures import (
     confusion_matrix,
+    coverage_curve,
     learning_curves,
     picture_grid,
     reliability_diagram,
     save_figure,
+    smooth,
 )
 
 LONG_NAMES = [
@@ -147,6 +149,33 @@ def test_confusion_colours_are_shares_of_the_row_and_counts_are_written() -> Non
 def test_confusion_counts_must_fit_the_class_names() -> None:
     with pytest.raises(ValueError, match="3 class names"):
         confusion_matrix(np.eye(2, dtype=int), ["a", "b", "c"])
+
+
+def test_long_curves_are_smoothed_with_the_values_thin_behind() -> None:
+    rows = [train_row(step, loss=1.0 + step % 2) for step in range(1, 201)]
+    behind, line = panels(learning_curves(rows))[0].lines
+    assert sorted(set(behind.get_ydata())) == [1.0, 2.0]
+    assert len(line.get_ydata()) == 200
+    assert np.ptp(line.get_ydata()) < 0.2
+    assert line.get_label() == "training"
+    assert len(panels(learning_curves(rows))[2].lines) == 1
+
+
+def test_smoothing_is_numpys_mean_of_the_neighbours() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    smoothed = smooth(values, 5)
+    assert smoothed[2:-2] == pytest.approx(np.convolve(values, np.ones(5) / 5, "valid"))
+    assert smoothed[0] == pytest.approx(values[:3].mean())
+    assert smooth(values, 1) == pytest.approx(values)
+
+
+def test_the_coverage_curve_ends_at_the_accuracy_of_all() -> None:
+    confidence, correct = np.array([0.9, 0.5, 0.8, 0.6]), np.array([True, False, True, True])
+    figure = coverage_curve(confidence, correct, (0.75, 1.0))
+    draw(figure)
+    curve, chosen = panels(figure)[0].lines
+    assert curve.get_xydata().tolist() == [[0.25, 1.0], [0.5, 1.0], [0.75, 1.0], [1.0, 0.75]]
+    assert chosen.get_xydata().tolist() == [[0.75, 1.0]]
 
 
 def test_the_reliability_diagram_skips_empty_bins() -> None:

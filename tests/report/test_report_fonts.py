@@ -242,7 +242,7 @@ def test_the_report_of_a_training_shows_every_name(installed, tmp_path, request)
         request.getfixturevalue("no_fonts")
     screen, options = Listening(), {"steps": 1, "threads": 1, "model__name": "mixer_pico"}
     # A character that could not be drawn would be a warning, and so an error.
-    mixlab.train("small_data", pictures(tmp_path / "data"), run=tmp_path / "run", screen=screen, **options)
+    mixlab.train(pictures(tmp_path / "data"), "small_data", run=tmp_path / "run", screen=screen, **options)
     html = (tmp_path / "run" / "report.html").read_text()
     assert all(name in html for name in NAMES)
     assert ("Names in the figures" in html) is not installed

@@ -2,14 +2,16 @@ import base64
 import dataclasses
 import os
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mixlab.errors import DiskError, MixlabError
 from mixlab.report.figures import picture_grid, save_figure
-from mixlab.report.page import Report, write_report
+from mixlab.report.page import Mistake, Report, write_report
 
 HOSTILE = "<script>alert(1)</script>"
 VOID = {"meta", "img", "input", "br", "link"}
@@ -52,7 +54,7 @@ class Page(HTMLParser):
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, Path]]:
     folder = tmp_path_factory.mktemp("figures")
     figures = []
-    for heading in ("Learning curves", "Confusion", "Calibration", "Worst mistakes"):
+    for heading in ("Learning curves", "Confusion", "Calibration", "Samples"):
         path = folder / f"{heading}.png"
         save_figure(picture_grid([np.zeros((8, 8, 1), np.uint8)] * 5, [heading] * 5), path)
         figures.append((heading, f"What {heading} shows.", path))
@@ -93,6 +95,14 @@ def report(pictures: list[tuple[str, str, Path]]) -> Report:
             "amp": True,
         },
         cost=[("Training", "1 min 12 s")],
+        conclusions=["It is right."],
+        next_commands=[("Use it", "mixlab predict digits FILE")],
+        split_counts=[("cat", {"train": 40, "test": 4}), ("dog", {"train": 30, "test": 0})],
+        mistakes=[
+            Mistake(picture=picture, name="cat/1.jpg", label="cat", predicted="dog", probability=0.93)
+            for picture in (np.zeros((8, 8, 1), np.uint8), np.zeros((700, 500, 3), np.uint8))
+        ],
+        changed_keys=[("seed", "1", "0")],
     )
 
 
@@ -105,30 +115,41 @@ def test_the_page_holds_every_section_in_order(report: Report, tmp_path: Path) -
     page = written(report, tmp_path)
     assert page.inside("h1") == ["Digits"]
     assert page.inside("h2") == [
+        "Conclusions",
+        "Next",
         "Notes",
         "Learning curves",
         "Confusion",
         "Each class",
-        "Calibration",
         "Worst mistakes",
+        "Calibration",
+        "Samples",
+        "Splits",
         "Recipe",
         "Environment",
         "Cost",
     ]
-    assert page.inside("dt") == ["Test accuracy"]
+    assert page.inside("dt") == ["Test accuracy", "Use it"]
     assert page.inside("dd") == ["98.3 % (354 of 360)"]
-    assert page.inside("li") == ["Two files could not be read."]
-    assert page.inside("code") == ['[model]\nname = "mixer_digits"']
+    assert page.inside("li") == ["It is right.", "Two files could not be read."]
+    assert page.inside("code") == [
+        "runs",
+        "mixlab predict digits FILE",
+        '[model]\nname = "mixer_digits"',
+    ]
     cells = page.inside("td")
     assert cells[:10] == ["4", "3", "100.0\u00a0%", "75.0\u00a0%", "85.7\u00a0%", "0", "0", "–", "–", "–"]
-    assert cells[10:] == ["2.10", "not known", "numpy 2.4", "1, 2", "yes", "1 min 12 s"]
+    assert cells[10:14] == ["40", "4", "30", "0"]
+    assert cells[14:16] == ["1", "0"]
+    assert cells[16:] == ["2.10", "not known", "numpy 2.4", "1, 2", "yes", "1 min 12 s"]
 
 
 def test_the_page_is_accessible_in_its_bones(report: Report, tmp_path: Path) -> None:
     page = written(report, tmp_path)
     assert ("html", "lang", "en") in page.attributes
     assert {"header", "nav", "main", "footer"} <= set(page.tags)
-    assert page.values("alt") == [text for _, text, _ in report.figures]
+    texts = [text for _, text, _ in report.figures]
+    assert page.values("alt") == [*texts[:2], "cat/1.jpg", "cat/1.jpg", *texts[2:]]
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     assert {href.removeprefix("#") for href in page.values("href")} <= set(ids)
@@ -138,8 +159,18 @@ def test_the_page_is_accessible_in_its_bones(report: Report, tmp_path: Path) -> 
 
 def test_figures_are_embedded_whole(report: Report, tmp_path: Path) -> None:
     page = written(report, tmp_path)
-    embedded = [base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in page.values("src")]
+    sources = page.values("src")
+    embedded = [base64.b64decode(src.split(",")[1]) for src in sources[:2] + sources[4:]]
     assert embedded == [path.read_bytes() for _, _, path in report.figures]
+
+
+def test_mistakes_are_small_pictures_with_their_names(report: Report, tmp_path: Path) -> None:
+    page = written(report, tmp_path)
+    small, large = page.values("src")[2:4]
+    pictures = [Image.open(BytesIO(base64.b64decode(src.split(",")[1]))) for src in (small, large)]
+    assert [picture.size for picture in pictures] == [(8, 8), (137, 192)]
+    assert (small.split(";")[0], large.split(";")[0]) == ("data:image/png", "data:image/jpeg")
+    assert page.inside("span") == ["cat/1.jpg", "true: cat", "predicted: dog, 93.0\u00a0%"] * 2
 
 
 def test_the_page_refers_to_nothing_outside_itself(report: Report, tmp_path: Path) -> None:
@@ -150,7 +181,7 @@ def test_the_page_refers_to_nothing_outside_itself(report: Report, tmp_path: Pat
     assert "url(" not in html
     assert "@import" not in html
     assert "link" not in page.tags
-    assert all(src.startswith("data:image/png;base64,") for src in page.values("src"))
+    assert all(src.startswith(("data:image/png;base64,", "data:image/jpeg;")) for src in page.values("src"))
     assert all(href.startswith("#") for href in page.values("href"))
 
 
@@ -167,12 +198,20 @@ def test_hostile_names_are_shown_and_do_nothing(report: Report, tmp_path: Path) 
         recipe_text=f"</pre>{HOSTILE}",
         environment={quoting if key == "torch" else key: HOSTILE for key in report.environment},
         cost=[(HOSTILE, quoting)],
+        conclusions=[quoting],
+        next_commands=[(HOSTILE, quoting)],
+        split_counts=[(quoting, counts) for _, counts in report.split_counts],
+        mistakes=[
+            dataclasses.replace(one, name=quoting, label=HOSTILE, predicted=quoting)
+            for one in report.mistakes
+        ],
+        changed_keys=[(HOSTILE, quoting, HOSTILE)],
     )
     page = written(hostile, tmp_path)
     assert page.tags == harmless.tags
     assert [name for _, name, _ in page.attributes] == [name for _, name, _ in harmless.attributes]
     assert page.inside("h1") == [HOSTILE]
-    assert page.inside("li") == [quoting]
+    assert page.inside("li") == [quoting, quoting]
 
 
 def test_empty_parts_leave_no_empty_sections(tmp_path: Path) -> None:
@@ -193,7 +232,8 @@ def test_empty_parts_leave_no_empty_sections(tmp_path: Path) -> None:
 
 def test_the_table_can_stand_after_another_number_of_figures(report: Report, tmp_path: Path) -> None:
     page = written(dataclasses.replace(report, figures_before_table=0), tmp_path)
-    assert page.inside("h2")[:3] == ["Notes", "Each class", "Learning curves"]
+    assert page.inside("h2")[:3] == ["Conclusions", "Next", "Notes"]
+    assert page.inside("h2")[3:6] == ["Each class", "Worst mistakes", "Learning curves"]
 
 
 def test_a_figure_that_is_missing_or_no_png_is_named(report: Report, tmp_path: Path) -> None:
@@ -209,7 +249,7 @@ def test_a_figure_that_is_missing_or_no_png_is_named(report: Report, tmp_path: P
 
 def test_a_name_that_is_no_text_does_not_stop_the_report(report: Report, tmp_path: Path) -> None:
     page = written(dataclasses.replace(report, notes=[os.fsdecode(b"caf\xe9.png is broken")]), tmp_path)
-    assert page.inside("li") == ["caf\\udce9.png is broken"]
+    assert page.inside("li") == ["It is right.", "caf\\udce9.png is broken"]
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])

@@ -3,6 +3,8 @@
 import json
 import logging
 
+import nbclient
+import nbformat
 import pytest
 
 from mixlab.report.screen import Screen
@@ -52,3 +54,16 @@ def test_a_quiet_command_says_nothing_but_errors_and_its_object(tmp_path):
     assert done.returncode == 2
     assert "there is no recipe called 'nothing'" in done.stderr
     assert mixlab("recipes", cwd=tmp_path).stdout, "quiet stayed on"
+
+
+def test_a_notebook_has_one_line_that_moves(tmp_path):
+    code = """
+from mixlab.report import screen
+with screen.Screen().progress("steps", 2) as bar:
+    bar.update(1)
+screen.Screen().say("done")
+"""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(book, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    texts = [output["data"]["text/plain"] for output in book.cells[0].outputs]
+    assert texts == ["", "done\n"], "the line is gone, and what was said stays"

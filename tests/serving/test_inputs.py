@@ -266,10 +266,10 @@ def test_top_is_a_number(top, classifier, picture):
 
 
 TRAININGS = {
-    "recipe": ((7, "digits"), {}),
-    "data": (("digits", 7), {}),
-    "data in bytes": (("digits", b"digits"), {}),
-    "data in a list": (("digits", ["digits"]), {}),
+    "recipe": (("digits", 7), {}),
+    "data": ((7, "digits"), {}),
+    "data in bytes": ((b"digits", "digits"), {}),
+    "data in a list": ((["digits"], "digits"), {}),
     "budget": (("digits", "digits"), {"budget": 60}),
     "run": (("digits", "digits"), {"run": 3}),
     "device": (("digits", "digits"), {"device": 0}),

@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     for seed, steps in ((0, 120), (1, 40)):
         run = folder / "runs" / f"digits-of-a-long-name_{seed}"
         mixlab.train("digits", "digits", run=run, steps=steps, seed=seed, **options)
-    mixlab.train("digits", str(colors), run=folder / "runs" / "colors", steps=20, **options)
+    mixlab.train(str(colors), "digits", run=folder / "runs" / "colors", steps=20, **options)
     figures = folder / "studies" / "filters" / "figures"
     figures.mkdir(parents=True)
     Image.new("RGB", (40, 30), "teal").save(figures / "stem.png")

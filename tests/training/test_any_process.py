@@ -276,7 +276,7 @@ def test_a_script_without_a_guard_is_told_so_at_once(tmp_path):
         "if multiprocessing.current_process().name == 'MainProcess':\n"
         "    multiprocessing.set_start_method('spawn')\n"
         "import mixlab\n"
-        "mixlab.train('auto', 'data', run='run', data__in_memory=False, data__num_workers=2, steps=6)\n"
+        "mixlab.train('data', run='run', data__in_memory=False, data__num_workers=2, steps=6)\n"
     )
     done = python(tmp_path, "script.py")
     assert done.returncode != 0

@@ -36,7 +36,7 @@ def noise(root: Path, count: int = 20, seed: int = 0) -> Path:
 def trained(tmp_path_factory) -> tuple[Path, Path]:
     """A run and its data: 40 images, of which 32 are for training and 4 for the test."""
     root = tmp_path_factory.mktemp("elsewhere")
-    mixlab.train("small_data", str(noise(root / "set")), run=root / "run", figures=False, **OPTIONS)
+    mixlab.train(str(noise(root / "set")), "small_data", run=root / "run", figures=False, **OPTIONS)
     return root / "run", root / "set"
 
 
@@ -155,7 +155,7 @@ def test_copies_in_the_data_are_kept_together_and_said(tmp_path, capsys):
         shutil.copy(path, path.with_stem(path.stem + "_copy"))
     shutil.copy(data / "a" / "000.png", data / "b" / "wrong.png")
     result = mixlab.train(
-        "small_data", str(data), run=tmp_path / "run", figures=False, **(OPTIONS | {"screen": Screen()})
+        str(data), "small_data", run=tmp_path / "run", figures=False, **(OPTIONS | {"screen": Screen()})
     )
     record = read_record(tmp_path / "run" / "split.csv")
     sides = {}
@@ -176,7 +176,7 @@ def test_copies_across_given_splits_are_said_before_training(tmp_path, capsys):
         noise(tmp_path / "set" / split, seed=len(split))
     shutil.copy(tmp_path / "set/train/a/000.png", tmp_path / "set/test/a/leak.png")
     options = OPTIONS | {"screen": Screen()}
-    result = mixlab.train("small_data", str(tmp_path / "set"), run=tmp_path / "run", figures=False, **options)
+    result = mixlab.train(str(tmp_path / "set"), "small_data", run=tmp_path / "run", figures=False, **options)
     assert result["copies"]["num_in_train"]["test"] == result["test"]["num_trained_on"] == 1
     said = capsys.readouterr().out
     assert said.index("1 images of the test split are also in train") < said.index("test accuracy")

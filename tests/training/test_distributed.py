@@ -393,7 +393,7 @@ def test_a_rank_without_readable_pictures_goes_on_and_storage_that_is_gone_is_sa
             return real_step(state, batch, clock)
 
         dataset.read_example_file, fit.train_step = read, step
-        mixlab.train("small_images", str(data), run=run, screen=QUIET, figures=False, **options)
+        mixlab.train(str(data), "small_images", run=run, screen=QUIET, figures=False, **options)
 
     assert ranks.wait(ranks.start(lambda: job(tmp_path / "some", "one"), size=2), 60) == [0, 0]
     assert len((tmp_path / "some/bad_files.csv").read_text().splitlines()) == 2
@@ -440,7 +440,7 @@ def test_a_file_that_only_one_rank_finds_unreadable_is_listed_for_all(images, tm
 
         fit.train_step = step
         mixlab.train(
-            "small_images", str(data), run=run, screen=QUIET, figures=False, data__in_memory=False,
+            str(data), "small_images", run=run, screen=QUIET, figures=False, data__in_memory=False,
             data__num_workers=0, data__image_size="16", model__name="mixer_pico",
             **(PLAIN | TWO_BLOCKS | {"steps": 16, "batch_size": 16}),
         )  # fmt: skip

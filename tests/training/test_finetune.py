@@ -46,7 +46,7 @@ def place(tmp_path_factory) -> Path:
         (root / "grey" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (8, 8), (level + i,) * 3).save(root / "grey" / name / f"{i}.png")
-    mixlab.train("small_data", str(root / "grey"), run=root / "start", model__name="mixer_pico4", figures=False,
+    mixlab.train(str(root / "grey"), "small_data", run=root / "start", model__name="mixer_pico4", figures=False,
                  **SMALL | {"steps": 2})  # fmt: skip
     return root
 
@@ -96,7 +96,7 @@ def test_a_trial_of_all_steps_finds_what_the_training_finds(tmp_path):
 
 
 def test_muons_own_rate_moves_with_the_rate(place, tmp_path):
-    result = mixlab.train("small_images_flat", str(place / "data"), run=tmp_path / "run", epochs=None,
+    result = mixlab.train(str(place / "data"), "small_images_flat", run=tmp_path / "run", epochs=None,
                           lr_grid=LrGrid(lrs=(0.006,)), figures=False, **SMALL)  # fmt: skip
     recipe = from_toml(tmp_path / "run" / "recipe.toml")
     assert result["grid"]["lr"] == recipe["optimizer.lr"] == 0.006

@@ -79,7 +79,7 @@ def write_weights(folder: Path, class_names: tuple[str, ...], *, channels: int =
 def train(data: Path, run: Path, start: Path, **options) -> dict:
     options = ONE_STEP | options
     return mixlab.train(
-        "small_data", str(data), run=run, screen=QUIET, figures=False, init_from=str(start), **options
+        str(data), "small_data", run=run, screen=QUIET, figures=False, init_from=str(start), **options
     )
 
 
@@ -163,7 +163,7 @@ def test_a_training_starts_from_foreign_files_and_from_a_timm_model(colours, sta
     (tmp_path / "a.npz.json").unlink()  # now the file says neither its shape nor its classes
     train(colours, tmp_path / "bare", tmp_path / "a.npz", image_size=(8, 12))
     assert_same(state(tmp_path / "bare"), state(start), but="head")
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "vit", screen=QUIET, figures=False,
+    run = mixlab.train(str(colours), "small_data", run=tmp_path / "vit", screen=QUIET, figures=False,
                        model__name="timm/test_resnet", image_size=(32, 32), **ONE_STEP)["run"]  # fmt: skip
     train(colours, tmp_path / "vit2", Path(run), image_size=(32, 32))
     first, second = open_weights(run).model, open_weights(tmp_path / "vit2").model
@@ -238,7 +238,7 @@ def test_weights_that_are_not_there_or_named_without_need_are_said(colours, tmp_
         train(colours, tmp_path / "run", tmp_path / "nothing")
     with pytest.raises(UsageError, match="none are named"):
         mixlab.train(
-            "small_data", str(colours), run=tmp_path / "run", screen=QUIET, figures=False, init_grid="dense"
+            str(colours), "small_data", run=tmp_path / "run", screen=QUIET, figures=False, init_grid="dense"
         )
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="no known layout"):
@@ -251,7 +251,7 @@ def test_a_training_goes_on_from_any_variant_at_its_own_size(token_mixing, colou
     groups = 1 if token_mixing == "untied" else 2
     options = ONE_STEP | TINY | {"image_size": (16, 16), "model__name": "mixer_pico4"}
     options |= {"model__token_groups": groups}
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET, figures=False,
+    run = mixlab.train(str(colours), "small_data", run=tmp_path / "one", screen=QUIET, figures=False,
                        model__token_mixing=token_mixing, **options)["run"]  # fmt: skip
     train(colours, tmp_path / "two", Path(run))
     assert_same(state(tmp_path / "two"), state(tmp_path / "one"))
@@ -303,7 +303,7 @@ def test_timms_classifiers_get_a_new_head_whatever_they_are_called(colours, tmp_
     renamed = tmp_path / "renamed"
     for name, other in zip(COLOURS, ("x", "y", "z"), strict=True):
         shutil.copytree(colours / name, renamed / other)
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET, figures=False,
+    run = mixlab.train(str(colours), "small_data", run=tmp_path / "one", screen=QUIET, figures=False,
                        model__name="timm/test_convnext", **options | {"steps": 3})["run"]  # fmt: skip
     train(renamed, tmp_path / "two", Path(run), image_size=(32, 32))
     first, second = open_weights(run).model, open_weights(tmp_path / "two").model
@@ -313,7 +313,7 @@ def test_timms_classifiers_get_a_new_head_whatever_they_are_called(colours, tmp_
 
 def test_frozen_running_statistics_stay(colours, tmp_path):
     options = ONE_STEP | {"image_size": (32, 32)}
-    run = mixlab.train("small_data", str(colours), run=tmp_path / "one", screen=QUIET, figures=False,
+    run = mixlab.train(str(colours), "small_data", run=tmp_path / "one", screen=QUIET, figures=False,
                        model__name="timm/test_resnet", **options)["run"]  # fmt: skip
     train(colours, tmp_path / "two", Path(run), image_size=(32, 32), freeze=1, steps=4, keep_weights="last")
     first, second = state(tmp_path / "one"), state(tmp_path / "two")

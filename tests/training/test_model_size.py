@@ -101,7 +101,7 @@ def test_speed_is_measured_on_steps_of_the_real_thing(threads, images, tmp_path)
     screen, run = Listening(), tmp_path / "run"
     doubles = {"decisions": with_decisions(decide_steps=saying)}
     options = {"batch_size": 32, "threads": threads, "budget": "2m"}
-    train("small_images", images, run, screen=screen, doubles=doubles, **options)
+    train(images, "small_images", run, screen=screen, doubles=doubles, **options)
     name = from_toml(run / "recipe.toml")["model.name"]
     assert load_weights(run).model_settings["name"] == name
     assert name in NAMES  # which one depends on the machine
@@ -110,7 +110,7 @@ def test_speed_is_measured_on_steps_of_the_real_thing(threads, images, tmp_path)
 
 def test_a_budget_that_is_over_before_the_first_step_is_said(images, tmp_path):
     with pytest.raises(UsageError, match="leaves no time to train"):
-        train("small_images", images, tmp_path / "run", budget="0.1s", threads=1)
+        train(images, "small_images", tmp_path / "run", budget="0.1s", threads=1)
     assert not (tmp_path / "run").exists()
 
 

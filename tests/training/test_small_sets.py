@@ -36,7 +36,7 @@ def folder(root: Path, **classes: int) -> Path:
 def train(data: Path, run: Path, screen: Screen | None = None, **options):
     options = {"steps": 1, "threads": 1, "image_size": (8, 8), "checkpoint_seconds": 0.0} | options
     return mixlab.train(
-        "small_data", data, run=run, screen=screen or Screen(quiet=True), figures=False, **options
+        data, "small_data", run=run, screen=screen or Screen(quiet=True), figures=False, **options
     )
 
 

@@ -399,7 +399,7 @@ def streamed(colours, tmp_path):
     """A function that trains on images that so many processes read."""
 
     def begin(name: str, num_workers: int, **options) -> Path:
-        train("small_data", colours, tmp_path / name, num_workers=num_workers, **(STREAM | options))
+        train(colours, "small_data", tmp_path / name, num_workers=num_workers, **(STREAM | options))
         return tmp_path / name
 
     return begin
@@ -554,7 +554,7 @@ def test_a_loader_worker_that_hangs_is_given_up_and_does_not_hold_up_the_end(how
             "data__num_workers": 2,
             "timeout_seconds": 2,
         }
-        train("small_data", tmp_path / "data", tmp_path / "run", **options)
+        train(tmp_path / "data", "small_data", tmp_path / "run", **options)
 
     began = time.monotonic()
     assert ranks.wait(ranks.start(job), 40) == [1]

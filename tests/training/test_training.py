@@ -77,8 +77,8 @@ def assert_equal_weights(a: Path, b: Path) -> None:
 
 def test_a_folder_of_pictures_becomes_a_classifier_with_a_complete_run(colours, tmp_path):
     result = mixlab.train(
-        "small_data",
         str(colours),
+        "small_data",
         run=tmp_path / "run",
         epochs=25,
         screen=QUIET,
@@ -131,7 +131,7 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path):
         "val_fraction": 0,
     }
     mixlab.train(
-        "small_data", str(tmp_path / "data"), run=tmp_path / "run", steps=150, epochs=None, batch_size=16,
+        str(tmp_path / "data"), "small_data", run=tmp_path / "run", steps=150, epochs=None, batch_size=16,
         loss__label_smoothing=0.0, ema_decay=0.0, threads=1, model__name="mixer_pico", screen=QUIET,
         figures=False, **options,
     )  # fmt: skip
@@ -230,8 +230,8 @@ def test_balanced_class_weights_and_accuracy_for_uneven_classes(tmp_path):
             root / "blue" / f"more{i}.png"
         )
     result = mixlab.train(
-        "small_data",
         str(root),
+        "small_data",
         run=tmp_path / "run",
         epochs=3,
         class_weights="balanced",
@@ -246,8 +246,8 @@ def test_unreadable_files_are_left_out_listed_and_counted(colours, tmp_path):
     for name in ("blue/000.png", "green/007.png"):
         (colours / name).write_bytes(b"not an image")
     result = mixlab.train(
-        "small_data",
         str(colours),
+        "small_data",
         run=tmp_path / "run",
         epochs=1,
         max_bad_share=0.5,
@@ -264,7 +264,7 @@ def test_unreadable_files_are_left_out_listed_and_counted(colours, tmp_path):
 
 def test_timm_models_train_under_the_same_recipe(colours, tmp_path):
     result = mixlab.train(
-        "small_data", str(colours), run=tmp_path / "run", steps=3, epochs=None, image_size=32,
+        str(colours), "small_data", run=tmp_path / "run", steps=3, epochs=None, image_size=32,
         model__name="timm/test_resnet", screen=QUIET, figures=False, threads=1,
     )  # fmt: skip
     assert result["num_parameters"] > 300_000
@@ -292,7 +292,10 @@ def test_a_run_folder_that_exists_is_left_alone(tmp_path):
 def test_without_pictures_a_report_holds_none_of_the_data(tmp_path):
     digits(tmp_path / "run", steps=3, epochs=None, threads=1, with_pictures=False, figures=True)
     names = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
-    assert names == {"curves", "confusion", "reliability"}
+    assert names == {"curves", "confusion", "reliability", "coverage"}
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "Worst mistakes" not in html
+    assert "image/jpeg" not in html
 
 
 def test_a_set_of_pixels_with_two_parts_is_split_again_as_it_was(tmp_path):
@@ -319,7 +322,7 @@ def test_a_run_on_a_path_with_dots_can_be_evaluated_from_elsewhere(colours, tmp_
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     trained = mixlab.train(
-        "small_data", "../colours", run="../run", epochs=1, screen=QUIET, figures=False, threads=1
+        "../colours", "small_data", run="../run", epochs=1, screen=QUIET, figures=False, threads=1
     )
     monkeypatch.chdir(tmp_path / "colours")
     evaluation, bad = evaluate(tmp_path / "run", screen=QUIET)
@@ -337,7 +340,7 @@ def test_one_bad_file_in_a_small_test_split_does_not_lose_the_run(colours, tmp_p
     rows[0][0].write_bytes(b"broken")  # a test image: 1 of 15
     rows[1][0].write_bytes(b"broken")  # a validation image
     result = mixlab.train(
-        "small_data", str(tmp_path / "table.csv"), run=tmp_path / "run", epochs=1, screen=QUIET, figures=False
+        str(tmp_path / "table.csv"), "small_data", run=tmp_path / "run", epochs=1, screen=QUIET, figures=False
     )
     assert result["num_bad_files"] == 2
     assert result["test"]["num_images"] == 14
@@ -354,14 +357,14 @@ def test_streamed_training_equals_training_from_memory_and_resumes_to_the_same_b
         "model__name": "mixer_pico",
     }
     data = str(colours)
-    mixlab.train("small_data", data, run=tmp_path / "memory", in_memory=True, figures=False, **options)
+    mixlab.train(data, "small_data", run=tmp_path / "memory", in_memory=True, figures=False, **options)
     mixlab.train(
-        "small_data", data, run=tmp_path / "stream", in_memory=False, num_workers=2, figures=False, **options
+        data, "small_data", run=tmp_path / "stream", in_memory=False, num_workers=2, figures=False, **options
     )
     assert_equal_weights(tmp_path / "memory", tmp_path / "stream")
     cut = options | {"in_memory": False, "num_workers": 2, "screen": StopAfter(5)}
     with pytest.raises(Interrupted):
-        mixlab.train("small_data", data, run=tmp_path / "cut", figures=False, **cut)
+        mixlab.train(data, "small_data", run=tmp_path / "cut", figures=False, **cut)
     mixlab.resume(tmp_path / "cut", screen=QUIET, figures=False)
     assert_equal_weights(tmp_path / "memory", tmp_path / "cut")
 

@@ -63,6 +63,9 @@ class Images(Modality):
             return Look(pixels, array_digest(pixels))
         return Look(pixels, array_digest(deep), int(deep.max()))
 
+    def picture(self, example: np.ndarray) -> np.ndarray | None:
+        return example
+
     def encode(self, example: np.ndarray) -> tuple[bytes, str]:
         buffer = io.BytesIO()
         Image.fromarray(example[..., 0] if example.shape[2] == 1 else example).save(buffer, "png")

@@ -43,7 +43,7 @@ export const TEXTS = {
     csv: "CSV로 내려받기", clear: "지우기", image: "이미지", name: "이름", label: "예측",
     probability: "확률", docs: "프로그램에서 쓰기", numbers: "수치",
     facts: f => `매개변수 ${number(f.num_parameters)}개, ${f.image_size[1]} × ${f.image_size[0]} 픽셀 이미지, ` +
-      `곱셈-덧셈 ${(f.macs / 1e6).toFixed(1)}백만 번`,
+      `이미지 한 장에 MAC(곱셈-누적) 연산 약 ${number(Math.round(f.macs / 1e4))}만 회`,
     classes: n => `클래스 ${number(n)}개`, more: n => `외 ${number(n)}개`,
     working: (done, all) => `${all}장 중 ${done}장 완료`, ready: n => `${n}장을 마쳤습니다.`,
     failed: (done, bad, name, why) => (done + bad > 1 ? `${done}장 완료, ${bad}개 실패. ` : "") + `${name}: ${why}`,

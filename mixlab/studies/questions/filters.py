@@ -42,7 +42,7 @@ def run(options: Options) -> Answer:
     for seed in range(1 if options.smoke else NUM_NULLS):
         torch.manual_seed(seed)
         drawn.append(token_units(create_model(**weights.model_settings), ""))
-        rows += _rows(drawn[-1], grid, "as drawn at first")
+        rows += _rows(drawn[-1], grid, "at initialisation")
         rows += _rows([shuffled(units, seed) for units in layers], grid, "shuffled")
     rows = _averaged(rows)
     history = _history(options, weights)
@@ -110,7 +110,7 @@ def _answer(
 ) -> Answer:
     model: Any = weights.model
     grid = model.config.grid
-    kinds = ("trained", "as drawn at first", "shuffled")
+    kinds = ("trained", "at initialisation", "shuffled")
     by = {(row["weights"], row["layer"]): row for row in rows}
     numbers = range(1, len(layers) + 1)
     columns = ["layer", "units"]
@@ -138,7 +138,7 @@ def _answer(
     shown.append(
         Shown(
             name="units-drawn",
-            heading="Hidden units of token mixing, as drawn at first",
+            heading="Hidden units of token mixing, at initialisation",
             text="Layer 1 of the same model before any training, drawn in the same way.",
             figure=unit_pictures(drawn[0][0], paired(drawn[0][0], grid), grid),
         )
@@ -158,7 +158,7 @@ def _answer(
             name="layers",
             heading="Layer by layer",
             text="Share of units with an opposite partner (cosine below -0.8), frequency and spread of the units of "
-            f"each layer, beside weights as drawn at first and the same weights shuffled in each unit (means of "
+            f"each layer, beside weights at initialisation and the same weights shuffled in each unit (means of "
             f"{len(drawn)}).",
             figure=layer_numbers(rows, kinds),
         )
@@ -201,13 +201,13 @@ def _findings(by: dict[tuple[str, int], Any], num_layers: int) -> list[Finding]:
     first, last = by["trained", 1], by["trained", num_layers]
     nulls = [
         by[kind, layer]["opposed"]
-        for kind in ("as drawn at first", "shuffled")
+        for kind in ("at initialisation", "shuffled")
         for layer in range(1, num_layers + 1)
     ]
     shares = [by["trained", layer]["opposed"] for layer in range(1, num_layers + 1)]
     highest = int(np.argmax(shares)) + 1
     opposed = max(shares) > max(nulls) + 0.02
-    drawn = by["as drawn at first", 1]
+    drawn = by["at initialisation", 1]
     structured = first["frequency"] < 0.9 * drawn["frequency"]
     return [
         Finding(
@@ -215,7 +215,7 @@ def _findings(by: dict[tuple[str, int], Any], num_layers: int) -> list[Finding]:
             paper="Shown for the first three layers (Figure 5), without a number.",
             here=f"{100 * first['opposed']:.1f} % of the units of layer 1 have a partner with a cosine below -0.8, "
             f"at most {100 * max(shares):.1f} % (layer {highest}); at most {100 * max(nulls):.1f} % where weights "
-            "are as drawn at first or shuffled.",
+            "are at initialisation or shuffled.",
             verdict="holds" if opposed else "does not hold",
             limits=limits,
         ),
@@ -224,7 +224,7 @@ def _findings(by: dict[tuple[str, int], Any], num_layers: int) -> list[Finding]:
             paper="Some of the first layer are global, some local; deeper ones show no structure that can be named.",
             here=f"Frequency {first['frequency']:.3f} cycles a patch in layer 1, "
             + (f"{last['frequency']:.3f} in layer {num_layers}, " if num_layers > 1 else "")
-            + f"{drawn['frequency']:.3f} as drawn at first.",
+            + f"{drawn['frequency']:.3f} at initialisation.",
             verdict="open"
             if num_layers == 1
             else "holds"

@@ -35,7 +35,7 @@ class DistillConfig:
         images of the run's size and channels; their mean and std may be others.
     weight: share of the loss that is the teacher's; 0 is as without one.
     temperature: both sides' logits are divided by it in the teacher's part of the loss.
-    views: different crops, flips and so on of each image, on which the teacher is asked before the first step.
+    views: different crops, flips and so on of each image; the teacher's logits are computed before the first step.
     """
 
     teacher: str | None = setting(
@@ -45,7 +45,9 @@ class DistillConfig:
     )
     weight: float = setting(0.5, "Share of the loss that is the teacher's.")
     temperature: float = setting(1.0, "Both sides' logits are divided by it in the teacher's part.")
-    views: int = setting(4, "Different crops and flips of each image, on which the teacher is asked once.")
+    views: int = setting(
+        4, "Crops and flips of each image for which the teacher's logits are computed, once."
+    )
 
     prepared_by: ClassVar[str] = "mixlab.training.teacher"  # see `choose.objective_module`
 

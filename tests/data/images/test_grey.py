@@ -77,8 +77,8 @@ def test_check_says_the_range_and_tells_pictures_apart_that_8_bits_make_the_same
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_training_measures_the_range_and_its_weights_keep_it(microscope, tmp_path, in_memory):
     result = mixlab.train(
-        "small_data",
         str(microscope),
+        "small_data",
         run=tmp_path / "run",
         data__in_memory=in_memory,
         figures=False,
@@ -97,7 +97,7 @@ def test_a_training_measures_the_range_and_its_weights_keep_it(microscope, tmp_p
 
 def test_the_range_can_be_set_by_hand(microscope, tmp_path):
     result = mixlab.train(
-        "small_data", str(microscope), run=tmp_path / "run", data__grey_max=65535, figures=False, **OPTIONS
+        str(microscope), "small_data", run=tmp_path / "run", data__grey_max=65535, figures=False, **OPTIONS
     )
     assert result["grey_max"] == 65535
     assert mixlab.load(tmp_path / "run").preprocess.grey_max == 65535

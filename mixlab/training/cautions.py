@@ -1,0 +1,87 @@
+"""What a person should know before trusting a training: few or uneven examples, learning by heart.
+
+The same sentences stand on the terminal, in the report and in `train --json`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixlab.evaluation.metrics import wilson_interval
+from mixlab.report.run_log import read_run_log
+from mixlab.training.plan import Plan
+
+FEW = 10  # training examples of a class, below which it is called small
+UNEVEN = 10  # times that the largest class has the examples of the smallest
+GAP = 0.1  # of accuracy, by which training is above all that validation can be
+NUM_NAMED = 3  # classes
+
+
+def class_cautions(names: Sequence[str], labels: np.ndarray, many: str = "images") -> list[str]:
+    """Sentences where classes are small, or of very different sizes. labels: int64 (n,), of the training examples."""
+    counts = np.bincount(labels, minlength=len(names))
+    order = np.argsort(counts, kind="stable")
+    found = []
+    small = [f"{names[i]} ({counts[i]})" for i in order if counts[i] < FEW]
+    if small:
+        have = "class has" if len(small) == 1 else "classes have"
+        more = f" and {len(small) - NUM_NAMED:,} more" if len(small) > NUM_NAMED else ""
+        found.append(
+            f"{len(small):,} {have} fewer than {FEW} training {many}: {', '.join(small[:NUM_NAMED])}{more}. "
+            f"Add {many}, or start from trained weights with `mixlab finetune`"
+        )
+    present = [i for i in order if counts[i]]
+    least, most = present[0], present[-1]
+    if counts[most] > UNEVEN * counts[least]:
+        found.append(
+            f"the classes are uneven: {names[most]} has {counts[most]:,} training {many}, {names[least]} has "
+            f"{counts[least]:,}. Read the balanced accuracy, and add {many} of the small classes"
+        )
+    return found
+
+
+def overfitting(run: Path, num_val: int, many: str = "images") -> str | None:
+    """A sentence where the last epoch's training accuracy is above all that validation can be; None else.
+
+    num_val: examples in validation, of which that depends.
+    """
+    rows = read_run_log(run / "metrics.jsonl")
+    tried = [row for row in rows if row["event"] == "validation" and row.get("top1") is not None]
+    if not num_val or not tried:
+        return None
+    last = tried[-1]
+    since = tried[-2]["step"] if len(tried) > 1 else 0
+    trained = [
+        row["accuracy"]
+        for row in rows
+        if row["event"] == "train" and since < row["step"] <= last["step"] and row.get("accuracy") is not None
+    ]
+    if not trained:
+        return None
+    _, highest = wilson_interval(min(round(last["top1"] * num_val), num_val), num_val)
+    accuracy = float(np.mean(trained))
+    if accuracy <= highest + GAP:
+        return None
+    return (
+        f"the model has learnt its training {many} by heart: accuracy {100 * accuracy:.0f} % in training, "
+        f"{100 * last['top1']:.0f} % on validation. Try more {many}, stronger augmentation, a smaller model, "
+        f"or trained weights with `mixlab finetune`"
+    )
+
+
+def data_cautions(plan: Plan) -> list[str]:
+    """What is odd in the training examples, known before the first step."""
+    return class_cautions(plan.class_names, plan.data.train.split.labels, plan.modality.many)
+
+
+def run_caution(plan: Plan, run: Path) -> str | None:
+    """What shows in a finished run only."""
+    return overfitting(run, 0 if plan.data.val is None else len(plan.data.val), plan.modality.many)
+
+
+def all_cautions(plan: Plan, run: Path) -> list[str]:
+    """Every one of a finished run, copies among the splits included."""
+    learnt = run_caution(plan, run)
+    found = [*plan.data.copies.sentences(plan.modality.many), *data_cautions(plan)]
+    return found if learnt is None else [*found, learnt]

@@ -1,0 +1,128 @@
+"""The sentences of a report, on predictions whose meaning is known."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mixlab.data.images.augment import AugmentConfig
+from mixlab.data.images.modality import IMAGES
+from mixlab.evaluation.metrics import Predictions, merged_bins, summarize
+from mixlab.recipes.small import digits
+from mixlab.training.conclusions import (
+    best_coverage,
+    changed_keys,
+    coverage_sentence,
+    next_commands,
+    top_confusions,
+    training_below_validation,
+)
+from mixlab.training.recipe import Recipe
+
+ROW = {"target": 0.95, "min_confidence": 0.81, "coverage": 0.72}
+
+
+def evaluation(label, predicted, confidence=None, thresholds=()):
+    label, predicted = np.array(label), np.array(predicted)
+    confidence = np.full(len(label), 0.9) if confidence is None else np.array(confidence)
+    found = Predictions(
+        index=np.arange(len(label)),
+        label=label,
+        predicted=predicted,
+        confidence=confidence,
+        loss=np.ones(len(label)),
+        top5=predicted[:, None],
+    )
+    return summarize(found, ("cat", "dog", "owl"), thresholds)
+
+
+def test_confusions_are_counted_by_class_most_frequent_first():
+    result = evaluation([0] * 200 + [1] * 10 + [2] * 5, [1] * 17 + [0] * 183 + [2] + [1] * 9 + [2] * 5)
+    assert top_confusions(result, "images") == [
+        "17 of the 200 test images of “cat” were predicted as “dog”",
+        "1 of the 10 test images of “dog” was predicted as “owl”",
+    ]
+    assert top_confusions(evaluation([0, 1], [0, 1]), "images") == ["No test images were predicted wrongly"]
+
+
+def test_coverage_is_promised_and_found():
+    result = evaluation([0] * 4, [0, 0, 1, 1], [0.9, 0.85, 0.81, 0.2], [ROW])
+    assert coverage_sentence(result, "images", has_validation=True) == (
+        "At 95 % right, 72 % of the images need no second look (confidence >= 0.81). This was chosen on validation "
+        "and checked on the test split: there it holds for 75 %, of which 66.7 % are right."
+    )
+    assert "no confidence was chosen" in coverage_sentence(result, "images", has_validation=False)
+    assert "too few images" in coverage_sentence(evaluation([0], [0]), "images", has_validation=True)
+
+
+def test_of_several_thresholds_the_one_for_95_in_100_is_said_if_it_excludes_any():
+    everything = {"target": 0.9, "min_confidence": 0.0, "coverage": 1.0}
+    strict = {"target": 0.99, "min_confidence": 0.95, "coverage": 0.4}
+    for thresholds, target in (
+        ([everything, ROW, strict], 0.95),
+        ([everything, strict], 0.99),
+        ([everything], 0.9),
+        ([everything | {"min_confidence": 0.3}], 0.9),
+    ):
+        assert best_coverage(evaluation([0], [0], thresholds=thresholds))["target"] == target
+    assert best_coverage(evaluation([0], [0])) is None
+
+
+def plan(recipe, **settings):
+    return SimpleNamespace(recipe=recipe, augment=recipe.augment, modality=IMAGES, model_settings=settings)
+
+
+def log(training, validation):
+    rows = [{"event": "train", "epoch": epoch, "accuracy": training} for epoch in (1.5, 2.0)]
+    rows.insert(0, {"event": "train", "epoch": 0.5, "accuracy": 0.1})
+    return [*rows, {"event": "validation", "epoch": 2.0, "top1": validation}]
+
+
+def test_training_accuracy_below_validation_is_explained_by_what_was_on():
+    sentence = training_below_validation(plan(digits(), stochastic_depth=0.1), log(0.6, 0.8))
+    for part in ("60.0 %", "80.0 %", "augmented", "moving average", "drops blocks"):
+        assert part in sentence
+    plain = replace(digits(), augment=AugmentConfig(), ema_decay=0.0)
+    sentence = training_below_validation(plan(plain), log(0.6, 0.8))
+    assert sentence.endswith("That is no error: training is measured while the weights still change.")
+    assert training_below_validation(plan(digits()), log(0.9, 0.8)) is None
+    assert training_below_validation(plan(digits()), []) is None
+
+
+def test_keys_that_differ_from_their_defaults_are_named_with_both_values():
+    changed = {name: (value, default) for name, value, default in changed_keys(digits())}
+    assert changed["batch_size"] == ("64", "128")
+    assert changed["optimizer.lr"][0] == "0.003"
+    assert "augment.flip" not in changed
+    assert changed_keys(Recipe()) == []
+
+
+def test_the_next_commands_name_the_run_and_the_confidence(tmp_path):
+    commands = dict(next_commands(tmp_path / "my run", evaluation([0], [0], thresholds=[ROW])))
+    assert commands["Use it"] == "mixlab predict 'my run' FILE"
+    assert commands["Mark what needs a second look"].endswith("--min-confidence 0.81")
+    assert not any(str(tmp_path) in command for command in commands.values())
+
+
+def test_small_bins_go_to_their_neighbours_and_lose_no_image():
+    counts = [0, 3, 4, 20, 0, 2, 30, 1]
+    bins = [
+        {
+            "lower": i / 8,
+            "upper": (i + 1) / 8,
+            "num_images": count,
+            "accuracy": i / 10 if count else None,
+            "confidence": i / 8 if count else None,
+        }
+        for i, count in enumerate(counts)
+    ]
+    merged, few = merged_bins(bins, 10)
+    assert [(one["lower"], one["upper"], one["num_images"]) for one in merged] == [
+        (1 / 8, 4 / 8, 27),
+        (5 / 8, 1.0, 33),
+    ]
+    assert few == 4
+    assert merged[0]["accuracy"] == pytest.approx((3 * 0.1 + 4 * 0.2 + 20 * 0.3) / 27)
+    assert merged_bins([], 10) == ([], 0)
+    assert merged_bins(bins[:4], 100)[0][0]["num_images"] == 27
