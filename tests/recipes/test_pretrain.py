@@ -336,7 +336,7 @@ def test_twenty_steps_of_pre_training_on_tiny_pictures(name, pictures, tmp_path)
         steps=20,
         epochs=None,
     )
-    mixlab.train(tiny, str(pictures), run=tmp_path / "run", screen=QUIET, figures=False, with_pictures=False)
+    mixlab.train(str(pictures), tiny, run=tmp_path / "run", screen=QUIET, figures=False, with_pictures=False)
     rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 21))
     bias, target_sum, num_classes = tiny.model.head_bias, 1.0, 3
@@ -363,12 +363,12 @@ def test_twenty_steps_of_fine_tuning_at_another_resolution(pictures, tmp_path):
         first, epochs=None, batch_size=16, model=replace(first.model, name="mixer_micro4", **TINY)
     )
     mixlab.train(
-        first, str(pictures), run=tmp_path / "first", screen=QUIET, figures=False, with_pictures=False
+        str(pictures), first, run=tmp_path / "first", screen=QUIET, figures=False, with_pictures=False
     )
     whole = find_recipe("finetune")
     tiny = replace(whole, batch_size=16, steps=20, init_from=str(tmp_path / "first"))
     tiny = replace(tiny, data=replace(tiny.data, image_size=(24, 16), val_fraction=0.1))
-    mixlab.train(tiny, str(pictures), run=tmp_path / "run", screen=QUIET, figures=False, with_pictures=False)
+    mixlab.train(str(pictures), tiny, run=tmp_path / "run", screen=QUIET, figures=False, with_pictures=False)
     rows = [row for row in read_run_log(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
     assert len(rows) == 20
     assert [row["lr"] for row in rows] == pytest.approx([0.03 * step / 500 for step in range(20)], abs=1e-12)

@@ -312,7 +312,7 @@ def test_paths_of_any_kind_are_taken_by_train(tmp_path, monkeypatch):
     options = {"steps": 1, "epochs": None, "threads": 1, "screen": Screen(quiet=True), "with_pictures": False}
     run = OwnPath(tmp_path / "run")
     result = mixlab.train(
-        OwnPath(tmp_path / "own.toml"), OwnPath(tmp_path / "data"), run=run, figures=False, **options
+        OwnPath(tmp_path / "data"), OwnPath(tmp_path / "own.toml"), run=run, figures=False, **options
     )
     assert Path(result["report"]).is_file()
     assert mixlab.load(OwnPath(tmp_path / "run")).class_names == ("a", "b")

@@ -36,7 +36,7 @@ def test_a_run_that_was_stopped_in_mid_epoch_goes_on_to_where_it_would_have_come
     assert result["steps"] == recipe.steps > 14
     rows = [row for row in read_run_log(run / "metrics.jsonl") if row["event"] == "train"]
     assert rows[: len(before)] == before
-    whole = mixlab.train(recipe, run=tmp_path / "whole", screen=QUIET, figures=False)
+    whole = mixlab.train(recipe=recipe, run=tmp_path / "whole", screen=QUIET, figures=False)
     assert whole["steps"] == result["steps"]
     ours, theirs = (load_file(place / "weights.safetensors") for place in (run, tmp_path / "whole"))
     assert ours.keys() == theirs.keys()

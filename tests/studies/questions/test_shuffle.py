@@ -122,7 +122,7 @@ def test_pictures_are_permuted_after_augmentation():
 def test_weights_of_a_permuted_training_permute_whatever_they_are_given(tmp_path):
     recipe = compose("digits", recipe="digits", overrides={"data.permutation": "global", "steps": 60,
                                                             "augment.cutmix_alpha": 0.0})  # fmt: skip
-    result = mixlab.train(recipe, run=tmp_path / "run", screen=QUIET, figures=False)
+    result = mixlab.train(recipe=recipe, run=tmp_path / "run", screen=QUIET, figures=False)
     weights = open_weights(tmp_path / "run")
     assert weights.preprocess.permutation == PixelPermutation(kind="global", patch_size=1, seed=0)
     again, _ = evaluate(tmp_path / "run", split="test", screen=QUIET)
