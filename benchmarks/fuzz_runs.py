@@ -303,7 +303,7 @@ def try_commands(run: Path, picture: Path, with_export: bool) -> dict[str, Any]:
     if with_export:
         pixels = [np.zeros((8, 8, 3), dtype=np.uint8)]
         place = run.parent / "exported.pt2"
-        commands["export"] = lambda: export(mixlab_open(named), place, to="torch-export", pictures=pixels)
+        commands["export"] = lambda: export(mixlab_open(named), place, to="torch-export", examples=pixels)
     found: dict[str, Any] = {}
     real, seconds = fit.train_step, {}
     for name, command in commands.items():

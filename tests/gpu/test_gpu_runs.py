@@ -208,7 +208,7 @@ def test_the_run_is_exported(run, to, ending, needs, device, tmp_path):
     from mixlab.exports.export import export
 
     out = tmp_path / f"model.{ending}"
-    result = export(open_weights(run), out, to=to, pictures=pictures(4))
+    result = export(open_weights(run), out, to=to, examples=pictures(4))
     assert out.is_file()
     assert result["to"] == to
 

@@ -62,8 +62,8 @@ class _StoppingBar(Bar):
 
 
 def train(
-    recipe: str,
     data: str | Path,
+    recipe: str,
     run: Path,
     *,
     budget: str | None = None,

@@ -92,7 +92,7 @@ def taught(tmp_path) -> Path:
 
 
 def train(data: Path, run: Path, *, lr_grid: LrGrid | None = None, **options) -> dict:
-    return seams.train("small_data", data, run, trials=lr_grid, **(OPTIONS | options))
+    return seams.train(data, "small_data", run, trials=lr_grid, **(OPTIONS | options))
 
 
 def preparing(change: Callable[[teacher.Teacher], teacher.Teacher]) -> dict:

@@ -202,4 +202,4 @@ def test_a_batch_that_shrinks_to_one_while_training_is_explained(tmp_path):
         "doubles": {"course_type": before_steps(shrink)},
     }
     with pytest.raises(TrainingError, match=r"one at a time.*--batch-size"):
-        seams.train("small_data", data, tmp_path / "run", **options)
+        seams.train(data, "small_data", tmp_path / "run", **options)
