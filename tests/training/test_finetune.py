@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mixlab
-from mixlab.data.reading import Images
+from mixlab.data.reading import Examples
 from mixlab.errors import TrainingError, UsageError
 from mixlab.planning import budget
 from mixlab.planning.draft import Request
@@ -127,17 +127,17 @@ def test_the_test_split_is_not_read_before_the_training_has_ended(place, tmp_pat
             return replace(decided, data=draft.data)
 
     @dataclass(frozen=True)
-    class Watched(Images):
+    class Watched(Examples):
         def __len__(self):
             order.append("test")
             return super().__len__()
 
-        def images(self, indices):
+        def at(self, indices):
             order.append("test")
             return super().at(indices)
 
     def watch(draft):
-        seen = {field.name: getattr(draft.data.test, field.name) for field in fields(Images)}
+        seen = {field.name: getattr(draft.data.test, field.name) for field in fields(Examples)}
         return replace(draft, data=replace(draft.data, test=Watched(**seen)))
 
     options = {"init_from": str(place / "start"), "steps": 8, "batch_size": 8, "threads": 1}

@@ -295,7 +295,7 @@ def test_without_pictures_a_report_holds_none_of_the_data(tmp_path):
     assert names == {"curves", "confusion", "reliability", "coverage"}
     html = (tmp_path / "run" / "report.html").read_text()
     assert "Worst mistakes" not in html
-    assert "image/jpeg" not in html
+    assert "image/jpeg;" not in html
 
 
 def test_a_set_of_pixels_with_two_parts_is_split_again_as_it_was(tmp_path):
