@@ -15,7 +15,7 @@ class Context:
 
     json = False
     quiet = False  # nothing is said but errors and notes of caution
-    on_error: Callable[[], Any] = staticmethod(lambda: None)  # prints the traceback if that was asked for
+    on_error: Callable[[], Any] = staticmethod(lambda: None)  # prints the traceback with --traceback
 
     @classmethod
     def screen(cls, *, to_stderr: bool = False) -> "Screen":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Standard deviation of a unit normal truncated at two standard deviations. Dividing by it gives the
-# truncated samples the variance that was asked for, as flax's lecun_normal does.
+# truncated samples the target variance, as flax's lecun_normal does.
 TRUNCATED_STD = 0.87962566103423978
 
 

@@ -1,4 +1,4 @@
-"""A training while it is being planned: what was asked for, and what has been decided so far."""
+"""A training while it is being planned: the request, and what has been decided so far."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ UNKNOWN_STEPS = 1_000_000  # of a trial whose end is not that of its steps
 
 
 class Trials(Protocol):
-    """Short trainings before the one that is asked for, by which something of it is chosen."""
+    """Short trainings before the requested one, by which something of it is chosen."""
 
     @property
     def num_trials(self) -> int: ...

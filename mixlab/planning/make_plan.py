@@ -105,7 +105,7 @@ def decide_objective(draft: Draft) -> Draft:
 
 
 def decide_by_trials(draft: Draft) -> Draft:
-    """The draft with what short trainings choose, where they are asked for."""
+    """The draft with what short trainings choose, where the request has some."""
     trials, num_steps = draft.request.trials, draft.num_steps
     return draft if trials is None or num_steps is None else trials.decide(draft, num_steps)
 
@@ -122,7 +122,7 @@ DECISIONS: tuple[Decision, ...] = (
 
 
 def make_plan(request: Request, session: Session, decisions: Sequence[Decision] = DECISIONS) -> Plan:
-    """The plan of what is asked for. UsageError, before anything is read, where it cannot be done.
+    """The plan of a request. UsageError, before anything is read, where it cannot be done.
 
     decisions: what is decided, each knowing what those before it have.
     """

@@ -37,7 +37,7 @@ def train(
     course_type: type[TrainingCourse] = TrainingCourse,
     clock_type: type[Clock] = Clock,
 ) -> dict[str, Any]:
-    """Train what is asked for into a new run; returns the object that `train --json` prints.
+    """Train what the request says into a new run; returns the object that `train --json` prints.
 
     decisions: as of `make_plan`. course_type: what goes with the steps. clock_type: what counts them.
     """
@@ -66,7 +66,7 @@ def resume(
 
     The number of processes may be another one than before. data: where the data set is now, if it was moved.
     start_over: begin again instead, and keep what is there in a folder of its own (history.py); TrainingError where
-    that would be needed and is not asked for. course_type: what goes with the steps.
+    that would be needed and `start_over` does not allow it. course_type: what goes with the steps.
     """
     leave_if_imported_again()
     if not (run / "recipe.toml").is_file():

@@ -207,7 +207,7 @@ def compose(
         chosen = override(chosen, from_file, where=str(config))
     chosen = override(chosen, {"data.source": data} | overrides)
     if chosen.init_from is not None:
-        # The model follows from the weights; the recipe's own choice is nothing that the person asked for.
+        # The model follows from the weights; the recipe's own choice is not the person's.
         follows: dict[str, Any] = {key: None for key in ("name", "gelu") if f"model.{key}" not in given}
         chosen = replace(chosen, model=replace(chosen.model, **follows))
     chosen = _with_length(chosen, overrides, has_budget)

@@ -64,7 +64,7 @@ def use_fallbacks(figure: Figure) -> None:
     """Give every text of a finished figure the families that its characters need."""
     for axis in (axis for ax in figure.axes if ax.axison for axis in (ax.xaxis, ax.yaxis)):
         if isinstance(axis.get_major_formatter(), FuncFormatter | FixedFormatter | StrCategoryFormatter):
-            axis.get_majorticklabels()  # ticks with names get their texts when they are asked for
+            axis.get_majorticklabels()  # ticks with names get their texts when they are read
     # Looked for in all of an axes without an axis, texts would make its ticks, which takes longer than to draw it.
     parts: list[Artist] = [*figure.texts, *figure.legends]
     for ax in figure.axes:

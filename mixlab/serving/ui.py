@@ -5,7 +5,7 @@
     GET /api/studies/NAME  its tables and names of figures
     GET /files/...         report.html and figures of a run or study
 
-Only files of known names, of folders that are runs or studies, can be asked for.
+Only files of known names, of folders that are runs or studies, are served.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ def _is_study(folder: Path) -> bool:
 
 
 def _inside(folder: Path, name: str, is_one: Callable[[Path], bool]) -> Path:
-    """The folder of that name in `folder`, if it is one of its entries and what is asked for; else 404."""
+    """The folder of that name in `folder`, if it is one of its entries and of the right kind; else 404."""
     if not folder.is_dir() or name not in os.listdir(folder) or not is_one(folder / name):
         raise HTTPException(404, "there is no such run or study")
     return folder / name

@@ -156,7 +156,7 @@ def override(
 ) -> Recipe:
     """`recipe` with keys replaced; values may be text. UsageError names the nearest key or the type.
 
-    to_train: False where only the data of a run is asked for, whatever it was trained with.
+    to_train: False where only the data of a run is needed, whatever it was trained with.
 
     A key is dotted (`optimizer.lr`), or its last part where only one key ends so (`lr`).
     """

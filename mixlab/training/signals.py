@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(MixlabError):  # noqa: N818 (nothing went wrong)
-    """A signal asked for the end; what there was to save is saved. Exit status 130 after Ctrl-C, else 143.
+    """A signal came to end it; what there was to save is saved. Exit status 130 after Ctrl-C, else 143.
 
     Schedulers warn of the end with SIGTERM or, as one asks SLURM to, SIGUSR1: to scripts they are the same.
     """
