@@ -43,7 +43,7 @@ COMMANDS = {
 }  # fmt: skip
 HELP = """The all-MLP vision system: train, evaluate and use MLP-Mixer image classifiers.
 
-    mixlab train digits              # a first model, in about a minute
+    mixlab train digits              # a first model, in one to three minutes
     mixlab train PATH --budget 10m   # your own images, in PATH/CLASS/*
     mixlab predict RUN photo.jpg     # what is in an image
 """

@@ -135,7 +135,7 @@ from mixlab.training import fit
 from mixlab.training.signals import Interrupted
 options = dict(steps=6, epochs=None, threads=1, with_pictures=False, figures=False, **{options!r})
 data = options.pop("data", "digits")
-result = mixlab.train("digits", data, run="run", **options)
+result = mixlab.train(data, "digits", run="run", **options)
 real = fit.train_step
 def stopping(state, batch, clock):
     if clock.step == 3:
@@ -143,7 +143,7 @@ def stopping(state, batch, clock):
     return real(state, batch, clock)
 fit.train_step = stopping
 try:
-    mixlab.train("digits", data, run="cut", **options)
+    mixlab.train(data, "digits", run="cut", **options)
 except Interrupted:
     pass
 fit.train_step = real

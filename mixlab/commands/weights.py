@@ -132,10 +132,11 @@ def convert(
         A mixlab folder with 16-bit weights, half the size; the difference is measured and printed.
     """
     from mixlab.checkpoint.convert import convert as convert_weights
+    from mixlab.models.layers import ACTIVATIONS
     from mixlab.report.tables import show_conversion
 
-    if gelu not in (None, "tanh", "erf"):
-        raise UsageError(f"gelu must be tanh or erf, got {gelu!r}", where="--gelu")
+    if gelu is not None and gelu not in ACTIVATIONS:
+        raise UsageError(f"gelu must be {' or '.join(ACTIVATIONS)}, got {gelu!r}", where="--gelu")
     weights = open_named(source, image_size=parse_size(image_size), gelu=gelu, layer_norm_eps=layer_norm_eps)
     result = convert_weights(
         weights, destination, format=format, accept_gelu_change=accept_gelu_change, half=half

@@ -84,7 +84,7 @@ def _resume(
         if world.run_on_main(lambda: check_resumable(run, start_over)):
             place = world.run_on_main(lambda: set_aside(run))
             session.screen.say(f"starting from the beginning; what was there is kept in {place}")
-        when, hint = "before it went on; the run is as it was", f"go on with --resume {run}"
+        when, hint = "before it went on; the run is as it was", f"go on with mixlab train --resume {run}"
         with stopped_at_once(run, when, hint, every=world.size > 1):
             plan = reopen(run, data, session)
             return _train(plan, build(plan, session), run, session, course_type=course_type, is_resumed=True)

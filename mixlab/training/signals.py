@@ -29,7 +29,9 @@ class Interrupted(MixlabError):  # noqa: N818 (nothing went wrong)
         name = signal.Signals(signal_number).name
         when = when if isinstance(when, str) else f"after step {when}"
         super().__init__(
-            f"stopped by {name} {when}", where=str(run), hint=hint or f"go on with --resume {run}"
+            f"stopped by {name} {when}",
+            where=str(run),
+            hint=hint or f"go on with mixlab train --resume {run}",
         )
         self.exit_status = 130 if signal_number == signal.SIGINT else 143
 
