@@ -182,7 +182,7 @@ def test_what_can_be_written_is_known_before_it_is_there(tmp_path, nowhere):
 
 def test_a_run_that_cannot_be_written_is_refused_before_the_data_is_read(nowhere):
     with pytest.raises(DiskError, match=r"run folder cannot be made.*--run PATH"):
-        package.train("digits", "no such data", run=nowhere / "run", steps=1, screen=QUIET, figures=False)
+        package.train("no such data", "digits", run=nowhere / "run", steps=1, screen=QUIET, figures=False)
 
 
 def test_a_download_without_a_place_names_the_option(nowhere):
@@ -275,7 +275,7 @@ def test_a_signal_before_the_report_says_what_is_there_and_resume_writes_it(numb
     before = signal.getsignal(number)
     screen = Stopping("no font here can draw", number)
     with pytest.raises(Interrupted, match="the weights are there") as found:
-        package.train("small_data", tmp_path / "data", run=run, screen=screen, **options)
+        package.train(tmp_path / "data", "small_data", run=run, screen=screen, **options)
     assert found.value.exit_status == (130 if number == signal.SIGINT else 143)
     assert f"`mixlab train --resume {run}`" in str(found.value.hint)
     assert signal.getsignal(number) is before
