@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from typing import Annotated, Any, get_args, get_origin
 
 from cyclopts import Group, Parameter
@@ -65,7 +65,7 @@ def _in_recipes(key: Any) -> dict[str, Any]:
     """What named recipes have for a key, as text, where it is not the default."""
     from mixlab.recipes import RECIPES
 
-    values = {name: reduce(getattr, key.name.split("."), named.build()) for name, named in RECIPES.items()}
+    values = {name: key.value_in(named.build()) for name, named in RECIPES.items()}
     return {
         name: replace(key, default=value).default_text
         for name, value in values.items()

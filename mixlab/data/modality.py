@@ -262,8 +262,8 @@ class Modality(ABC):
         return False
 
     def contents(self, item: Any, preprocess: Any) -> "list[np.ndarray | ExampleError]":
-        """The decoded examples of such an item."""
-        raise NotImplementedError
+        """The decoded examples of such an item; of an example that cannot be read its error."""
+        return []
 
 
 MODALITIES: dict[str, Modality] = {}

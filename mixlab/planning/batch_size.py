@@ -7,7 +7,6 @@ import torch
 
 from mixlab.device import memory_bytes, peak_memory_bytes
 from mixlab.errors import TrainingError, UsageError, is_out_of_memory
-from mixlab.planning.budget import FOREVER
 from mixlab.planning.draft import UNKNOWN_STEPS, Draft
 from mixlab.training.build import new_model
 from mixlab.training.choose import needs_all_ranks
@@ -117,8 +116,12 @@ def _try(draft: Draft, recipe: Recipe, model: torch.nn.Module, memory: Memory) -
     course = _FewSteps(clock)
     try:
         state = TrainState(copy.deepcopy(model), recipe, plan.objective, device)
-        augment = plan.modality.settled(plan.augment, FOREVER)
-        fit(state, batches(plan, state, clock, course, augment=augment, num_workers=0), clock, course)
+        fit(
+            state,
+            batches(plan, state, clock, course, augment=plan.longest_augment, num_workers=0),
+            clock,
+            course,
+        )
         return memory.used(device)
     except (MemoryError, OutOfMemoryError):
         return None

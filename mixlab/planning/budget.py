@@ -21,7 +21,6 @@ REPORT_SECONDS = 12.0  # figures, report and leaving Python, on two cores; measu
 MEASURE_SHARE = 0.01  # of the budget, spent measuring; the clock of the training goes on with it
 WAIT_SHARE = 0.1  # of what is left of it, at most, until what is measured computes as it will
 SPARE_SHARE = 0.01  # of the budget, kept for a machine that slows down
-FOREVER = 1e9  # epochs
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -119,9 +118,7 @@ class _Stopwatch(Course):
 def measure_steps(plan: Plan, trial: TrainState, measure_seconds: float, end: float) -> float:
     """Seconds that a step takes, reading included, from steps for about `measure_seconds`, not far beyond `end`."""
     watch, clock = _Stopwatch(trial, measure_seconds, end), Clock(UNKNOWN_STEPS)
-    # The most expensive augmentation, as long as nobody knows the length.
-    augment = plan.modality.settled(plan.augment, FOREVER)
-    fit(trial, batches(plan, trial, clock, watch, augment=augment), clock, watch)
+    fit(trial, batches(plan, trial, clock, watch, augment=plan.longest_augment), clock, watch)
     return watch.step_seconds
 
 

@@ -88,7 +88,7 @@ class Draft:
     def with_augment(self, num_steps: int) -> "Draft":
         """The draft with its augmentation decided for a training of `num_steps`."""
         modality = self.data.source.modality
-        settled = modality.settled(getattr(self.recipe, modality.part), num_steps / self.steps_per_epoch)
+        settled = modality.settled(self.recipe.part_of(modality), num_steps / self.steps_per_epoch)
         return replace(self, recipe=replace(self.recipe, **{modality.part: settled}))
 
     def plan(self, num_steps: int, recipe: Recipe | None = None) -> Plan:

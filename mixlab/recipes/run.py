@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mixlab.evaluation.metrics import wilson_interval
 from mixlab.serving.predict import Classifier, load
 
 
@@ -64,8 +63,7 @@ class Run(Mapping[str, Any], os.PathLike[str]):
     def _accuracy(self) -> str:
         if self.test is None:
             return "not tested"
-        correct, num = self.test["num_correct"], self.test["num_images"]
-        low, high = (f"{100 * bound:.1f}" for bound in wilson_interval(correct, num))
+        low, high = (f"{100 * bound:.1f}" for bound in self.test["top1_interval"])
         return f"test accuracy {100 * self.test['top1']:.2f} % (95 % interval {low} to {high} %)"
 
     def _repr_html_(self) -> str:

@@ -64,6 +64,20 @@ def read_run_log(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _complete_lines(_read_bytes(path), path)]
 
 
+def last_accuracies(rows: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """Training accuracy of the steps before the last validation, since the one before it, and its own; fractions."""
+    tried = [row for row in rows if row["event"] == "validation" and row.get("top1") is not None]
+    if not tried:
+        return None
+    since, last = tried[-2]["step"] if len(tried) > 1 else 0, tried[-1]
+    trained = [
+        row["accuracy"]
+        for row in rows
+        if row["event"] == "train" and since < row["step"] <= last["step"] and row.get("accuracy") is not None
+    ]
+    return (sum(trained) / len(trained), float(last["top1"])) if trained else None
+
+
 def _complete_lines(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Each line as written, without its line break, and what it says."""
     *lines, tail = content.split(b"\n")

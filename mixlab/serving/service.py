@@ -68,7 +68,8 @@ class Service:
     def __init__(self, classifier: Classifier, name: str, limits: Limits) -> None:
         self.classifier, self.name, self.limits = classifier, name, limits
         self.metrics = Metrics()
-        self.decoders = Decoders(classifier.preprocess, limits.decoders)
+        self.preprocess = for_images(classifier.preprocess, "the server")
+        self.decoders = Decoders(self.preprocess, limits.decoders)
         self.model = fast(classifier.model)
         self.batcher = Batcher(
             self.classify,
@@ -253,7 +254,7 @@ class Service:
     def info(self) -> dict[str, Any]:
         """What the model is, for /info and the page."""
         own = self.classifier
-        preprocess = for_images(own.preprocess, "the server")
+        preprocess = self.preprocess
         cost = measure_cost(own.model, preprocess.image_size, in_channels=preprocess.channels)
         return {
             "name": self.name,

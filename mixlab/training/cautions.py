@@ -4,12 +4,12 @@ The same sentences stand on the terminal, in the report and in `train --json`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mixlab.evaluation.metrics import wilson_interval
-from mixlab.report.run_log import read_run_log
+from mixlab.report.run_log import last_accuracies
 from mixlab.training.plan import Plan
 
 FEW = 10  # training examples of a class, below which it is called small
@@ -41,31 +41,21 @@ def class_cautions(names: Sequence[str], labels: np.ndarray, many: str = "images
     return found
 
 
-def overfitting(run: Path, num_val: int, many: str = "images") -> str | None:
-    """A sentence where the last epoch's training accuracy is above all that validation can be; None else.
+def overfitting(rows: list[dict[str, Any]], num_val: int, many: str = "images") -> str | None:
+    """A sentence where training accuracy ended above all that validation can be; None else.
 
-    num_val: examples in validation, of which that depends.
+    rows: of the run's log. num_val: examples in validation, of which that depends.
     """
-    rows = read_run_log(run / "metrics.jsonl")
-    tried = [row for row in rows if row["event"] == "validation" and row.get("top1") is not None]
-    if not num_val or not tried:
+    found = last_accuracies(rows)
+    if not num_val or found is None:
         return None
-    last = tried[-1]
-    since = tried[-2]["step"] if len(tried) > 1 else 0
-    trained = [
-        row["accuracy"]
-        for row in rows
-        if row["event"] == "train" and since < row["step"] <= last["step"] and row.get("accuracy") is not None
-    ]
-    if not trained:
-        return None
-    _, highest = wilson_interval(min(round(last["top1"] * num_val), num_val), num_val)
-    accuracy = float(np.mean(trained))
+    accuracy, top1 = found
+    _, highest = wilson_interval(min(round(top1 * num_val), num_val), num_val)
     if accuracy <= highest + GAP:
         return None
     return (
         f"the model has learnt its training {many} by heart: accuracy {100 * accuracy:.0f} % in training, "
-        f"{100 * last['top1']:.0f} % on validation. Try more {many}, stronger augmentation, a smaller model, "
+        f"{100 * top1:.0f} % on validation. Try more {many}, stronger augmentation, a smaller model, "
         f"or trained weights with `mixlab finetune`"
     )
 
@@ -75,13 +65,11 @@ def data_cautions(plan: Plan) -> list[str]:
     return class_cautions(plan.class_names, plan.data.train.split.labels, plan.modality.many)
 
 
-def run_caution(plan: Plan, run: Path) -> str | None:
-    """What shows in a finished run only."""
-    return overfitting(run, 0 if plan.data.val is None else len(plan.data.val), plan.modality.many)
+def run_caution(plan: Plan, rows: list[dict[str, Any]]) -> str | None:
+    """What shows in a finished run only. rows: of its log."""
+    return overfitting(rows, 0 if plan.data.val is None else len(plan.data.val), plan.modality.many)
 
 
-def all_cautions(plan: Plan, run: Path) -> list[str]:
-    """Every one of a finished run, copies among the splits included."""
-    learnt = run_caution(plan, run)
-    found = [*plan.data.copies.sentences(plan.modality.many), *data_cautions(plan)]
-    return found if learnt is None else [*found, learnt]
+def early_cautions(plan: Plan) -> list[str]:
+    """All that is known before the first step, copies among the splits included."""
+    return [*plan.data.copies.sentences(plan.modality.many), *data_cautions(plan)]

@@ -8,6 +8,7 @@ import numpy as np
 
 from mixlab.checkpoint.store import Weights
 from mixlab.evaluation.metrics import Evaluation
+from mixlab.report.run_log import last_accuracies
 from mixlab.report.tables import describe_coverage
 from mixlab.training.keys import recipe_keys
 from mixlab.training.plan import Plan
@@ -97,13 +98,10 @@ def temperature_sentence(weights: Weights, evaluation: Evaluation | None, *, has
 
 def training_below_validation(plan: Plan, rows: list[dict[str, Any]]) -> str | None:
     """Why training accuracy may be lower than validation accuracy, where at the end it is."""
-    steps = [row for row in rows if row["event"] == "train" and row.get("accuracy") is not None]
-    validated = [row["top1"] for row in rows if row["event"] == "validation" and row.get("top1") is not None]
-    if not steps or not validated:
+    found = last_accuracies(rows)
+    if found is None or found[0] >= found[1]:
         return None
-    training = float(np.mean([row["accuracy"] for row in steps if row["epoch"] > steps[-1]["epoch"] - 1]))
-    if training >= validated[-1]:
-        return None
+    training, validation = found
     reasons = []
     recipe, augment = plan.recipe, plan.augment
     changes = ("crop", "flip", "policy", "erase_prob", "mixup_alpha", "cutmix_alpha")
@@ -116,7 +114,7 @@ def training_below_validation(plan: Plan, rows: list[dict[str, Any]]) -> str | N
     reasons.append("training is measured while the weights still change")
     return (
         f"Training accuracy in the last epoch ({100 * training:.1f} %) is below validation accuracy "
-        f"({100 * validated[-1]:.1f} %). That is no error: {_listed(reasons)}."
+        f"({100 * validation:.1f} %). That is no error: {_listed(reasons)}."
     )
 
 
@@ -147,9 +145,7 @@ def changed_keys(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Key, value and default of every key that differs from its default."""
     found = []
     for name, key in recipe_keys().items():
-        value: Any = recipe
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = key.value_in(recipe)
         if value != key.default:
             text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
             found.append((name, text.lower() if isinstance(value, bool) else text, key.default_text))

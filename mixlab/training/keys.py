@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -54,6 +54,10 @@ class Key:
         last = self.name.rpartition(".")[2]
         is_clear = "." in self.name and sum(name.rpartition(".")[2] == last for name in recipe_keys()) == 1
         return (*([last] if is_clear else []), *(name for name, key in ALIASES.items() if key == self.name))
+
+    def value_in(self, recipe: Recipe) -> Any:
+        """What a recipe has for it."""
+        return reduce(getattr, self.name.split("."), recipe)
 
     @property
     def default_text(self) -> str:

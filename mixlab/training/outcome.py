@@ -17,7 +17,7 @@ from mixlab.data.listing import describe_skipped
 from mixlab.data.modality import BadFile
 from mixlab.data.reading import Examples, load_examples
 from mixlab.escape import for_csv, without_places
-from mixlab.evaluation.metrics import Evaluation, Predictions, merged_bins, summarize, wilson_interval
+from mixlab.evaluation.metrics import Evaluation, Predictions, merged_bins, summarize
 from mixlab.files import write_atomically
 from mixlab.models.catalog import display_name
 from mixlab.records import read_json
@@ -26,7 +26,7 @@ from mixlab.report.fonts import describe_undrawable, drawable_names
 from mixlab.report.page import Report, write_report
 from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen, format_seconds
-from mixlab.training.cautions import all_cautions, run_caution
+from mixlab.training.cautions import early_cautions, run_caution
 from mixlab.training.conclusions import (
     best_coverage,
     changed_keys,
@@ -74,8 +74,10 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
     untested = why_not_tested(plan.data.source, plan.data.splits) or (
         f"no test {plan.modality.one} could be read"
     )
-    warnings = all_cautions(plan, run)
-    result = _result(run, plan, course, cost, tested, untested) | {"warnings": warnings}
+    rows = read_run_log(run / "metrics.jsonl")
+    learnt = run_caution(plan, rows)
+    warnings = early_cautions(plan) + ([] if learnt is None else [learnt])
+    result = _result(run, plan, course, cost, tested, untested, rows) | {"warnings": warnings}
     logged = {key: value for key, value in result.items() if key != "steps"}
     RunLog(run / "metrics.jsonl").write("end", step=result["steps"], **logged)
     costs = _costs(plan, course, cost, result["images_per_second"], session)
@@ -87,19 +89,18 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
         notes.append(describe_undrawable(key) + ".")
         session.screen.say(describe_undrawable(key))
     recipe = replace(plan.recipe, steps=course.clock.step)  # where the plan was another
-    has_mistakes = session.with_pictures and session.figures and tested.predictions is not None
-    drawn = []
+    drawn, mistakes = [], []
     if session.figures:
         with session.screen.working("drawing figures"):
-            drawn = _draw(plan, run, tested, session.with_pictures, shown)
+            drawn = _draw(plan, run, tested, session.with_pictures, shown, rows)
+        if session.with_pictures and tested.examples is not None and tested.predictions is not None:
+            mistakes = worst_mistakes(plan, tested.examples, tested.predictions)
     report = Report(
         title=run.name,
-        conclusions=conclusions(plan, weights, tested.evaluation, read_run_log(run / "metrics.jsonl")),
+        conclusions=conclusions(plan, weights, tested.evaluation, rows),
         next_commands=next_commands(run, tested.evaluation),
         split_counts=split_counts(plan),
-        mistakes=worst_mistakes(plan, tested.examples, tested.predictions)
-        if has_mistakes and tested.examples is not None and tested.predictions is not None
-        else [],
+        mistakes=mistakes,
         changed_keys=without_places(changed_keys(recipe)),
         headline=_headline(plan, weights, tested.evaluation, cost.num_parameters, course.seconds),
         notes=[without_places(note) for note in notes],
@@ -112,7 +113,7 @@ def finish(run: Path, plan: Plan, course: TrainingCourse, session: Session) -> d
     )
     with session.screen.working("writing the report"):
         write_report(report, run / "report.html")
-    _say(result, plan, tested.evaluation, session.screen)
+    _say(result, plan, tested.evaluation, learnt, session.screen)
     return result
 
 
@@ -151,9 +152,15 @@ def _test(run: Path, plan: Plan, weights: Weights, exchange: Exchange, session: 
 
 
 def _result(
-    run: Path, plan: Plan, course: TrainingCourse, cost: Cost, tested: Tested, untested: str
+    run: Path,
+    plan: Plan,
+    course: TrainingCourse,
+    cost: Cost,
+    tested: Tested,
+    untested: str,
+    rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The object that `train --json` prints."""
+    """The object that `train --json` prints. rows: of the run's log."""
     batch_size, steps, evaluation = plan.recipe.batch_size, course.clock.step, tested.evaluation
     result = {
         "run": str(run),
@@ -161,7 +168,7 @@ def _result(
         "epochs": steps * batch_size / max(len(plan.data.train), batch_size),
         "steps": steps,
         "seconds": course.seconds,
-        "images_per_second": _mean_speed(run),
+        "images_per_second": _mean_speed(rows),
         "num_bad_files": len(read_bad_files(run)),
         "skipped": [one.to_json() for one in plan.data.source.skipped],
         "copies": plan.data.copies.to_json(),
@@ -195,9 +202,12 @@ def _costs(
     ]
 
 
-def _say(result: dict[str, Any], plan: Plan, evaluation: Evaluation | None, screen: Screen) -> None:
+def _say(
+    result: dict[str, Any], plan: Plan, evaluation: Evaluation | None, learnt: str | None, screen: Screen
+) -> None:
+    """learnt: the warning that only the end of a run can give."""
     if evaluation is not None:
-        low, high = wilson_interval(evaluation.num_correct, evaluation.num_images)
+        low, high = evaluation.top1_interval
         line = (
             f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct:,} of {evaluation.num_images:,} "
             f"{plan.modality.many}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
@@ -214,7 +224,6 @@ def _say(result: dict[str, Any], plan: Plan, evaluation: Evaluation | None, scre
         screen.say(
             f"{result['num_bad_files']} unreadable {plan.modality.many} were left out: {result['run']}/bad_files.csv"
         )
-    learnt = run_caution(plan, Path(result["run"]))
     if learnt is not None:
         screen.say(f"warning: {learnt}")
     screen.say(f"report: {result['report']}")
@@ -240,11 +249,11 @@ def write_predictions(
     write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
-def _mean_speed(run: Path) -> float | None:
-    """Images a second over the run, from its log: the median of the rows."""
+def _mean_speed(rows: list[dict[str, Any]]) -> float | None:
+    """Images a second over the run: the median of the rows of its log."""
     speeds = [
         row["images_per_second"]
-        for row in read_run_log(run / "metrics.jsonl")
+        for row in rows
         if row["event"] == "train" and row.get("images_per_second") is not None
     ]
     return float(np.median(speeds)) if speeds else None
@@ -316,9 +325,17 @@ def _headline(
 
 
 def _draw(
-    plan: Plan, run: Path, tested: Tested, with_pictures: bool, names: list[str]
+    plan: Plan,
+    run: Path,
+    tested: Tested,
+    with_pictures: bool,
+    names: list[str],
+    rows: list[dict[str, Any]],
 ) -> list[tuple[str, str, Path]]:
-    """Draw and save every figure; heading, explanation and file of each. names: of the classes, as they are drawn."""
+    """Draw and save every figure; heading, explanation and file of each.
+
+    names: of the classes, as they are drawn. rows: of the run's log.
+    """
     evaluation = tested.evaluation
     folder, many = run / "figures", plan.modality.many
     drawn: list[tuple[str, str, Path]] = []
@@ -327,7 +344,6 @@ def _draw(
         figures.save_figure(figure, folder / f"{name}.png")
         drawn.append((heading, text, folder / f"{name}.png"))
 
-    rows = read_run_log(run / "metrics.jsonl")
     text = "Loss, accuracy, learning rate and speed over the epochs."
     add("curves", "Learning curves", text, figures.learning_curves(rows))
     if evaluation is not None:

@@ -1,5 +1,6 @@
 """What a training will be, once everything is decided: below what decides it and what does it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,12 @@ class Plan:
     @property
     def augment(self) -> Any:
         """How examples are changed in training: the modality's part of the recipe."""
-        return getattr(self.recipe, self.modality.part)
+        return self.recipe.part_of(self.modality)
+
+    @property
+    def longest_augment(self) -> Any:
+        """The same for a training without end: as expensive as it can become, where nobody knows the length yet."""
+        return self.modality.settled(self.augment, math.inf)
 
     @property
     def num_workers(self) -> int:

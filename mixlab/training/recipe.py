@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from mixlab.data.config import DataConfig
 from mixlab.data.images.augment import AugmentConfig
+from mixlab.data.modality import Modality
 from mixlab.device import check_threads
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
@@ -192,6 +193,10 @@ class Recipe:
     def is_exact(self) -> bool:
         """Whether it promises the same bits on any number of processes."""
         return self.virtual_shards > 0
+
+    def part_of(self, modality: Modality) -> Any:
+        """The part that says how examples of a modality are changed in training."""
+        return getattr(self, modality.part)
 
     def num_parts(self, num_processes: int) -> int:
         """How many parts each batch is shared out in, to be computed each by itself."""

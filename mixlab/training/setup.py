@@ -70,7 +70,7 @@ def resolve(
     data, model = recipe.data, recipe.model
     if model.name in OPEN_SIZES:
         model = replace(model, name=OPEN_SIZES[model.name])
-    data = modality.resolve(data, getattr(recipe, modality.part), train, _needs(model.name))
+    data = modality.resolve(data, recipe.part_of(modality), train, _needs(model.name))
     name = model.name or ("mixer_pico" if max(data.image_size) <= 16 else "mixer_micro")
     name = name_with_patch(name, data.image_size, model.patch_size)
     model = replace(model, name=name)
@@ -139,7 +139,7 @@ def _needs(model_name: str | None) -> Needs:
 
 def build_preprocess(recipe: Recipe, modality: Modality) -> Preprocess:
     """The preprocessing that a resolved recipe has for examples of a modality."""
-    return modality.preprocess(recipe.data, getattr(recipe, modality.part))
+    return modality.preprocess(recipe.data, recipe.part_of(modality))
 
 
 def fits_in_memory(num_images: int, preprocess: Preprocess) -> bool:

@@ -124,7 +124,7 @@ def _ask(
     """float32 (views, N, K): the logits of the data's classes."""
     world, screen, device = session.world, session.screen, session.device
     num_images, began, batch_size = len(data.train), time.monotonic(), teacher.batch_size
-    augment = getattr(recipe, data.source.modality.part)
+    augment = recipe.part_of(data.source.modality)
     dataset = TrainingDataset(examples=data.train, augment=augment, batch_size=batch_size, seed=recipe.seed)
     to_input = teacher.weights.preprocess.to_input
     quick = fast(teacher.weights.model.to(device).eval())

@@ -202,6 +202,14 @@ def test_an_exported_model_takes_kept_sequences_and_has_the_same_logits(run, fol
     assert [CLASSES[i] for i in logits.argmax(axis=1)] == list(CLASSES)
 
 
+def test_the_server_says_at_the_door_that_it_shows_images_only(run):
+    pytest.importorskip("starlette")
+    from mixlab.serving.service import Limits, Service
+
+    with pytest.raises(UsageError, match="the server is for images, and these weights take sequences"):
+        Service(mixlab.load(run[0]), "numbers", Limits())
+
+
 def test_weights_of_an_unknown_modality_are_refused_by_name(run):
     del MODALITIES["numbers"]
     with pytest.raises(WeightsError, match="these weights take 'numbers', which this mixlab does not know"):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import mixlab
-from mixlab.report.run_log import RunLog
+from mixlab.report.run_log import RunLog, read_run_log
 from mixlab.report.screen import Screen
 from mixlab.training.cautions import class_cautions, overfitting
 
@@ -42,7 +42,7 @@ def log(path, train, validation, steps=4):
 def test_learning_by_heart_is_what_chance_in_validation_does_not_explain(
     train, validation, num_val, is_said, tmp_path
 ):
-    said = overfitting(log(tmp_path, train, validation), num_val)
+    said = overfitting(read_run_log(log(tmp_path, train, validation) / "metrics.jsonl"), num_val)
     assert (said is not None) == is_said
     if said:
         assert "100 % in training, 50 % on validation. Try more images" in said
