@@ -25,7 +25,8 @@ PAGES = [
 ]  # their blocks are no commands
 # Why a command is not typed: one of these is in it.
 NOT_TYPED = {
-    "git clone": "the network", "pip install": "the network", "make ": "continuous integration does",
+    "git clone": "the network", "pip install": "the network",
+    "-m venv": ".ci/run makes one for the wheel", "make ": "continuous integration does",
     "export TORCH": "a variable of the shell", "torchrun": "tests/training/test_torchrun.py",
     "benchmarks": "hours; tests/recipes/test_transfer.py", "hf:": "tests/data/test_hub.py",
     "mixlab serve": "tests/serving/test_server.py", "mixlab ui": "tests/serving/test_ui.py",
