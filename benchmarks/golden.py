@@ -9,6 +9,7 @@ are compared. A clock that counts steps takes the place of the real one where a 
 """
 
 import argparse
+import csv
 import hashlib
 import json
 import os
@@ -199,14 +200,24 @@ def outcome(run: Path) -> dict[str, Any]:
         for row in rows
         if row["event"] in ("train", "validation")
     ]
-    predictions = run / "predictions.csv"
+    said = _rows(run / "predictions.csv")
+    calibrated = "temperature" in json.loads((run / "config.json").read_text())
     return {
         "weights": _digest(content[8 + int.from_bytes(content[:8], "little") :]),
         "log": numbers,
-        "predictions": _digest(predictions.read_bytes()) if predictions.is_file() else None,
+        "predictions": _digest(json.dumps([row[:3] for row in said]).encode()),
+        # Commits before the calibration write the probabilities of the logits as they are: no comparison then.
+        "probabilities": {calibrated: _digest(json.dumps([row[3:] for row in said]).encode())},
         "steps": rows[-1]["step"],
         "tried": rows[-1].get("grid"),
     }
+
+
+def _rows(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
 
 
 def _digest(content: bytes) -> str:
@@ -226,6 +237,8 @@ def compare(name: str, trees: tuple[Path, Path], place: Path, data: Path) -> dic
             return {"case": name, "differs": ["everything"], "error": str(error)}
         found.append(outcome(own / "runs" / "run"))
     before, after = found
+    if before["probabilities"].keys() != after["probabilities"].keys():
+        after["probabilities"] = before["probabilities"]
     differs = [key for key in before if before[key] != after[key]]
     losses = [row["loss"] for row in after["log"] if row["event"] == "train"]
     return {
