@@ -113,7 +113,9 @@ def _become(request: dict) -> NoReturn:
 
 
 def _serve() -> None:
+    import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
+    import scipy.optimize  # noqa: F401
     import torch._dynamo  # noqa: F401  (optimizers bring it in)
 
     import mixlab.commands.learning

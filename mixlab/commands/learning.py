@@ -14,11 +14,11 @@ from mixlab.errors import UsageError
 
 TRAIN_OPTIONS = (
     "data", "recipe", "config", "model", "budget", "run", "resume", "start_over",
-    "device", "tracker", "download", "without_pictures",
+    "device", "tracker", "download", "without_pictures", "without_figures",
 )  # fmt: skip
 FINETUNE_OPTIONS = (
     "weights", "lr_grid", "lr_share", "recipe", "config", "budget", "run",
-    "device", "tracker", "download", "without_pictures",
+    "device", "tracker", "download", "without_pictures", "without_figures",
 )  # fmt: skip
 RECIPE_COMMANDS = {"train": TRAIN_OPTIONS, "finetune": FINETUNE_OPTIONS}  # take keys of a recipe too
 
@@ -39,6 +39,7 @@ def train(
     tracker: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
     without_pictures: Annotated[bool, Parameter(negative="")] = False,
+    without_figures: Annotated[bool, Parameter(negative="")] = False,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> None:
     """Train a classifier; ends with its test accuracy and report.html.
@@ -75,6 +76,8 @@ def train(
         Fetch a torchvision set that is not there yet.
     without_pictures
         Leave images of the data set out of the report.
+    without_figures
+        Draw no figures for the report, which saves some seconds.
     """
     overrides = dict(overrides or {})
     if resume is not None:
@@ -89,7 +92,7 @@ def train(
             find_run(resume),
             data=moved_to,
             start_over="always" if start_over else "never",
-            **_session(device, tracker, without_pictures),
+            **_session(device, tracker, without_pictures, without_figures),
         )
         emit(result.result)
         return
@@ -101,7 +104,7 @@ def train(
         overrides["model.name"] = model
     if data is not None and moved_to is not None:
         raise UsageError("DATA and --data are both given", where=moved_to, hint="leave one of them out")
-    session = _session(device, tracker, without_pictures)
+    session = _session(device, tracker, without_pictures, without_figures)
     _train_new(data or moved_to, overrides, TRAIN_OPTIONS, recipe, config, budget, run, download, **session)
 
 
@@ -120,6 +123,7 @@ def finetune(
     tracker: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
     without_pictures: Annotated[bool, Parameter(negative="")] = False,
+    without_figures: Annotated[bool, Parameter(negative="")] = False,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> None:
     """Train weights further on other data and at another image size: `train`, starting from WEIGHTS.
@@ -153,13 +157,15 @@ def finetune(
         Fetch a torchvision set that is not there yet.
     without_pictures
         Leave images of the data set out of the report.
+    without_figures
+        Draw no figures for the report, which saves some seconds.
     """
     overrides = dict(overrides or {})
     lr_names = ("lr", "optimizer.lr", "learning_rate") if lr_grid is not None else ()
     for key, option in (("init_from", "--weights"), *((name, "--lr-grid") for name in lr_names)):
         if key in overrides:
             raise UsageError(f"{option} sets {key}", where=f"--{key}", hint="leave one of the two out")
-    options = _session(device, tracker, without_pictures)
+    options = _session(device, tracker, without_pictures, without_figures)
     if lr_grid is not None:
         from mixlab.planning.lr_grid import parse_lr_grid
 
@@ -168,12 +174,15 @@ def finetune(
     _train_new(data, overrides, FINETUNE_OPTIONS, recipe, config, budget, run, download, **options)
 
 
-def _session(device: str | None, tracker: str | None, without_pictures: bool) -> dict[str, Any]:
+def _session(
+    device: str | None, tracker: str | None, without_pictures: bool, without_figures: bool
+) -> dict[str, Any]:
     """The arguments of `recipes.train` and `resume` that say how this process runs."""
     return {
         "device": device or "auto",
         "tracker": tracker,
         "with_pictures": not without_pictures,
+        "figures": not without_figures,
         "screen": Context.screen(),
     }
 
