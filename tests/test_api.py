@@ -72,4 +72,4 @@ def test_the_repr_of_a_recipe_is_what_differs():
 def test_models_and_recipes_are_listed():
     assert {row["name"] for row in mixlab.list_recipes()} == set(RECIPES)
     assert "mixer_b16" in {row["model"] for row in mixlab.list_models()}
-    assert {"train", "evaluate", "MixlabError"} <= set(dir(mixlab))
+    assert dir(mixlab) == sorted(mixlab.__all__)
