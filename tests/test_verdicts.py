@@ -32,7 +32,7 @@ def test_whatever_is_slow_or_missing_comes_with_what_to_do():
     }  # fmt: skip
     assert all(rows[what]["advice"] for what in ill)
     assert rows["packages"]["advice"] == "pip install simplejpeg"
-    assert rows["extra export"]["advice"].startswith("pip install 'mixlab[export]'")
+    assert rows["extra export"]["advice"].endswith("pip install '.[export]'")
     assert set(EXTRAS) <= {what.removeprefix("extra ") for what in rows}
 
 

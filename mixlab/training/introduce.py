@@ -17,6 +17,15 @@ def introduce(plan: Plan, state: TrainState, run: Path, clock: Clock, session: S
     screen.say(f"data: {_data(plan)}")
     screen.say(f"model: {_model(plan, state)}")
     screen.say(f"run: {_run(plan, run, clock, session)}")
+    screen.say(f"kept: {_kept(plan)}")
+
+
+def _kept(plan: Plan) -> str:
+    if plan.data.val is None:
+        return "the weights after the last step; there is no validation split to choose by"
+    if plan.recipe.keep_weights == "last":
+        return "the weights after the last step"
+    return "the best weights: those with the highest validation accuracy; of equals, with the lowest validation loss"
 
 
 def _data(plan: Plan) -> str:
