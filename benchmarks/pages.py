@@ -27,8 +27,12 @@ Every command takes three more options:
 - `--quiet` prints nothing but errors and notes of caution, and with `--json` the object;
 - `--traceback` shows where in the code an error came from.
 
-Exit status: 0 done, 1 failed (also when a given image could not be read), 2 wrong usage,
-130 after Ctrl-C and 143 after SIGTERM with the state saved.
+| exit status | what it says |
+|---|---|
+| 0 | all is done |
+| 1 | it failed; or it is done but for some: images that could not be read, a side of `bench` that failed |
+| 2 | the command is wrong: an option, a name or a path |
+| 130, 143 | stopped by Ctrl-C, or by SIGTERM; a training has saved its state |
 
 `mixlab train` and `mixlab finetune` take every key of a recipe as well: [Settings](settings.md).
 """

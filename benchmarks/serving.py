@@ -1,4 +1,4 @@
-"""What a server stands: right answers under load, refusals for whoever means harm, and what it takes to recover.
+"""What a server stands: right answers under load, refusals for hostile callers, and what it takes to recover.
 
     python -m benchmarks.serving RUN MODE [MODE ...] [--requests N] [--clients N] [--seconds S] [--json FILE]
 

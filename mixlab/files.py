@@ -1,9 +1,11 @@
 """Files that are either the old one or the whole new one, never half of each."""
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +19,16 @@ _UMASK = os.umask(0o077)  # can only be read by setting it
 os.umask(_UMASK)
 # What `written_whole` calls a file or folder that has not got its name yet.
 TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]+)?\.tmp")
+
+
+def near_paths(path: Path, number: int = 3) -> list[str]:
+    """What lies beside `path`, which is not there, under a name like its own: what a person may have meant."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, 10_000)]
+    except OSError:
+        return []
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=number)]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 A region that torch computes by several threads ends with the slowest of them. Beside another program that is a thread
 whose core is taken: a step of hundreds of short regions then waits hundreds of times, and two threads are slower than
-one. Whole pieces of work have no such waits: whoever is free takes the next.
+one. Whole pieces of work have no such waits: the thread that is free takes the next.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def _as_here(has_gradients: bool, function: Callable[[Any], Any], piece: Any) ->
 def seeded(seed: int, *, restores: bool = False) -> Iterator[None]:
     """Inside, torch's generator begins with `seed` and is this thread's alone: all threads of a process share it.
 
-    restores: only the CPU's is seeded, and whoever draws next gets what would have come without this.
+    restores: only the CPU's is seeded, and the next draw gets what would have come without this.
     """
     with _drawing:
         if not restores:

@@ -12,6 +12,7 @@ LEVELS = {
     "errors": 0,
     "settings": 0,
     "version": 0,
+    "words": 0,
     "files": 1,
     "records": 1,
     "escape": 1,

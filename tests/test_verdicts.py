@@ -32,21 +32,26 @@ def test_whatever_is_slow_or_missing_comes_with_what_to_do():
     }  # fmt: skip
     assert all(rows[what]["advice"] for what in ill)
     assert rows["packages"]["advice"] == "pip install simplejpeg"
-    assert rows["extra export"]["advice"].startswith("pip install 'mixlab[export]'")
+    assert rows["extra export"]["advice"].endswith("pip install '.[export]'")
     assert set(EXTRAS) <= {what.removeprefix("extra ") for what in rows}
 
 
 def test_each_finding_of_a_check_has_its_advice():
-    clean = dict.fromkeys(("num_bad", "num_duplicates_within"), 0) | {"duplicates": [], "conflicts": []}
-    assert check_advice(clean, "sounds") == ["nothing is wrong here: `mixlab train DATA` comes next"]
+    clean = dict.fromkeys(("num_bad", "num_duplicates_within", "num_near_copies"), 0) | {
+        "duplicates": [],
+        "conflicts": [],
+    }
+    assert check_advice(clean, "sound", "sounds") == ["nothing is wrong here: `mixlab train DATA` comes next"]
     found = {
         "num_bad": 2,
         "duplicates": [1],
         "conflicts": [1],
-        "num_duplicates_within": 3,
+        "num_duplicates_within": 1,
+        "num_near_copies": 2,
         "cautions": ["few"],
     }
-    advice = check_advice(found, "sounds")
-    assert len(advice) == 5
+    advice = check_advice(found, "sound", "sounds")
+    assert len(advice) == 6
+    assert advice[3].startswith("1 sound could go")
     assert "unreadable sounds" in advice[0]
     assert advice[-1] == "few"

@@ -54,7 +54,7 @@ def _cached(published: Published) -> bool:
 
 
 def is_offline() -> bool:
-    """Whether the person asked not to touch the network."""
+    """Whether the person wants the network left alone."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("MIXLAB_OFFLINE", "HF_HUB_OFFLINE"))
 
 

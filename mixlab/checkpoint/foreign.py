@@ -61,7 +61,7 @@ def _with_sidecar(weights: Weights, sidecar: Sidecar, path: Path) -> Weights:
 
 
 def _open_bare(path: Path, image_size: tuple[int, int] | None) -> Weights:
-    """Weights of a bare file, with what its layout implies; said to be assumed in the provenance."""
+    """Weights of a bare file, with what its layout implies; named as assumed in the provenance."""
     with open_tensors(path) as file:
         found = recognise(file.shapes, where=str(path))
         config = found.config(image_size, where=str(path))

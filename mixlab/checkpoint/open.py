@@ -15,6 +15,7 @@ from mixlab.checkpoint.published import PUBLISHED, Published, find_published
 from mixlab.checkpoint.store import CONFIG_NAME, WEIGHTS_NAME, Weights, load_weights, run_path
 from mixlab.data.images.preprocess import ImagePreprocess, for_images
 from mixlab.errors import UsageError, WeightsError, check_type, path_text
+from mixlab.files import near_paths
 from mixlab.models.catalog import config_of, family_of, settings_of
 from mixlab.models.catalog import create_model as build_model
 from mixlab.models.layers import Gelu
@@ -49,7 +50,7 @@ def open_weights(
     elif name in PUBLISHED or name.startswith(("mixer_", "timm/")):
         weights = _open_published(find_published(name), progress)
     else:
-        close = difflib.get_close_matches(name, PUBLISHED, n=1)
+        close = near_paths(run_path(name)) or difflib.get_close_matches(name, PUBLISHED, n=1)
         lists = "`mixlab runs` lists runs, `mixlab models --pretrained` published weights"
         hint = f"did you mean {close[0]!r}?" if close else lists
         raise WeightsError("there is no such run, weights file or published name", where=name, hint=hint)

@@ -22,7 +22,7 @@ class Published:
     name: MODEL:TAG, or timm/NAME. url: of the file; for timm's, the name of the Hub repository; empty for a folder of
     SHIPPED. size_mib: of the file, two digits for the official ones. top1: on `data`, per cent, as its source
     reports it, or None. sha256: of the file (for timm's, of model.safetensors), where its publisher or somebody who
-    had it from him has stated it; for none of these so far, so that each is said to be unverified when it is used.
+    had it from him has stated it; for none of these so far, so that each is called unverified when it is used.
     """
 
     name: str

@@ -29,6 +29,8 @@ def evaluate(
 ) -> int:
     """Measure a run's weights on its own test split, or on other labelled data.
 
+    Exit status: 0 if every image could be read, 1 if some could not; they are not counted.
+
     Parameters
     ----------
     run
@@ -148,6 +150,7 @@ def bench(
     """Measure how fast models are on this machine, beside others that compute the same logits.
 
     Every backend runs in a warm process of its own; they take turns, and the ratio is the median over the rounds.
+    Exit status: 0 if all of them ran, 1 if one failed.
 
     Parameters
     ----------

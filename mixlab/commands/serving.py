@@ -11,6 +11,7 @@ from typing import Literal
 
 from mixlab.commands.context import Context, emit, find_weights, parse_size, plain_name, say_cautions
 from mixlab.errors import UsageError
+from mixlab.words import install_hint
 
 Language = Literal["en", "ko"]  # those of serving/page/*_texts.js
 
@@ -70,7 +71,7 @@ def serve(
         from mixlab.serving.server import create_app
         from mixlab.serving.service import Service
     except ModuleNotFoundError as error:
-        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
+        raise UsageError(f"this needs {error.name}", hint=install_hint("serve")) from error
     check_address(host, port, token)
     hosts, root_path = allowed_hosts(host, name, token), check_root_path(root_path)
     set_threads(threads)
@@ -137,7 +138,7 @@ def ui(
         from mixlab.serving.listen import allowed_hosts, check_address, check_root_path, listen, make_server
         from mixlab.serving.ui import create_ui
     except ModuleNotFoundError as error:
-        raise UsageError(f"this needs {error.name}", hint="pip install 'mixlab[serve]'") from error
+        raise UsageError(f"this needs {error.name}", hint=install_hint("serve")) from error
     check_address(host, port, token)
     hosts, root_path = allowed_hosts(host, name, token), check_root_path(root_path)
     for named in (runs, studies):

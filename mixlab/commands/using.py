@@ -4,12 +4,16 @@ torch is imported inside the commands that need it, so that help and usage error
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from mixlab.commands.context import Context, emit, find_weights, parse_size, say_cautions
 from mixlab.errors import UsageError
+from mixlab.words import counted
+
+if TYPE_CHECKING:
+    from mixlab.data.modality import Modality
 
 
 def predict(
@@ -25,6 +29,8 @@ def predict(
 ) -> int:
     """Say what is in images: files, whole folders or quoted globs.
 
+    Exit status: 0 if every image could be read, 1 if some could not; the others have their labels.
+
     Parameters
     ----------
     run
@@ -34,7 +40,7 @@ def predict(
     top
         How many labels for each image.
     csv
-        Write path, rank, label, probability, error, unsure to this file too.
+        Write path, rank, label, probability, error, unsure to this file; of many images nothing else is shown then.
     min_confidence
         Mark images whose best label has a lower probability as unsure; `evaluate` and the report name useful values.
     raw_probabilities
@@ -72,13 +78,24 @@ def predict(
     result["skipped"] = [one.to_json() for one in skips.result()]
     if csv is not None:
         write_csv(rows, csv)
-    show_predictions(result, screen)
+    if csv is None or len(rows) == 1:
+        show_predictions(result, screen)
     if skips.counts:
         screen.say(describe_skipped(skips.result()))
     if csv is not None:
-        screen.say(f"written to {csv}")
+        screen.say(_written(result, csv, classifier.preprocess.modality))
     emit(result)
     return 1 if num_bad else 0
+
+
+def _written(result: dict[str, Any], csv: Path, modality: "Modality") -> str:
+    """What of `predict` is in a CSV file, in a sentence."""
+    text = f"written to {csv}: the labels of {counted(result['num_ok'], modality.one, modality.many)}"
+    if "num_unsure" in result:
+        text += f", {result['num_unsure']:,} of them unsure"
+    return text + (
+        f"; {result['num_bad']:,} could not be read, with the reasons" if result["num_bad"] else ""
+    )
 
 
 def check(
@@ -88,7 +105,9 @@ def check(
     data_dir: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Look through a data set: counts, sizes, unreadable files, the same image in two splits.
+    """Look through a data set: counts, sizes, unreadable files, images that are there twice.
+
+    Exit status: 0 if every image could be read, 1 if some could not or a shard is damaged; duplicates count for 0.
 
     Parameters
     ----------
@@ -112,7 +131,7 @@ def check(
     learnt = source.splits.get("train", source.splits.get("all"))
     cautions = [] if learnt is None else class_cautions(source.class_names, learnt.labels, many)
     values = result.to_json() | {"cautions": cautions}
-    show_check(values, many, screen)
+    show_check(values, source.modality.one, many, screen)
     if data.startswith("wds:") and source.root is not None:
         from mixlab.data.shards import verify_shards
 
@@ -139,6 +158,7 @@ def shard(
 
     Every image is decoded once; those that cannot be are left out and listed in OUT/bad_files.csv. Without OUT,
     DATA is a folder of tar shards made elsewhere (KEY.jpg and KEY.cls), which is read once and gets its manifest.
+    Exit status: 0 if every image could be read, 1 if some were left out.
 
     Parameters
     ----------

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from mixlab.words import install_hint
+
 ENOUGH_MEMORY = 4 << 30  # bytes, for small images
 # Extras: a module that each installs, and what it is for.
 EXTRAS = {
@@ -23,7 +25,7 @@ def verdicts(facts: dict[str, Any], has: Callable[[str], bool]) -> list[dict[str
     rows = [*_machine(facts), *_speed(facts)]
     for extra, (module, purpose) in EXTRAS.items():
         is_there = has(module)
-        advice = "" if is_there else f"pip install 'mixlab[{extra}]', for {purpose}"
+        advice = "" if is_there else f"for {purpose}, {install_hint(extra)}"
         rows.append(_row(f"extra {extra}", is_there, "missing", purpose, advice))
     return rows
 

@@ -1,7 +1,7 @@
 """Whether kernels compute what a model's own code says: tried once in a process, on a tiny model of the same kind.
 
-A kernel is a second writing of a function. Whoever changes the first one without knowing of the second would get
-other numbers in silence; so both are run, and where they differ the model's own code computes.
+A kernel is a second writing of a function. If only the first one were changed, numbers would differ in silence; so
+both are run, and where they differ the model's own code computes.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def _is_exact() -> bool:
 
 @cache
 def _agree(kind: Any, config: MixerConfig, kernels: Any, with_gradients: bool, tolerance: float) -> bool:
-    # Whoever calls may be in the middle of anything: in inference mode, on another device by default, or one of
+    # The caller may be in the middle of anything: in inference mode, on another device by default, or one of
     # several threads that draw from torch's one generator.
     with (
         seeded(SEED, restores=True),

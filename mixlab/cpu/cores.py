@@ -1,7 +1,7 @@
 """A core for each few images: threads or programs that compute alone, and the gradient of a batch by them.
 
 No thread waits for another within an operation, so activations stay in a core's cache, and a core that something else
-keeps busy slows a step by no more than its share: whoever is free takes the next images.
+keeps busy slows a step by no more than its share: the core that is free takes the next images.
 """
 
 import time

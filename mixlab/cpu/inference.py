@@ -1,7 +1,7 @@
-"""A copy of a Mixer for inference on a CPU: the same logits within rounding (1e-4), several times sooner.
+"""A copy of a Mixer for inference on a CPU: the same logits within rounding (1e-4), several times faster.
 
 Four things make it so. oneDNN computes a linear layer with its bias, GELU or residual sum in one pass, over packed
-weights where they are the wider matrix (without AVX-512, MKL does it sooner in two). The tokens stand as in
+weights where they are the wider matrix (without AVX-512, MKL does it faster in two). The tokens stand as in
 passes.py, so that nothing is transposed. LayerNorm's scale and shift before channel mixing are folded into the
 kernel that follows. And each core takes images of its own, a few at a time, so that activations stay in its cache and
 no thread waits for another; only a single image is computed by all cores together.

@@ -3,7 +3,7 @@
 Threads would wait for Python's lock between such operations (a pyramid's two cores then do the work of 1.2;
 processes 1.8: LOG.md). The programs are started anew, never forked: a copy of a process that has exported a model, or
 has a GPU or threads, cannot compute. What is exchanged lies in memory that all of them see; numbers of parts go round
-through a pipe from which whoever is free takes the next, so a core that something else keeps busy slows a step by no
+through a pipe from which a free one takes the next, so a core that something else keeps busy slows a step by no
 more than its share.
 """
 
@@ -267,10 +267,10 @@ class Workers:
                 pass
 
     def compute(self, num_parts: int, own: Callable[[int], Tensor]) -> Tensor:
-        """All parts 0 ... num_parts - 1, by whoever is free: (num_parts, size), valid until the next call.
+        """All parts 0 ... num_parts - 1, by workers that are free: (num_parts, size), valid until the next call.
 
         own: computes a part here. TrainingError if another process has ended, or gives nothing for too long; these
-        workers must not be asked again then.
+        workers must not get work then.
         """
         self._check()
         os.write(self._parts_in, b"".join(PART.pack(number) for number in range(num_parts)))

@@ -1,4 +1,4 @@
-"""Read every example of a source once, and say what is unreadable, uneven, double or contradictory."""
+"""Read every example of a source once, and say what is unreadable, uneven, there twice or contradictory."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,8 @@ class CheckResult:
     num_ok, num_bad: they sum to the number of examples; `bad` has path and reason of each unreadable one.
     classes: readable examples by class name and split.
     duplicates: identical examples that lie in more than one split, as {paths, splits}.
-    num_duplicates_within: further copies of an example inside one split.
+    duplicates_within: identical examples inside one split, as {paths, split}; num_duplicates_within: how many could
+        go, with one of each kept.
     conflicts: identical examples with different labels, as {paths, labels}.
     num_near_copies: examples that are nearly like another one without being the same; near_copies: some pairs of
         them, as {paths, splits}. Only where the modality has a hash for it.
@@ -38,6 +39,7 @@ class CheckResult:
     bad: list[dict[str, str]]
     classes: dict[str, dict[str, int]]
     duplicates: list[dict[str, list[str]]]
+    duplicates_within: list[dict[str, Any]]
     num_duplicates_within: int
     conflicts: list[dict[str, list[str]]]
     num_near_copies: int
@@ -98,6 +100,12 @@ def check(source: Source, *, progress: Callable[[int, int], None] | None = None)
             {"paths": _paths(source, group), "splits": [name for name, _ in group]}
             for group in groups
             if len({name for name, _ in group}) > 1
+        ],
+        duplicates_within=[
+            {"paths": _paths(source, inside), "split": name}
+            for group in groups
+            for name in source.splits
+            if len(inside := [place for place in group if place[0] == name]) > 1
         ],
         num_duplicates_within=sum(len(group) - len({name for name, _ in group}) for group in groups),
         conflicts=[

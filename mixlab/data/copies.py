@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mixlab.words import counted
+
 NUM_EXAMPLES = 5
 NEAR_BITS = 3  # of 64, in which the hashes of two examples nearly alike differ at most
 _BAND_BITS = 16  # two hashes that differ in NEAR_BITS agree in one of these bands
@@ -42,13 +44,15 @@ class Copies:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def sentences(self, many: str = "images") -> list[str]:
-        """What a person should know before trusting a figure; empty where all is well. many: what to call them."""
+    def sentences(self, one: str = "image", many: str = "images") -> list[str]:
+        """What a person should know before trusting a figure; empty where all is well. one, many: their names."""
         found = []
         for split, count in self.num_in_train.items():
             if count:
+                are = "is" if count == 1 else "are"
                 found.append(
-                    f"{count:,} {many} of the {split} split are also in train: figures on {split} are too good"
+                    f"{counted(count, one, many)} of the {split} split {are} also in train: figures on {split} are "
+                    "too good"
                 )
         if self.num_conflicts:
             found.append(f"{self.num_conflicts:,} {many} stand under more than one label")

@@ -17,6 +17,7 @@ from mixlab.data.images.modality import IMAGES
 from mixlab.data.modality import MAX_BYTES
 from mixlab.errors import DataError, DiskError, ExampleError, UsageError
 from mixlab.files import can_be_written
+from mixlab.words import install_hint
 
 STREAM_WINDOW = (
     1024  # images that a stream shuffles among themselves; two windows of encoded ones are in memory
@@ -117,7 +118,7 @@ def open_hub(name: str, *, streaming: bool = False, download: bool = False) -> S
     try:
         import datasets
     except ImportError:
-        raise UsageError("hf: needs the package datasets", hint="pip install 'mixlab[hf]'") from None
+        raise UsageError("hf: needs the package datasets", hint=install_hint("hf")) from None
     datasets.disable_progress_bars()
     found = _load(datasets, name, streaming, download)
     first = next(iter(found.values()))

@@ -14,6 +14,7 @@ from mixlab.data.shard_index import BLOCK, pictures_in, write_manifest
 from mixlab.data.shards import MANIFEST_NAME, Progress, check_splits, split_of, tars_in
 from mixlab.errors import DataError, ExampleError, UsageError
 from mixlab.files import written_whole
+from mixlab.words import install_hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +117,7 @@ def _webdataset() -> Any:
     try:
         import webdataset
     except ImportError:
-        raise UsageError(
-            "writing shards needs the package webdataset", hint="pip install 'mixlab[shards]'"
-        ) from None
+        raise UsageError("writing shards needs the package webdataset", hint=install_hint("shards")) from None
     return webdataset
 
 

@@ -27,6 +27,7 @@ from mixlab.data.modality import MODALITIES, SETS, Modality
 from mixlab.data.shards import open_shards
 from mixlab.errors import DataError, UsageError, path_text
 from mixlab.escape import readable
+from mixlab.files import near_paths
 
 _LAYOUT = "lay it out as FOLDER/CLASS/FILE, or as FOLDER/train/CLASS/FILE with val and test beside train"
 SOURCE_NAMES: tuple[str, ...] = (*SETS, *TORCHVISION_NAMES)
@@ -70,13 +71,17 @@ def open_source(
         return SETS[name]()
     if name in TORCHVISION_NAMES:
         return open_torchvision(name, Path(os.path.expanduser(data_dir or "data")), download)
-    known = "known names: " + ", ".join(SOURCE_NAMES)
+    known = "a source is a folder with a folder for each class, a .csv file, or one of " + ", ".join(
+        SOURCE_NAMES
+    )
+    if near_here := near_paths(path):
+        hint = f"did you mean {' or '.join(map(readable, near_here))}?"
+        raise UsageError("no such folder or file", where=data, hint=hint)
     if not data or data.startswith((".", "~")) or "/" in data or os.sep in data or path.suffix:
-        hint = "give an existing folder, a .csv file or a name; " + known
-        raise UsageError("no such folder or file", where=data or "an empty name", hint=hint)
+        raise UsageError("no such folder or file", where=data or "an empty name", hint=known)
     near = difflib.get_close_matches(name.replace("-", "").replace("_", ""), SOURCE_NAMES, n=1)
-    hint = f"did you mean {near[0]}? {known}" if near else "no folder here has that name either; " + known
-    raise UsageError(f"no data set is called '{data}'", hint=hint)
+    hint = f"did you mean {near[0]}? {known}" if near else known
+    raise UsageError(f"no folder here and no data set is called '{data}'", hint=hint)
 
 
 def _open_folder(root: Path, for_evaluation: bool) -> Source:

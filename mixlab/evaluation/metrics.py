@@ -42,7 +42,7 @@ class Evaluation:
     ece: of the confidences, after the temperature; ece_raw: before. thresholds: that validation chose
     (`calibration.find_thresholds`).
 
-    real: the same predictions against several acceptable labels an image (`accuracy_of_any`), where that was asked.
+    real: the same predictions against several acceptable labels an image (`accuracy_of_any`), where that is wanted.
     num_trained_on: images that the model was trained on; None where that is not known.
     """
 

@@ -30,7 +30,7 @@ LIMITS = (
 def write_card(
     weights: Weights, run: Path | None, *, licence: str = NOT_STATED, data: str | None = None
 ) -> str:
-    """The card of a run, or of weights alone (`run` None): only what is known, the rest said to be unknown.
+    """The card of a run, or of weights alone (`run` None): only what is known, the rest is named as unknown.
 
     data: the name of the data set, instead of the run's own path. licence: of the weights, one that the Hub knows;
     UsageError for another.

@@ -1,6 +1,6 @@
 """Models in other runtimes: written for ONNX, OpenVINO and torch.export, and opened again.
 
-ONNX and OpenVINO need their extra (`pip install 'mixlab[export]'`, `'mixlab[openvino]'`).
+ONNX and OpenVINO need their extra (`export`, `openvino` of pyproject.toml).
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.errors import UsageError
+from mixlab.words import install_hint
 
 METADATA_KEY = "mixlab"
 OUTPUT = "logits"
@@ -174,7 +175,7 @@ OPENERS: dict[str, Callable[[Path], Runner]] = {
 
 def _need(module: str, what: str, extra: str) -> None:
     if find_spec(module) is None:
-        raise UsageError(f"this needs {what}", hint=f"pip install 'mixlab[{extra}]'")
+        raise UsageError(f"this needs {what}", hint=install_hint(extra))
 
 
 def _first_argument(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""timm's models as a family: built by their names there, asked by timm's own methods."""
+"""timm's models as a family: built by their names there, used by timm's own methods."""
 
 import difflib
 from typing import Any

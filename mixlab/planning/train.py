@@ -128,7 +128,7 @@ def _train(
 
 
 def _is_started_again(run: Path, session: Session) -> bool:
-    """Whether a job's manager, which cannot be asked, has started this command again after `run` was lost."""
+    """Whether a job's manager has started this command again after `run` was lost."""
     world = session.world
     if not world.run_on_main(run.exists):
         return False

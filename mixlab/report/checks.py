@@ -6,6 +6,7 @@ from rich.table import Table
 
 from mixlab.report.screen import Screen
 from mixlab.report.tables import NUM_LISTED, escape
+from mixlab.words import counted
 
 
 def show_doctor(rows: list[dict[str, str]], screen: Screen) -> None:
@@ -19,37 +20,43 @@ def show_doctor(rows: list[dict[str, str]], screen: Screen) -> None:
             screen.say(f"{row['what']}: {row['advice']}")
 
 
-def show_check(result: dict[str, Any], many: str, screen: Screen) -> None:
-    """`mixlab check`. many: what its examples are called."""
+def show_check(result: dict[str, Any], one: str, many: str, screen: Screen) -> None:
+    """`mixlab check`. one, many: what its examples are called."""
     splits = list(next(iter(result["classes"].values())))
     table = Table("class", *splits)
     for name, counts in result["classes"].items():
         table.add_row(escape(name), *(f"{counts[split]:,}" for split in splits))
     screen.show(table)
-    screen.say(f"{result['num_ok']:,} {many} can be read, {result['num_bad']:,} cannot")
+    screen.say(f"{counted(result['num_ok'], one, many)} can be read, {result['num_bad']:,} cannot")
     _say_sizes(result, screen)
     _list("unreadable", [f"{file['path']}: {file['reason']}" for file in result["bad"]], screen)
     across = [
         f"{' = '.join(group['paths'])} ({', '.join(group['splits'])})" for group in result["duplicates"]
     ]
-    _list("duplicates in several splits", across, screen)
+    _list("the same in several splits", across, screen)
+    within = [f"{' = '.join(group['paths'])} ({group['split']})" for group in result["duplicates_within"]]
+    _list("the same inside one split", within, screen)
     contrary = [
         f"{' = '.join(group['paths'])} ({', '.join(group['labels'])})" for group in result["conflicts"]
     ]
-    _list("duplicates with different labels", contrary, screen)
-    near = [f"{' ~ '.join(pair['paths'])} ({', '.join(pair['splits'])})" for pair in result["near_copies"]]
+    _list("the same under different labels", contrary, screen)
+    near = [_pair(pair, has_splits=len(splits) > 1) for pair in result["near_copies"]]
     if near:
-        screen.say(f"{result['num_near_copies']:,} {many} are nearly like another one, such as")
+        screen.say(f"{result['num_near_copies']:,} {many} look nearly like another one, such as")
         for line in near[:NUM_LISTED]:
             screen.say(f"  {line}")
-    for one in result["skipped"]:
-        screen.say(f"left out: {one['count']:,} {one['reason']}: {', '.join(one['examples'])}")
+    for kind in result["skipped"]:
+        screen.say(f"left out: {kind['count']:,} {kind['reason']}: {', '.join(kind['examples'])}")
     if result.get("grey_peak") is not None:
         screen.say(
             f"16-bit grey: values up to {result['grey_peak']:,}; {result['grey_max']:,} is taken as white"
         )
-    for line in check_advice(result, many):
+    for line in check_advice(result, one, many):
         screen.say(f"advice: {line}")
+
+
+def _pair(pair: dict[str, list[str]], *, has_splits: bool) -> str:
+    return " ~ ".join(pair["paths"]) + (f" ({', '.join(pair['splits'])})" if has_splits else "")
 
 
 def _say_sizes(result: dict[str, Any], screen: Screen) -> None:
@@ -66,18 +73,27 @@ def _say_sizes(result: dict[str, Any], screen: Screen) -> None:
             screen.say(f"{name}: {', '.join(f'{key} {count:,}' for key, count in result[name].items())}")
 
 
-def check_advice(result: dict[str, Any], many: str) -> list[str]:
+def check_advice(result: dict[str, Any], one: str, many: str) -> list[str]:
     """What to do about what was found, a sentence each; one that says so where nothing is wrong."""
     found = []
     if result["num_bad"]:
         found.append(f"mend or remove the unreadable {many}; a training leaves them out and lists them")
     if result["duplicates"]:
-        found.append("remove duplicates from train: figures on the other split are too good with them")
+        found.append(
+            f"remove the {many} from train that are in another split too: accuracy there is too good"
+        )
     if result["conflicts"]:
         found.append("decide which label is right: a model learns both")
     if result["num_duplicates_within"]:
-        number = result["num_duplicates_within"]
-        found.append(f"{number:,} further duplicates lie in one split; a training keeps them together")
+        number = counted(result["num_duplicates_within"], one, many)
+        found.append(
+            f"{number} could go, with one of each kept; where mixlab draws the splits, copies stay together"
+        )
+    if result["num_near_copies"]:
+        found.append(
+            f"look at the {many} that are nearly alike: if one is in training and its like in test, the accuracy is "
+            "too good"
+        )
     found += result.get("cautions", [])
     return found or ["nothing is wrong here: `mixlab train DATA` comes next"]
 

@@ -17,7 +17,8 @@ from mixlab.escape import visible
 
 LOGGER = logging.getLogger("mixlab")
 LOGGER.addHandler(logging.NullHandler())  # a program that has not set up logging hears nothing
-LINE_SECONDS = 10.0  # between two plain progress lines
+LINE_SECONDS = 10.0  # between two plain progress lines, at least
+NUM_LINES = 20  # plain lines of a whole piece of work, about
 NOTEBOOK_SECONDS = 0.2  # between two updates of the line in a notebook
 
 
@@ -98,7 +99,7 @@ class Screen:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),  # what is said beside it matters more
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
         )
@@ -171,18 +172,27 @@ class Bar:
         self._screen, self._label, self.total, self._start = screen, label, total, start
         self._show = show
         self._started = self._last_line = time.monotonic()
+        self._last_done: int | None = None
 
-    def update(self, done: int, note: str = "") -> None:
-        """Show `done` of the total, with `note`, and the time left at the speed so far."""
+    def update(self, done: int, note: str = "", *, is_news: bool = False) -> None:
+        """Show `done` of the total, with `note`, and the time left at the speed so far.
+
+        is_news: worth a line that stays even right after another one; there are about NUM_LINES of all kinds.
+        """
         now = time.monotonic()
         fresh = done - self._start
         left = (now - self._started) / fresh * (self.total - done) if fresh > 0 else None
-        note = f"{done}/{self.total}  {note}" + (f"  ETA {format_seconds(left)}" if left is not None else "")
+        eta = f"  {format_seconds(left)} left" if left is not None and done < self.total else ""
+        note = f"{done:,}/{self.total:,}{eta}  {note}".rstrip()
         if self._show is not None:
             self._show(completed=done, total=self.total, note=note)
-        elif now - self._last_line >= LINE_SECONDS:
+        elif (is_news or now - self._last_line >= LINE_SECONDS) and self._is_far_enough(done):
             self._screen.say(f"{self._label} {note}")
-            self._last_line = now
+            self._last_line, self._last_done = now, done
+
+    def _is_far_enough(self, done: int) -> bool:
+        last = self._last_done
+        return last is None or done >= self.total or (done - last) * NUM_LINES >= self.total
 
 
 def format_seconds(seconds: float) -> str:

@@ -12,6 +12,7 @@ ENOUGH = 1000  # images, for shares that differ by tenths of a point
 NUM_ABSENT = 10  # classes without images, that are named
 NUM_GUESSES = 3  # labels of each of many images
 PLAIN_MODELS = ("model", "side", "size", "GMACs", "for")
+NUM_TOP = 5  # classes, up to which top-5 says nothing
 NUM_LISTED = 20  # of bad files or duplicates, before "and n more"
 
 
@@ -208,22 +209,22 @@ def show_runs(rows: list[dict[str, Any]], screen: Screen) -> None:
 
 def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab evaluate`."""
-    screen.say(f"accuracy {100 * result['top1']:.2f} % ({result['num_correct']} of {result['num_images']})")
+    screen.say(
+        f"accuracy {100 * result['top1']:.2f} % ({result['num_correct']:,} of {result['num_images']:,})"
+    )
     if "balanced_accuracy" in result:
         screen.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f} %")
     low, high = result["top1_interval"]
     screen.say(f"on others like these, 95 times in 100: {100 * low:.2f} to {100 * high:.2f} %")
-    screen.say(
-        f"top-5 {percent(result['top5'])}, loss {result['loss']:.4f}, "
-        f"calibration error (ECE) {100 * result['ece']:.2f} points"
-    )
+    top5 = f"top-5 {percent(result['top5'])}, " if len(result["per_class"]) > NUM_TOP else ""
+    screen.say(f"{top5}loss {result['loss']:.4f}, calibration error (ECE) {100 * result['ece']:.2f} points")
     if result["temperature"] != 1:
         screen.say(
             f"probabilities are calibrated (temperature {result['temperature']:g}); "
             f"without it the calibration error is {100 * result['ece_raw']:.2f} points"
         )
     for row in result["coverage"]:
-        screen.say(f"{describe_coverage(row)}; here {_found_coverage(row)}")
+        screen.say(_coverage_line(row, result["num_images"]))
     if "real" in result:
         real = result["real"]
         screen.say(
@@ -256,10 +257,15 @@ def describe_coverage(row: dict[str, Any], many: str = "images") -> str:
     )
 
 
-def _found_coverage(row: dict[str, Any]) -> str:
+def _coverage_line(row: dict[str, Any], num_images: int) -> str:
+    """What a threshold of confidence, chosen on validation for a share of right answers, gives on other images."""
+    lowest = f" (confidence {row['min_confidence']:g} or more)" if row["min_confidence"] else ""
     if not row["num_sure"]:
-        return "none is so sure"
-    return f"{100 * row['coverage']:.0f} %, of which {100 * row['accuracy']:.1f} % are right"
+        return f"for {100 * row['target']:g} % right{lowest}: no image here is so sure"
+    return (
+        f"for {100 * row['target']:g} % right{lowest}: {row['num_sure']:,} of {num_images:,} images need no second "
+        f"look, and of those {100 * row['accuracy']:.1f} % are right"
+    )
 
 
 def show_predictions(result: dict[str, Any], screen: Screen) -> None:

@@ -115,7 +115,7 @@ class Process:
     def work(self, job: Job) -> Contents:
         """The images, or ExampleError. DecoderError if it died; it must not be used again then.
 
-        It may be stopped, or never read what it is sent: whoever calls this kills it when its time is over.
+        It may be stopped, or never read what it is sent: the caller kills it when its time is over.
         """
         try:
             self.pipe.send_bytes(json.dumps([job.content_type, job.plain]).encode())
@@ -136,7 +136,7 @@ class Process:
         return Contents(found, answer["is_list"])
 
     def kill(self) -> None:
-        """End it, also where it is stopped; whoever waits for its answer has a DecoderError."""
+        """End it, also where it is stopped; a caller that waits for its answer has a DecoderError."""
         if self.process.pid is not None:  # it has begun
             with contextlib.suppress(OSError):
                 os.kill(self.process.pid, signal.SIGKILL)
@@ -212,7 +212,7 @@ class Decoders:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            # Whoever asked has gone. The process stays at its job, and what the job holds is counted until its end.
+            # The caller has gone. The process stays at its job, and what the job holds is counted until its end.
             await asyncio.wait([work])
             raise
 

@@ -1,4 +1,4 @@
-"""Before anything else: whose host is asked, from which page, with which token; and how refusals look."""
+"""Before anything else: to which host, from which page, with which token; and how refusals look."""
 
 import hmac
 import time
@@ -82,7 +82,7 @@ async def unexpected(request: Request, error: Exception) -> Response:
 
 
 class Guard:
-    """Before anything else: whose host is asked, from which page, with which token; and headers for every answer.
+    """Before anything else: to which host, from which page, with which token; and headers for every answer.
 
     The Host of every request must be one of ours, else a page elsewhere could reach this server under a name of its
     own (DNS rebinding); an Origin, which browsers send, must be this server. Probes answer to any Host, and so does
@@ -170,7 +170,7 @@ class Guard:
 
 
 def file_key(token: str | None, folder: str) -> str:
-    """What opens the files of one folder, such as `/files/runs/NAME`, to whoever was given it; "" without a token."""
+    """What opens the files of one folder, such as `/files/runs/NAME`, to its receiver; "" without a token."""
     return "" if token is None else hmac.new(token.encode(), folder.encode(), "sha256").hexdigest()
 
 

@@ -23,7 +23,7 @@ from mixlab.data.modality import Modality, Preprocess
 from mixlab.device import num_cores, pick_device
 from mixlab.errors import ExampleError, UsageError, check_type
 from mixlab.escape import for_csv
-from mixlab.files import write_atomically
+from mixlab.files import near_paths, write_atomically
 from mixlab.models.layers import Gelu
 from mixlab.serving.inputs import Given, read_inputs
 
@@ -164,7 +164,11 @@ def find_examples(arguments: Sequence[str], modality: Modality, skips: Skips | N
         else:
             matches = sorted(p for p in glob.glob(argument, recursive=True) if not Path(p).is_dir())
             if not matches:
-                raise UsageError(f"there is no such {modality.one}, folder or match", where=argument)
+                near = near_paths(path)
+                hint = f"did you mean {' or '.join(near)}?" if near else None
+                raise UsageError(
+                    f"there is no such {modality.one}, folder or match", where=argument, hint=hint
+                )
             found += matches
     return found
 

@@ -37,6 +37,9 @@ HOW_TO_SEND = {
     "tar": "send a plain tar: tar cf - *.jpg | curl --data-binary @- ADDRESS/predict-many; or a form: "
     'curl -F file=@a.jpg -F file=@b.jpg ADDRESS/predict-many; or JSON: {"images": [BASE64, ...]}',
 }
+SEND_WHOLE = (
+    "the image itself is damaged: does it open in a viewer? Save it again as JPEG or PNG, and send that"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +206,10 @@ class Service:
         finally:
             self._release(job)
         if not found.is_list and job.plain == "picture" and found.pictures[0].pixels is None:
-            raise RefusedError(415, "image", found.pictures[0].reason, hint=HOW_TO_SEND[job.plain])
+            reason = found.pictures[0].reason
+            is_damaged = reason.startswith(("damaged: ", "truncated: "))
+            hint = SEND_WHOLE if is_damaged else HOW_TO_SEND[job.plain]
+            raise RefusedError(415, "image", reason, hint=hint)
         return found
 
     async def rows(self, found: Contents, top: int) -> dict[str, Any]:

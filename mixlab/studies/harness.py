@@ -74,7 +74,7 @@ class Answer:
 class Study:
     """One of the paper's questions. run: measures what is missing below `options.out`, and answers.
 
-    subject: what it is asked about: `DATA` to train on, `WEIGHTS`, or nothing.
+    subject: what it takes: `DATA` to train on, `WEIGHTS`, or nothing.
     """
 
     name: str

@@ -29,7 +29,7 @@ class Mean:
         unit: str = "",
         interval: bool = False,
     ) -> str:
-        """`81.3 ± 0.4 % (n=3; 95 % interval 80.3 to 82.3)`, multiplied by `scale`; unit and interval if asked."""
+        """`81.3 ± 0.4 % (n=3; 95 % interval 80.3 to 82.3)`, multiplied by `scale`; unit and interval if wanted."""
         mean = round(scale * self.mean, digits) + 0.0  # which makes a zero of a negative one
         parts = [f"{mean:{'+' if sign else ''}.{digits}f}"]
         if self.deviation is not None:

@@ -11,8 +11,10 @@ import numpy as np
 from mixlab.evaluation.metrics import wilson_interval
 from mixlab.report.run_log import last_accuracies
 from mixlab.training.plan import Plan
+from mixlab.words import counted
 
 FEW = 10  # training examples of a class, below which it is called small
+FEW_VALIDATION = 100  # below it a share has an interval of 20 points and more
 UNEVEN = 10  # times that the largest class has the examples of the smallest
 GAP = 0.1  # of accuracy, by which training is above all that validation can be
 NUM_NAMED = 3  # classes
@@ -60,9 +62,22 @@ def overfitting(rows: list[dict[str, Any]], num_val: int, many: str = "images") 
     )
 
 
+def few_validation(number: int, one: str, many: str) -> str | None:
+    """A sentence where `number` examples are too few to choose and to calibrate by; None else, and without any."""
+    if not 0 < number < FEW_VALIDATION:
+        return None
+    return (
+        f"validation has only {counted(number, one, many)}: its accuracy, the best weights chosen by it and the "
+        "calibration of probabilities are rough"
+    )
+
+
 def data_cautions(plan: Plan) -> list[str]:
-    """What is odd in the training examples, known before the first step."""
-    return class_cautions(plan.class_names, plan.data.train.split.labels, plan.modality.many)
+    """What is odd in the training and validation examples, known before the first step."""
+    one, many = plan.modality.one, plan.modality.many
+    found = class_cautions(plan.class_names, plan.data.train.split.labels, many)
+    few = few_validation(0 if plan.data.val is None else len(plan.data.val), one, many)
+    return found if few is None else [*found, few]
 
 
 def run_caution(plan: Plan, rows: list[dict[str, Any]]) -> str | None:
@@ -72,4 +87,4 @@ def run_caution(plan: Plan, rows: list[dict[str, Any]]) -> str | None:
 
 def early_cautions(plan: Plan) -> list[str]:
     """All that is known before the first step, copies among the splits included."""
-    return [*plan.data.copies.sentences(plan.modality.many), *data_cautions(plan)]
+    return [*plan.data.copies.sentences(plan.modality.one, plan.modality.many), *data_cautions(plan)]

@@ -16,7 +16,7 @@ from mixlab.files import write_atomically
 from mixlab.records import read_json, take
 
 CHANGES_NAME = "pace.json"
-SHARE = 1 / 8  # of the time that is left, until the next look; or half of the steps, where that is sooner
+SHARE = 1 / 8  # of the time that is left, until the next look; or half of the steps, where that comes first
 SHORTEST, SHORTEST_HALF = 2.0, 0.5  # seconds between two looks
 HASTY = 1 / 4  # of the time: as long as more is left, a look takes away no more than half of the steps left
 NOTED_SHARE = 0.05  # of a plan, by which it must change to be mentioned

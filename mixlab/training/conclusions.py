@@ -147,8 +147,7 @@ def changed_keys(recipe: Recipe) -> list[tuple[str, str, str]]:
     for name, key in recipe_keys().items():
         value = key.value_in(recipe)
         if value != key.default:
-            text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            found.append((name, text.lower() if isinstance(value, bool) else text, key.default_text))
+            found.append((name, key.text_of(value), key.default_text))
     return found
 
 

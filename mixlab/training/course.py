@@ -27,7 +27,7 @@ from mixlab.evaluation.metrics import Predictions, summarize
 from mixlab.records import take
 from mixlab.report.run_log import RunLog
 from mixlab.training.calibrated import calibrated
-from mixlab.training.clock import Clock
+from mixlab.training.clock import NOTED_SHARE, Clock
 from mixlab.training.dtensors import to_local
 from mixlab.training.failures import NonFiniteError
 from mixlab.training.fit import Course, validate
@@ -59,6 +59,8 @@ class TrainingCourse(Course):
         self.seconds = 0.0  # spent in training and validation, over all parts of the run
         self.best: dict[str, Any] = {"top1": -1.0, "loss": float("inf"), "step": 0}
         self.epochs_without_gain = 0
+        self._validated = ""  # the last validation, in words
+        self._said_steps = clock.num_steps  # the length of the training that was said last
         self.notes = list(plan.objective.notes)
         self.bad_files = {file.path for file in self.world.run_on_main(lambda: read_bad_files(run))}
         self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
@@ -73,7 +75,8 @@ class TrainingCourse(Course):
         """Inside, the model is fitted and signals are noted; after it all is written. Interrupted where one came."""
         clock, world = self.clock, self.world
         clock.go_to(clock.step)
-        self._rows = Rows(every=max(clock.num_steps // NUM_LOG_ROWS, 1))
+        self._rows = Rows(every=max(clock.num_steps // NUM_LOG_ROWS, 1), many=self.plan.modality.many)
+        self._said_steps = clock.num_steps
         self._began = self._last_save = time.monotonic()
         self._seconds_before = self.seconds
         try:
@@ -109,9 +112,9 @@ class TrainingCourse(Course):
         patience = self.recipe.early_stop
         if not patience or self.epochs_without_gain < patience:
             return False
-        self.notes.append(
-            f"Stopped early after step {self.clock.step}: no better validation accuracy in {patience} epochs."
-        )
+        text = f"stopped early after step {self.clock.step:,}: no better validation accuracy in {patience} epochs"
+        self.notes.append(text[0].upper() + text[1:] + ".")
+        self.screen.say(text)
         return True
 
     def leaves_out(self, batch: Batch, error: NonFiniteError) -> bool:
@@ -143,6 +146,7 @@ class TrainingCourse(Course):
             self._guarded(partial(clock.write, fitting))
         clock.change(fitting)
         self._bar.total = clock.num_steps
+        self._say_new_length()
         if has_bad:
             self._share_bad_files()
         is_last = clock.step >= clock.num_steps or bool(is_late)
@@ -157,11 +161,25 @@ class TrainingCourse(Course):
             self.notes += clock.notes()
         return is_last or bool(stops)
 
+    def _say_new_length(self) -> None:
+        steps, before = self.clock.num_steps, self._said_steps
+        if abs(steps - before) <= NOTED_SHARE * before:
+            return
+        speed = "slower" if steps < before else "faster"
+        self.screen.say(
+            f"the machine is {speed} than it was: {before:,} steps became {steps:,}, to end within the budget"
+        )
+        self._said_steps = steps
+
     def _log_step(self, result: StepResult) -> None:
         row = self._rows.add(result, self.clock.step, self._per_epoch, self.seconds)
         if row is not None:
             self._write("train", row)
-            self._bar.update(self.clock.step, self._rows.text)
+            self._show_progress()
+
+    def _show_progress(self, *, is_news: bool = False) -> None:
+        parts = (self._validated, self._rows.text)
+        self._bar.update(self.clock.step, "  ".join(part for part in parts if part), is_news=is_news)
 
     def _end_epoch(self) -> None:
         """Validate, and keep the weights if they are the best so far (or the last, without validation)."""
@@ -186,11 +204,12 @@ class TrainingCourse(Course):
                 self.best = {"top1": values["top1"], "loss": values["loss"], "step": step}
             better = better or gained
             provenance["validation_top1"] = values["top1"]
-            self._bar.update(step, self._rows.text)
-            self.screen.say(
-                f"epoch {step / self._per_epoch:.4g}  step {step:,}  validation accuracy "
-                f"{100 * values['top1']:.1f} %  loss {values['loss']:.3f}" + ("  best" if gained else "")
+            best = "best" if gained else f"best {100 * self.best['top1']:.1f} %"
+            self._validated = (
+                f"epoch {step / self._per_epoch:.4g}  validation accuracy {100 * values['top1']:.1f} % ({best})  "
+                f"validation loss {values['loss']:.3f}"
             )
+            self._show_progress(is_news=True)
         if better:
             self._save_weights(provenance, predictions)
 

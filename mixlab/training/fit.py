@@ -23,7 +23,7 @@ class Course:
     doing = "computing"
 
     def is_over(self) -> bool:
-        """Whether to end, asked before each step."""
+        """Whether to end, called before each step."""
         return False
 
     def leaves_out(self, batch: Batch, error: NonFiniteError) -> bool:

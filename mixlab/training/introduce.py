@@ -17,12 +17,23 @@ def introduce(plan: Plan, state: TrainState, run: Path, clock: Clock, session: S
     screen.say(f"data: {_data(plan)}")
     screen.say(f"model: {_model(plan, state)}")
     screen.say(f"run: {_run(plan, run, clock, session)}")
+    screen.say(f"kept: {_kept(plan)}")
+
+
+def _kept(plan: Plan) -> str:
+    if plan.data.val is None:
+        return "the weights after the last step; there is no validation split to choose by"
+    if plan.recipe.keep_weights == "last":
+        return "the weights after the last step"
+    return "the best weights: those with the highest validation accuracy; of equals, with the lowest validation loss"
 
 
 def _data(plan: Plan) -> str:
-    splits, many = plan.data.splits, plan.modality.many
-    names = {"train": "training", "val": "validation", "test": "test"}
-    counts = [f"{len(splits[split]):,} {name}" for split, name in names.items() if split in splits]
+    data, many = plan.data, plan.modality.many
+    # Those that could be read, as in the report; a test split that is read at the end counts as it is listed.
+    test = data.splits.get("test") if data.test is None else data.test
+    parts = {"training": data.train, "validation": data.val, "test": test}
+    counts = [f"{len(part):,} {name}" for name, part in parts.items() if part is not None]
     size = " x ".join(map(str, (*plan.preprocess.input_size, plan.preprocess.channels)))
     num_classes = len(plan.class_names)
     return f"{plan.data.source.name}, {num_classes:,} classes; {', '.join(counts)} {many}; input {size}"

@@ -62,11 +62,17 @@ class Key:
     @property
     def default_text(self) -> str:
         """The default as a person would write it."""
-        if self.default is None:
+        return self.text_of(self.default)
+
+    def text_of(self, value: Any) -> str:
+        """A value of it as a person would type it."""
+        if value is None:
             return "auto" if "auto" in self.sentence else "none"
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        return str(self.default)
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, tuple):
+            return ("x" if type_name(self.hint) == "HxW" else ",").join(map(str, value))
+        return str(value)
 
 
 def as_option(name: str) -> str:

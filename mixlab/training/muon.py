@@ -1,7 +1,7 @@
 """Muon in fp32: momentum whose matrices are made nearly orthogonal before each update (Jordan et al. 2024).
 
 torch's own Muon computes in bfloat16, which most CPUs do slowly. This one takes all matrices of one shape at
-once, and bfloat16 only if asked. Biases, norms, the stem and the head are left to AdamW, of which it is a subclass.
+once, and bfloat16 only if wanted. Biases, norms, the stem and the head are left to AdamW, of which it is a subclass.
 """
 
 import math

@@ -163,6 +163,27 @@ def state_keys(config: OptimizerConfig, group: dict[str, Any]) -> set[str]:
     return OPTIMIZERS[config.name].keeps(group)
 
 
+def check_keeps(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> bool:
+    """Whether it has taken a step; TypeError if what it stores then is not what `state_keys` says.
+
+    A checkpoint is read by `state_keys`, so a wrong one would cost a training when it is resumed.
+    """
+    has_stepped = False
+    for group in optimizer.param_groups:
+        said = state_keys(config, group)
+        for parameter in group["params"]:
+            kept = {
+                key for key, value in optimizer.state.get(parameter, {}).items() if torch.is_tensor(value)
+            }
+            if kept and kept != said:
+                raise TypeError(
+                    f"the optimizer {config.name} stores {sorted(kept)} for a parameter, and its `keeps` in "
+                    f"OPTIMIZERS says {sorted(said)}"
+                )
+            has_stepped = has_stepped or kept == said
+    return has_stepped
+
+
 @dataclass(frozen=True)
 class OptimizerKind:
     """make: an optimizer of parameter groups. keeps: see `state_keys`."""

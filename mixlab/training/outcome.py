@@ -45,6 +45,7 @@ from mixlab.training.session import Session
 from mixlab.training.setup import fits_in_memory
 from mixlab.training.small_sets import describe_absent, why_not_tested
 from mixlab.training.tried import describe_tried, read_tried
+from mixlab.words import counted
 
 FEWEST_IN_BIN = 10  # examples of a bar of the calibration figure
 
@@ -208,9 +209,10 @@ def _say(
     """learnt: the warning that only the end of a run can give."""
     if evaluation is not None:
         low, high = evaluation.top1_interval
+        tested = counted(evaluation.num_images, plan.modality.one, plan.modality.many)
         line = (
-            f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct:,} of {evaluation.num_images:,} "
-            f"{plan.modality.many}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+            f"test accuracy {100 * evaluation.top1:.2f} % ({evaluation.num_correct:,} of {tested}, "
+            f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
         )
         if evaluation.balanced_accuracy is not None:
             line += f", balanced {100 * evaluation.balanced_accuracy:.2f} %"
@@ -221,9 +223,9 @@ def _say(
     else:
         screen.say(f"nothing was tested: {result['test_reason']}")
     if result["num_bad_files"]:
-        screen.say(
-            f"{result['num_bad_files']} unreadable {plan.modality.many} were left out: {result['run']}/bad_files.csv"
-        )
+        were = "was" if result["num_bad_files"] == 1 else "were"
+        number = counted(result["num_bad_files"], plan.modality.one, plan.modality.many)
+        screen.say(f"{number} could not be read and {were} left out: {result['run']}/bad_files.csv")
     if learnt is not None:
         screen.say(f"warning: {learnt}")
     screen.say(f"report: {result['report']}")

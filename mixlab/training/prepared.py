@@ -94,7 +94,7 @@ def read_new(recipe: Recipe, source: Source, screen: Screen) -> tuple[Recipe, Pr
     prepared = _prepared(recipe, source, splits, examples, digests, seconds_per_read)
     if source.skipped:
         screen.say(describe_skipped(source.skipped))
-    for warning in prepared.copies.sentences(modality.many):
+    for warning in prepared.copies.sentences(modality.one, modality.many):
         screen.say(f"warning: {warning}")
     return recipe, prepared
 

@@ -22,7 +22,7 @@ from mixlab.training.dtensors import distributed_like, full_tensor
 from mixlab.training.engines import Engine
 from mixlab.training.failures import NonFiniteError
 from mixlab.training.objectives import Objective
-from mixlab.training.optimizer import build_optimizer, state_keys
+from mixlab.training.optimizer import build_optimizer, check_keeps, state_keys
 from mixlab.training.recipe import Recipe
 from mixlab.training.sam import check_sam, sam_radius, sharp_backward
 from mixlab.training.schedule import lr_factor
@@ -76,6 +76,7 @@ class TrainState:
         wide_dtype = torch.bfloat16 if recipe.precision == "bf16" else None
         self.optimizer = build_optimizer(self.model, recipe.optimizer, wide_dtype)
         self.exchange.attach(self.model, device)
+        self.is_checked = False  # that the optimizer stores what it says (`check_keeps`)
         self.engine: Engine = engine_of(self.exchange, recipe, device, objective, self.scaler)
 
     @property
@@ -270,5 +271,7 @@ def _update(state: TrainState, step: int) -> None:
         nn.utils.clip_grads_with_norm_(state.model.parameters(), state.recipe.optimizer.grad_clip_norm, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    if not state.is_checked:  # once: after the first update that was not left out
+        state.is_checked = check_keeps(state.optimizer, state.recipe.optimizer)
     if state.ema is not None:
         state.ema.update_parameters(state.model)

@@ -1,4 +1,4 @@
-"""A teacher asked, once, about every view of every training example: how distillation is prepared."""
+"""A teacher answers, once, for every view of every training example: how distillation is prepared."""
 
 import time
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from mixlab.training.setup import MEMORY_SHARE
 class Teacher:
     """The preparation of distillation: weights that suit a recipe.
 
-    columns int64 (K,): where their logits have the data's classes. batch_size: images asked about at a time, shared
+    columns int64 (K,): where their logits have the data's classes. batch_size: images at a time, shared
     out whole: the last bits then depend on no number of ranks.
     """
 
@@ -52,7 +52,7 @@ class Teacher:
 
 
 def reopen(run: Path, recipe: Recipe, data: Prepared, session: Session) -> Distillation:
-    """The answers as they were kept in the run; only where they are not whole the teacher is asked again."""
+    """The answers as they were kept in the run; only where they are not whole the teacher answers again."""
     world = session.world
     kept = _read_answers(run, recipe, data)
     if not world.all_reduce_max([kept is None])[0] and kept is not None:

@@ -8,13 +8,14 @@ from typing import Any
 
 from mixlab.errors import UsageError
 from mixlab.training.step import StepResult
+from mixlab.words import install_hint
 
 
 class Rows:
     """Collects steps into rows of the log: mean loss and accuracy since the last row, and images a second."""
 
-    def __init__(self, every: int) -> None:
-        self.every, self.text = every, ""
+    def __init__(self, every: int, many: str = "images") -> None:
+        self.every, self._many, self.text = every, many, ""
         self.restart()
 
     def restart(self) -> None:
@@ -40,7 +41,7 @@ class Rows:
             "images_per_second": speed,
             "seconds": seconds,
         }
-        self.text = f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {speed:.0f} images/s"
+        self.text = f"training loss {row['loss']:.3f}  {speed:,.0f} {self._many}/s"
         self.restart()
         return row
 
@@ -59,7 +60,7 @@ def check_tracker(name: str | None) -> None:
     try:
         import_module(TRACKERS[name])
     except ImportError as error:
-        hint = f"pip install 'mixlab[{name}]'"
+        hint = install_hint(name)
         raise UsageError(f"the tracker {name} is not installed", where="--tracker", hint=hint) from error
 
 

@@ -50,6 +50,7 @@ def test_everything_that_is_wrong_is_found(folder):
         {"paths": one, "splits": ["train", "train", "test"]},
         {"paths": two, "splits": ["train", "test"]},
     ]
+    assert result.duplicates_within == [{"paths": one[:2], "split": "train"}]
     assert result.num_duplicates_within == 1
     assert result.conflicts == [{"paths": one, "labels": ["a", "a", "b"]}]
 

@@ -86,7 +86,7 @@ def test_what_a_person_should_know_of_copies_is_said():
     assert copies.examples == [
         {"paths": ["t0", "t1", "s0"], "splits": ["train", "train", "test"], "labels": ["a"] * 3}
     ]
-    assert "1 images of the test split are also in train" in copies.sentences()[0]
+    assert "1 image of the test split is also in train" in copies.sentences()[0]
     conflict = find_copies({"train": ["p", "q"]}, {"train": ["a", "b"]}, {"train": ["x", "x"]})
     assert conflict.num_conflicts == 2
     assert "more than one label (such as p = q)" in conflict.sentences()[0]

@@ -221,7 +221,7 @@ def test_heic_is_read_where_its_package_is_and_named_where_it_is_not(tmp_path, m
     assert pixels.shape == (48, 64, 3)
     assert np.abs(pixels.reshape(-1, 3).mean(0) - (200, 30, 30)).max() < 6
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
-    with pytest.raises(ExampleError, match=r"pillow-heif: pip install 'mixlab\[heic\]'"):
+    with pytest.raises(ExampleError, match=r"pillow-heif; .*pip install '\.\[heic\]'"):
         decode(tmp_path / "photo.jpg")
 
 

@@ -241,3 +241,9 @@ def test_an_unreadable_class_folder_is_not_taken_for_an_empty_one(tmp_path, monk
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         open_source(data)
+
+
+def test_a_mistyped_folder_is_answered_with_what_lies_beside(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UsageError, match=r"did you mean .*/photos"):
+        open_source(tmp_path / "fotos")

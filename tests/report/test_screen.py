@@ -29,6 +29,16 @@ def test_a_log_gets_lines_and_tables_and_nothing_is_printed(caplog, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_long_piece_of_work_takes_some_twenty_lines_and_says_its_end(capsys):
+    with Screen().progress("training", 5000) as bar:
+        for step in range(1, 5001):
+            bar.update(step, "fine", is_news=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert 20 <= len(lines) <= 25
+    assert lines[0].startswith("training 1/5,000")
+    assert lines[-1] == "training 5,000/5,000  fine"
+
+
 @pytest.mark.parametrize("options", [{"quiet": True}, {"quiet": True, "to_log": True}])
 def test_a_quiet_screen_tells_nobody(options, caplog, capsys):
     caplog.set_level(logging.INFO, logger="mixlab")

@@ -299,3 +299,10 @@ def test_what_is_read_is_what_was_sent():
         bodies.from_base64("a")
     with pytest.raises(ExampleError, match="not a tar"):
         list(bodies.tar_files(b"no tar at all" * 100))
+
+
+def test_a_damaged_image_is_called_damaged_not_sent_wrongly(server):  # noqa: F811
+    status, _, answer = ask(server[0], "/predict", picture(2, kind="JPEG")[:200])
+    assert status == 415
+    assert answer["error"]["message"].startswith(("damaged: ", "truncated: "))
+    assert "the image itself is damaged" in answer["error"]["hint"]

@@ -1,4 +1,4 @@
-"""`mixlab serve`: right answers to programs, and refusals for whoever means harm; a real server on a real port."""
+"""`mixlab serve`: right answers to programs, and refusals for hostile callers; a real server on a real port."""
 
 import concurrent.futures
 import contextlib

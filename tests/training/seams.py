@@ -53,7 +53,7 @@ class StopAfter(Screen):
 class _StoppingBar(Bar):
     has_sent = False
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", *, is_news: bool = False) -> None:
         screen = self._screen
         if isinstance(screen, StopAfter) and self._label == "training" and done == screen.step:
             if not self.has_sent:

@@ -68,5 +68,6 @@ def test_a_warning_stands_on_the_screen_in_the_report_and_in_the_object(tmp_path
     assert lines[0].startswith("data: data, 2 classes; ")
     assert lines[1].startswith("model: Mixer-Pyramid")
     assert "steps of" in lines[2]
-    assert any("validation accuracy" in line and line.endswith("best") for line in lines)
+    assert lines[3].startswith("kept: the best weights")
+    assert any("validation accuracy" in line and "(best)  validation loss" in line for line in lines)
     assert lines[-2:] == [f"next: mixlab predict {tmp_path}/run FILE", f"      mixlab serve {tmp_path}/run"]

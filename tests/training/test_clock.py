@@ -1,5 +1,6 @@
 """The number of steps of a run with a deadline follows the machine's speed, and a resumed run follows it too."""
 
+import io
 import json
 import time
 
@@ -7,6 +8,7 @@ import pytest
 
 from benchmarks.reliability import kills
 from mixlab.errors import WeightsError
+from mixlab.report.screen import Screen
 from mixlab.training.clock import Clock, read_changes
 from mixlab.training.signals import Interrupted
 from tests.training.seams import TINY, StopAfter, resume, steps_of, train, with_decisions
@@ -97,7 +99,12 @@ def rates(run):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
-    run_budget(run)
+    screen = Screen()
+    screen.console.file = io.StringIO()
+    run_budget(run, screen=screen)
+    told = screen.console.file.getvalue()
+    assert "slower than it was: 20 steps became 8," in told
+    assert "faster than it was: 8 steps became 12," in told
     assert len(rates(run)) == 12
     assert rates(run)[-1] < rates(run)[6]
     return run

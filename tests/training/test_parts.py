@@ -1,6 +1,7 @@
 """Schedule, losses, decay mask and recipe: each against its definition or somebody else's code."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from mixlab.threads import one_core_each
 from mixlab.training.keys import from_toml, override, recipe_keys, to_toml
 from mixlab.training.losses import LossConfig, balanced_class_weights, loss_per_batch
 from mixlab.training.objectives.labels import Labels
-from mixlab.training.optimizer import OptimizerConfig, build_optimizer, decays
+from mixlab.training.optimizer import OPTIMIZERS, OptimizerConfig, build_optimizer, check_keeps, decays
 from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig, lr_factor
 from mixlab.training.step import warmed_ema
@@ -88,6 +89,22 @@ def test_weight_decay_touches_kernels_only():
     }
     groups = build_optimizer(create_model("mixer_pico2", num_classes=10), OptimizerConfig()).param_groups
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "sgd"}, {"name": "sgd", "momentum": 0.0}, {"name": "muon"}])
+def test_an_optimizer_that_stores_something_else_than_it_says_ends_the_first_step(options, monkeypatch):
+    config = OptimizerConfig(**options)
+    model = create_model("mixer_pico2", num_classes=3, image_size=8, num_blocks=1)
+    optimizer = build_optimizer(model, config)
+    assert check_keeps(optimizer, config) == (options.get("momentum") == 0)
+    (model(torch.ones(1, 3, 8, 8)) - 1).square().sum().backward()
+    optimizer.step()
+    assert check_keeps(optimizer, config)
+    wrong = replace(OPTIMIZERS[config.name], keeps=lambda group: {"something"})
+    monkeypatch.setitem(OPTIMIZERS, config.name, wrong)
+    if options.get("momentum") != 0:
+        with pytest.raises(TypeError, match="something"):
+            check_keeps(optimizer, config)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -29,6 +29,7 @@ from PIL import (
 from mixlab.data.images.formats import FORMATS, image_format
 from mixlab.data.modality import MAX_BYTES, read_example_file
 from mixlab.errors import ExampleError
+from mixlab.words import install_hint
 
 try:
     import simplejpeg
@@ -168,7 +169,7 @@ def _heif_formats() -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError:
-        raise ExampleError("HEIC is read with the package pillow-heif: pip install 'mixlab[heic]'") from None
+        raise ExampleError(f"HEIC is read with the package pillow-heif; {install_hint('heic')}") from None
     pillow_heif.register_heif_opener()
     return ("HEIF",)
 

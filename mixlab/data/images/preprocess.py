@@ -110,7 +110,7 @@ class ImagePreprocess(Preprocess):
         return np.ascontiguousarray(decoded.transpose(2, 0, 1))
 
     def cut_for_training(self, decoded: np.ndarray, box: Box) -> np.ndarray:
-        """As `cut`, several times sooner where `box` is large: rounded to whole pixels, of which none
+        """As `cut`, several times faster where `box` is large: rounded to whole pixels, of which none
         outside is looked at, and otherwise the same to within 2 of 255."""
         left, top, right, bottom = (round(side) for side in box)
         if min(right - left, bottom - top) < LARGE:

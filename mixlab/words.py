@@ -1,0 +1,11 @@
+"""Small pieces of the sentences that people read."""
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def install_hint(extra: str) -> str:
+    """How to install what an extra of pyproject.toml brings: from a clone, since mixlab is on no index."""
+    return f"in mixlab's folder: pip install '.[{extra}]'"
