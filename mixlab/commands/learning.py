@@ -11,14 +11,15 @@ from cyclopts import Parameter
 import mixlab
 from mixlab.commands.context import Context, emit, find_run
 from mixlab.errors import UsageError
+from mixlab.language import Language, language_of
 
 TRAIN_OPTIONS = (
     "data", "recipe", "config", "model", "budget", "run", "resume", "start_over",
-    "device", "tracker", "download", "without_pictures",
+    "device", "tracker", "download", "without_pictures", "lang",
 )  # fmt: skip
 FINETUNE_OPTIONS = (
     "weights", "lr_grid", "lr_share", "recipe", "config", "budget", "run",
-    "device", "tracker", "download", "without_pictures",
+    "device", "tracker", "download", "without_pictures", "lang",
 )  # fmt: skip
 RECIPE_COMMANDS = {"train": TRAIN_OPTIONS, "finetune": FINETUNE_OPTIONS}  # take keys of a recipe too
 
@@ -39,6 +40,7 @@ def train(
     tracker: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
     without_pictures: Annotated[bool, Parameter(negative="")] = False,
+    lang: Language | None = None,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> None:
     """Train a classifier; ends with its test accuracy and report.html.
@@ -75,6 +77,8 @@ def train(
         Fetch a torchvision set that is not there yet.
     without_pictures
         Leave images of the data set out of the report.
+    lang
+        The language of the report, en or ko; by default the locale's.
     """
     overrides = dict(overrides or {})
     if resume is not None:
@@ -89,7 +93,7 @@ def train(
             find_run(resume),
             data=moved_to,
             start_over="always" if start_over else "never",
-            **_session(device, tracker, without_pictures),
+            **_session(device, tracker, without_pictures, lang),
         )
         emit(result.result)
         return
@@ -101,7 +105,7 @@ def train(
         overrides["model.name"] = model
     if data is not None and moved_to is not None:
         raise UsageError("DATA and --data are both given", where=moved_to, hint="leave one of them out")
-    session = _session(device, tracker, without_pictures)
+    session = _session(device, tracker, without_pictures, lang)
     _train_new(data or moved_to, overrides, TRAIN_OPTIONS, recipe, config, budget, run, download, **session)
 
 
@@ -120,6 +124,7 @@ def finetune(
     tracker: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
     without_pictures: Annotated[bool, Parameter(negative="")] = False,
+    lang: Language | None = None,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> None:
     """Train weights further on other data and at another image size: `train`, starting from WEIGHTS.
@@ -153,13 +158,15 @@ def finetune(
         Fetch a torchvision set that is not there yet.
     without_pictures
         Leave images of the data set out of the report.
+    lang
+        The language of the report, en or ko; by default the locale's.
     """
     overrides = dict(overrides or {})
     lr_names = ("lr", "optimizer.lr", "learning_rate") if lr_grid is not None else ()
     for key, option in (("init_from", "--weights"), *((name, "--lr-grid") for name in lr_names)):
         if key in overrides:
             raise UsageError(f"{option} sets {key}", where=f"--{key}", hint="leave one of the two out")
-    options = _session(device, tracker, without_pictures)
+    options = _session(device, tracker, without_pictures, lang)
     if lr_grid is not None:
         from mixlab.planning.lr_grid import parse_lr_grid
 
@@ -168,9 +175,12 @@ def finetune(
     _train_new(data, overrides, FINETUNE_OPTIONS, recipe, config, budget, run, download, **options)
 
 
-def _session(device: str | None, tracker: str | None, without_pictures: bool) -> dict[str, Any]:
+def _session(
+    device: str | None, tracker: str | None, without_pictures: bool, lang: Language | None
+) -> dict[str, Any]:
     """The arguments of `recipes.train` and `resume` that say how this process runs."""
     return {
+        "language": lang or language_of(),
         "device": device or "auto",
         "tracker": tracker,
         "with_pictures": not without_pictures,
@@ -226,6 +236,26 @@ def runs(folder: Path = Path("runs"), /) -> None:
     else:
         screen.say(f"there are no runs in {folder}")
     emit({"runs": rows})
+
+
+def report(run: str, /, *, lang: Language | None = None) -> None:
+    """Draw the report of a finished run again, of what its folder holds; the data set is not needed.
+
+    Parameters
+    ----------
+    run
+        A run by name or path.
+    lang
+        The language of the report, en or ko; by default the locale's.
+    """
+    from mixlab.training.reporting import draw_report
+
+    folder, screen = find_run(run), Context.screen()
+    if not folder.is_dir():
+        raise UsageError("there is no such run", where=str(folder), hint="`mixlab runs` lists them")
+    result = draw_report(folder, lang or language_of(), screen)
+    screen.say(f"report: {result['report']}")
+    emit(result)
 
 
 def recipes(recipe: str | None = None, /) -> None:

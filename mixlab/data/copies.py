@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mixlab.language import tell, word
+
 NUM_EXAMPLES = 5
 NEAR_BITS = 3  # of 64, in which the hashes of two examples nearly alike differ at most
 _BAND_BITS = 16  # two hashes that differ in NEAR_BITS agree in one of these bands
@@ -48,12 +50,19 @@ class Copies:
         for split, count in self.num_in_train.items():
             if count:
                 found.append(
-                    f"{count:,} {many} of the {split} split are also in train: figures on {split} are too good"
+                    tell(
+                        "{n:,} {many} of the {split} split are also in train: figures on {split} are too good",
+                        n=count,
+                        many=many,
+                        split=word(split),
+                    )
                 )
         if self.num_conflicts:
-            found.append(f"{self.num_conflicts:,} {many} stand under more than one label")
+            found.append(
+                tell("{n:,} {many} stand under more than one label", n=self.num_conflicts, many=many)
+            )
         if found and self.examples:
-            found[-1] += f" (such as {' = '.join(self.examples[0]['paths'][:3])})"
+            found[-1] += tell(" (such as {paths})", paths=" = ".join(self.examples[0]["paths"][:3]))
         return found
 
 

@@ -20,9 +20,11 @@ def introduce(plan: Plan, state: TrainState, run: Path, clock: Clock, session: S
 
 
 def _data(plan: Plan) -> str:
-    splits, many = plan.data.splits, plan.modality.many
-    names = {"train": "training", "val": "validation", "test": "test"}
-    counts = [f"{len(splits[split]):,} {name}" for split, name in names.items() if split in splits]
+    data, many = plan.data, plan.modality.many
+    # Those that can be read, as the report counts them; of a test split that is not in memory that shows at the end.
+    test = data.splits.get("test") if data.test is None else data.test
+    splits = {"training": data.train, "validation": data.val, "test": test}
+    counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]
     size = " x ".join(map(str, (*plan.preprocess.input_size, plan.preprocess.channels)))
     num_classes = len(plan.class_names)
     return f"{plan.data.source.name}, {num_classes:,} classes; {', '.join(counts)} {many}; input {size}"
