@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
         Image.new("RGB", (8, 8), (200 + number, 0, 0) if name == "빨강" else (0, 0, 200 + number)).save(place)
     (folder / "colours" / "blue" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     screen = Listening()
-    options = dict(steps=6, epochs=None, threads=1, model__name="mixer_digits", **TINY)
+    options = dict(steps=6, epochs=None, threads=1, **TINY)
     mixlab.train(
         str(folder / "colours"), "digits", run=folder / "run", screen=screen, language="en", **options
     )
