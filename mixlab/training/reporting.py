@@ -96,6 +96,8 @@ def draw_report(
         notes = list(spoken.notes)
         if key:
             notes.append(describe_undrawable(key) + ".")
+            with speaking("en"):  # as all on the screen
+                screen.say(describe_undrawable(key))
         # Korean words in boxes are worse than English ones.
         is_drawable = language == "en" or not undrawable(tell("Accuracy"))
         if not is_drawable:
@@ -127,8 +129,6 @@ def draw_report(
         )
         with screen.working("writing the report"):
             write_report(report, run / "report.html")
-    if key:
-        screen.say(describe_undrawable(key))
     return {"run": str(run), "report": str(run / "report.html"), "language": language}
 
 
