@@ -28,8 +28,8 @@ OPTIONS: dict[str, Any] = {"exit_on_error": False, "print_error": False}
 # In the order in which `mixlab --help` lists them, with the module of mixlab.commands that has each.
 COMMANDS = {
     "Start": {
-        "train": "learning", "finetune": "learning", "check": "using", "runs": "learning", "recipes": "learning",
-        "keys": "keys",
+        "train": "learning", "finetune": "learning", "check": "using", "runs": "learning", "report": "learning",
+        "recipes": "learning", "keys": "keys",
     },
     "Use": {
         "predict": "using", "evaluate": "measuring", "info": "weights", "models": "weights", "convert": "weights",

@@ -10,6 +10,7 @@ import mixlab
 PACKAGE = Path(mixlab.__file__).parent
 LEVELS = {
     "errors": 0,
+    "language": 0,
     "settings": 0,
     "version": 0,
     "words": 0,

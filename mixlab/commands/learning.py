@@ -11,14 +11,15 @@ from cyclopts import Parameter
 import mixlab
 from mixlab.commands.context import Context, emit, find_run
 from mixlab.errors import UsageError
+from mixlab.language import Language, language_of
 
 TRAIN_OPTIONS = (
     "data", "recipe", "config", "model", "budget", "run", "resume", "start_over",
-    "device", "tracker", "download", "without_pictures", "without_figures",
+    "device", "tracker", "download", "without_pictures", "without_figures", "lang",
 )  # fmt: skip
 FINETUNE_OPTIONS = (
     "weights", "lr_grid", "lr_share", "recipe", "config", "budget", "run",
-    "device", "tracker", "download", "without_pictures", "without_figures",
+    "device", "tracker", "download", "without_pictures", "without_figures", "lang",
 )  # fmt: skip
 RECIPE_COMMANDS = {"train": TRAIN_OPTIONS, "finetune": FINETUNE_OPTIONS}  # take keys of a recipe too
 
@@ -40,6 +41,7 @@ def train(
     download: Annotated[bool, Parameter(negative="")] = False,
     without_pictures: Annotated[bool, Parameter(negative="")] = False,
     without_figures: Annotated[bool, Parameter(negative="")] = False,
+    lang: Language | None = None,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> None:
     """Train a classifier; ends with its test accuracy and report.html.
@@ -78,6 +80,8 @@ def train(
         Leave images of the data set out of the report.
     without_figures
         Draw no figures for the report, which saves some seconds.
+    lang
+        The language of the report, en or ko; by default the locale's.
     """
     overrides = dict(overrides or {})
     if resume is not None:
@@ -92,7 +96,7 @@ def train(
             find_run(resume),
             data=moved_to,
             start_over="always" if start_over else "never",
-            **_session(device, tracker, without_pictures, without_figures),
+            **_session(device, tracker, without_pictures, without_figures, lang),
         )
         emit(result.result)
         return
@@ -104,7 +108,7 @@ def train(
         overrides["model.name"] = model
     if data is not None and moved_to is not None:
         raise UsageError("DATA and --data are both given", where=moved_to, hint="leave one of them out")
-    session = _session(device, tracker, without_pictures, without_figures)
+    session = _session(device, tracker, without_pictures, without_figures, lang)
     _train_new(data or moved_to, overrides, TRAIN_OPTIONS, recipe, config, budget, run, download, **session)
 
 
@@ -124,6 +128,7 @@ def finetune(
     download: Annotated[bool, Parameter(negative="")] = False,
     without_pictures: Annotated[bool, Parameter(negative="")] = False,
     without_figures: Annotated[bool, Parameter(negative="")] = False,
+    lang: Language | None = None,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> None:
     """Train weights further on other data and at another image size: `train`, starting from WEIGHTS.
@@ -159,13 +164,15 @@ def finetune(
         Leave images of the data set out of the report.
     without_figures
         Draw no figures for the report, which saves some seconds.
+    lang
+        The language of the report, en or ko; by default the locale's.
     """
     overrides = dict(overrides or {})
     lr_names = ("lr", "optimizer.lr", "learning_rate") if lr_grid is not None else ()
     for key, option in (("init_from", "--weights"), *((name, "--lr-grid") for name in lr_names)):
         if key in overrides:
             raise UsageError(f"{option} sets {key}", where=f"--{key}", hint="leave one of the two out")
-    options = _session(device, tracker, without_pictures, without_figures)
+    options = _session(device, tracker, without_pictures, without_figures, lang)
     if lr_grid is not None:
         from mixlab.planning.lr_grid import parse_lr_grid
 
@@ -175,10 +182,15 @@ def finetune(
 
 
 def _session(
-    device: str | None, tracker: str | None, without_pictures: bool, without_figures: bool
+    device: str | None,
+    tracker: str | None,
+    without_pictures: bool,
+    without_figures: bool,
+    lang: Language | None,
 ) -> dict[str, Any]:
     """The arguments of `recipes.train` and `resume` that say how this process runs."""
     return {
+        "language": lang or language_of(),
         "device": device or "auto",
         "tracker": tracker,
         "with_pictures": not without_pictures,
@@ -235,6 +247,26 @@ def runs(folder: Path = Path("runs"), /) -> None:
     else:
         screen.say(f"there are no runs in {folder}")
     emit({"runs": rows})
+
+
+def report(run: str, /, *, lang: Language | None = None) -> None:
+    """Draw the report of a finished run again, of what its folder holds; the data set is not needed.
+
+    Parameters
+    ----------
+    run
+        A run by name or path.
+    lang
+        The language of the report, en or ko; by default the locale's.
+    """
+    from mixlab.training.reporting import draw_report
+
+    folder, screen = find_run(run), Context.screen()
+    if not folder.is_dir():
+        raise UsageError("there is no such run", where=str(folder), hint="`mixlab runs` lists them")
+    result = draw_report(folder, lang or language_of(), screen)
+    screen.say(f"report: {result['report']}")
+    emit(result)
 
 
 def recipes(recipe: str | None = None, /) -> None:

@@ -7,13 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from typing import Literal
 
 from mixlab.commands.context import Context, emit, find_weights, parse_size, plain_name, say_cautions
 from mixlab.errors import UsageError
+from mixlab.language import Language
 from mixlab.words import install_hint
-
-Language = Literal["en", "ko"]  # those of serving/page/*_texts.js
 
 
 def serve(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mixlab.words import counted
+from mixlab.language import tell, word
 
 NUM_EXAMPLES = 5
 NEAR_BITS = 3  # of 64, in which the hashes of two examples nearly alike differ at most
@@ -49,15 +49,24 @@ class Copies:
         found = []
         for split, count in self.num_in_train.items():
             if count:
-                are = "is" if count == 1 else "are"
                 found.append(
-                    f"{counted(count, one, many)} of the {split} split {are} also in train: figures on {split} are "
-                    "too good"
+                    tell(
+                        "also in train: {n:,} {many} of the {split} split; figures on {split} are too good",
+                        n=count,
+                        many=one if count == 1 else many,
+                        split=word(split),
+                    )
                 )
         if self.num_conflicts:
-            found.append(f"{self.num_conflicts:,} {many} stand under more than one label")
+            found.append(
+                tell(
+                    "under more than one label: {n:,} {many}",
+                    n=self.num_conflicts,
+                    many=one if self.num_conflicts == 1 else many,
+                )
+            )
         if found and self.examples:
-            found[-1] += f" (such as {' = '.join(self.examples[0]['paths'][:3])})"
+            found[-1] += tell(" (such as {paths})", paths=" = ".join(self.examples[0]["paths"][:3]))
         return found
 
 

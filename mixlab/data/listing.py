@@ -14,6 +14,7 @@ from typing import Any
 from mixlab.data.modality import MODALITIES, Modality
 from mixlab.errors import DataError
 from mixlab.escape import readable
+from mixlab.language import tell, word
 
 _MEDIA_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".wav", ".mp3", ".flac", ".ogg", ".pdf")
 _TABLE_SUFFIXES = (".npy", ".npz", ".h5", ".pkl", ".pt", ".parquet", ".db")
@@ -173,8 +174,8 @@ def files_below(folder: Path, modality: Modality, skips: Skips | None = None) ->
 
 def describe_skipped(skipped: Iterable[Skipped]) -> str:
     """`left out: 3 text (cat/notes.txt), 1 hidden (...)`; empty for nothing."""
-    parts = [f"{one.count:,} {one.reason} ({one.examples[0]})" for one in skipped]
-    return "left out: " + ", ".join(parts) if parts else ""
+    parts = [f"{one.count:,} {word(one.reason)} ({one.examples[0]})" for one in skipped]
+    return tell("left out: {parts}", parts=", ".join(parts)) if parts else ""
 
 
 def _has_own(names: set[str]) -> bool:

@@ -14,6 +14,7 @@ from mixlab.data.dataset import Source
 from mixlab.data.modality import SETS
 from mixlab.data.sources import open_source
 from mixlab.errors import UsageError, UsageTypeError, check_type, path_text
+from mixlab.language import LANGUAGES
 from mixlab.planning.budget import parse_duration
 from mixlab.planning.draft import Request
 from mixlab.planning.lr_grid import LrGrid
@@ -246,6 +247,7 @@ SESSION_ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
     "device": ((str,), "auto, cpu, cuda or mps"),
     "with_pictures": ((bool,), "True or False"),
     "figures": ((bool,), "True or False"),
+    "language": ((str,), "en or ko"),
     "tracker": ((str, _NONE), "tensorboard, wandb or None"),
     "screen": ((Screen, _NONE), "a Screen, or None"),
 }
@@ -344,6 +346,10 @@ def resume(
 
 def session_of(options: dict[str, Any]) -> Session:
     """A `Session` by the names that its parts have outside: `device` is one, and None for a screen is the usual."""
+    if options.get("language", "en") not in LANGUAGES:
+        raise UsageError(
+            f"there is no report in {options['language']!r}", where="language", hint=" or ".join(LANGUAGES)
+        )
     names = {key: "device_name" if key == "device" else key for key in options}
     return Session(
         **{names[key]: value for key, value in options.items() if value is not None or key != "screen"}

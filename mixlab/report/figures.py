@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.cells import cell_len, chop_cells
 
 from mixlab.files import write_atomically
+from mixlab.language import tell, word
 from mixlab.report.fonts import use_fallbacks
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; shapes differ as well.
@@ -34,25 +35,33 @@ SMOOTHED_FROM = 60  # Points, from which on a curve is drawn as a running mean, 
 PICTURE_SIZE = 1.62  # Inches.
 
 
-def learning_curves(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Loss, accuracy, learning rate and speed against the epoch, from the rows of a run log."""
+def learning_curves(rows: Sequence[dict[str, Any]], many: str = "images") -> Figure:
+    """Loss, accuracy, learning rate and speed against the epoch, from the rows of a run log.
+
+    many: what is trained on.
+    """
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2)
     panels: list[tuple[str, str, str | None]] = [
-        ("Loss", "loss", "loss"),
-        ("Accuracy", "accuracy", "top1"),
-        ("Learning rate", "lr", None),
-        ("Images per second", "images_per_second", None),
+        (tell("Loss"), "loss", "loss"),
+        (tell("Accuracy"), "accuracy", "top1"),
+        (tell("Learning rate"), "lr", None),
+        (tell("Speed ({many} per second)", many=many), "images_per_second", None),
     ]
     for ax, (title, train_key, validation_key) in zip(axes.flat, panels, strict=True):
-        tidy(ax, title, "epoch", "")
+        tidy(ax, title, tell("epoch"), "")
         ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0) if train_key == "accuracy" else "{x:,g}")
-        drawn = _curve(ax, rows, "train", train_key, "training", BLUE, "o", 1.2)
+        is_loss = train_key == "loss"
+        label = tell("training loss") if is_loss else tell("training")
+        drawn = _curve(ax, rows, "train", train_key, label, BLUE, "o", 1.2)
         if validation_key:
-            drawn |= _curve(ax, rows, "validation", validation_key, "validation", ORANGE, "D", 1.8)
+            label = tell("validation loss") if is_loss else tell("validation")
+            drawn |= _curve(ax, rows, "validation", validation_key, label, ORANGE, "D", 1.8)
         if not drawn:
-            ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color=GREY, size=NORMAL)
+            ax.text(
+                0.5, 0.5, tell("not recorded"), transform=ax.transAxes, ha="center", color=GREY, size=NORMAL
+            )
             ax.set(xticks=[], yticks=[])
         elif validation_key:
             ax.legend(fontsize=SMALL, frameon=False)
@@ -129,8 +138,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     shown = [names[place] for place in places]
     ax.set_xticks(places, shown, fontsize=SMALL, rotation=90 if upright else 0, parse_math=False)
     ax.set_yticks(places, shown, fontsize=SMALL, parse_math=False)
-    ax.set_xlabel("predicted class", fontsize=NORMAL)
-    ax.set_ylabel("true class", fontsize=NORMAL)
+    ax.set_xlabel(tell("predicted class"), fontsize=NORMAL)
+    ax.set_ylabel(tell("true class"), fontsize=NORMAL)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if num_classes <= 200:
@@ -147,7 +156,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     bar = figure.colorbar(ScalarMappable(norm, "Blues"), cax=bar_axes)
     marks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
     bar.set_ticks(marks, labels=[f"{mark:.0%}" for mark in marks])
-    bar.set_label("share of the true class", fontsize=NORMAL)
+    bar.set_label(tell("share of the true class"), fontsize=NORMAL)
     bar.ax.tick_params(labelsize=SMALL, length=2)
     bar.outline.set_visible(False)
     return figure
@@ -162,10 +171,11 @@ def _short(name: str) -> str:
     return head + "…" + tail
 
 
-def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
+def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float, many: str = "images") -> Figure:
     """How often the model is right when it is so sure, above how often it is so sure.
 
-    bins: lower, upper, accuracy and confidence as fractions, num_images; empty bins are skipped.
+    bins: lower, upper, accuracy and confidence as fractions, num_images; empty bins are skipped. many: what was
+    tested.
     """
     kept = [b for b in bins if b["num_images"] > 0]
     figure = Figure(figsize=(5.6, 6.4), layout="constrained")
@@ -176,8 +186,9 @@ def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
     confidence = np.array([b["confidence"] for b in kept], dtype=float)
     edge = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
 
-    tidy(top, f"Expected calibration error {100 * ece:.1f} %", "", "share that is right")
-    top.bar(lower, accuracy, width, color=BLUE, label="accuracy", **edge)
+    title = tell("Expected calibration error {ece:.1f} points", ece=100 * ece)
+    tidy(top, title, "", tell("share that is right"))
+    top.bar(lower, accuracy, width, color=BLUE, label=tell("accuracy"), **edge)
     gap = {"align": "edge", "edgecolor": ORANGE, "linewidth": 0.8, "hatch": "////"}
     top.bar(
         lower,
@@ -185,15 +196,15 @@ def reliability_diagram(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
         width,
         bottom=np.minimum(accuracy, confidence),
         facecolor=(*to_rgb(ORANGE), 0.25),
-        label="gap to the mean confidence",
+        label=tell("gap to the mean confidence"),
         **gap,
     )
-    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="perfectly calibrated")
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label=tell("perfectly calibrated"))
     top.set(xlim=(0, 1), ylim=(0, 1.02))
     top.yaxis.set_major_formatter(PercentFormatter(1.0))
     top.legend(fontsize=SMALL, frameon=False, loc="upper left")
 
-    tidy(bottom, "", "confidence", "images")
+    tidy(bottom, "", tell("confidence"), word(many))
     bottom.bar(lower, [b["num_images"] for b in kept], width, color=GREY, **edge)
     bottom.xaxis.set_major_formatter(PercentFormatter(1.0))
     bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -212,10 +223,10 @@ def coverage_curve(
     right = np.cumsum(correct[order]) / np.maximum(count, 1)
     figure = Figure(figsize=(5.6, 3.2), layout="constrained")
     ax = figure.subplots()
-    tidy(ax, "", "share that the model is surest of", "of them right")
+    tidy(ax, "", tell("share that the model is surest of"), tell("of them right"))
     ax.plot(count / max(len(order), 1), right, color=BLUE, linewidth=1.6)
     if chosen is not None:
-        ax.plot(*chosen, color=ORANGE, marker="D", linestyle="", label="threshold chosen on validation")
+        ax.plot(*chosen, color=ORANGE, marker="D", linestyle="", label=tell("threshold chosen on validation"))
         ax.legend(fontsize=SMALL, frameon=False, loc="lower left")
     lowest = float(right[len(order) // 50 :].min()) if len(order) else 0.0
     ax.set(xlim=(0, 1.02), ylim=(max(lowest - 0.25 * (1.02 - lowest), 0), 1 + 0.03 * (1.02 - lowest)))
@@ -277,12 +288,12 @@ def _wrap(caption: str) -> list[str]:
 def _wrap_wide(line: str) -> list[str]:
     """Chinese, Japanese and Korean characters are as wide as two, and there need not be spaces to wrap at."""
     lines = [""]
-    for word in line.split():
-        longer = f"{lines[-1]} {word}".strip()
+    for part in line.split():
+        longer = f"{lines[-1]} {part}".strip()
         if cell_len(longer) <= CAPTION_WIDTH:
             lines[-1] = longer
         else:
-            lines += chop_cells(word, CAPTION_WIDTH)
+            lines += chop_cells(part, CAPTION_WIDTH)
     return [text for text in lines if text]
 
 

@@ -16,6 +16,8 @@ from matplotlib.font_manager import FontEntry, FontProperties, findSystemFonts, 
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 
+from mixlab.language import tell
+
 SANS = "sans-serif"
 # The beginnings of names, best first: of fonts with all of Chinese, Japanese and Korean, then with one of them, as
 # Linux, macOS and Windows bring them, then of others.
@@ -47,16 +49,24 @@ def undrawable(text: str) -> set[str]:
 def drawable_names(names: Sequence[str]) -> list[str]:
     """`names`, with `class 3` in place of the third where no installed font could draw it."""
     missing = undrawable("".join(names))
-    return [f"class {i}" if missing & set(name) else name for i, name in enumerate(names, start=1)]
+    return [tell("class {i}", i=i) if missing & set(name) else name for i, name in enumerate(names, start=1)]
 
 
 def describe_undrawable(key: Sequence[tuple[str, str]]) -> str:
     """A sentence on names that stand otherwise in figures, and what to install. key: what stands there, the name."""
     packages = {DEBIAN_CJK if _region(undrawable(name)) else DEBIAN_OTHER for _, name in key}
-    count = "1 class name has" if len(key) == 1 else f"{len(key)} class names have"
-    return (
-        f"{count} characters that no font here can draw, such as {key[0][1]}, which is {key[0][0]} in the figures; "
-        f"install a font that has them (Debian, Ubuntu: {' and '.join(sorted(packages))})"
+    values = {"name": key[0][1], "shown": key[0][0], "packages": " ".join(sorted(packages))}
+    if len(key) == 1:
+        return tell(
+            "1 class name has characters that no font here can draw: {name}, which is {shown} in the figures; "
+            "install a font that has them (Debian, Ubuntu: {packages})",
+            **values,
+        )
+    return tell(
+        "{n} class names have characters that no font here can draw, such as {name}, which is {shown} in the "
+        "figures; install a font that has them (Debian, Ubuntu: {packages})",
+        n=len(key),
+        **values,
     )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from mixlab.errors import MixlabError
 from mixlab.escape import lines
 from mixlab.files import write_atomically
+from mixlab.language import language, tell, word
 
 THUMBNAIL_SIDE = 192
 DOTS_PER_INCH, CSS_PIXELS_PER_INCH = 120, 96  # Figures are saved with 120; a browser's inch has 96.
@@ -22,9 +23,9 @@ DOTS_PER_INCH, CSS_PIXELS_PER_INCH = 120, 96  # Figures are saved with 120; a br
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """An example that was predicted wrongly. picture: uint8 (H, W, 1 or 3), of any size."""
+    """An example that was predicted wrongly. src: the address of its picture, of `thumbnail`."""
 
-    picture: np.ndarray
+    src: str
     name: str
     label: str
     predicted: str
@@ -33,9 +34,10 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the page says, as plain data."""
+    """What the page says, as plain data. many: what its examples are called, in English."""
 
     title: str
+    many: str = "images"
     headline: list[tuple[str, str]]  # Name and value, such as ("Test accuracy", "98.3 % (354 of 360)").
     notes: list[str]  # Plain sentences.
     figures: list[tuple[str, str, Path]]  # Heading, one sentence (also the alt text), PNG file.
@@ -50,6 +52,7 @@ class Report:
     ] = ()  # What stands in the figures for a class name that no font could draw.
     figures_before_table: int = 2  # How many figures stand above the per-class table.
     conclusions: Sequence[str] = ()  # Sentences.
+    improvements: Sequence[tuple[str, str]] = ()  # Why, and the command, "" for none.
     next_commands: Sequence[tuple[str, str]] = ()  # What for, and the command.
     split_counts: Sequence[tuple[str, dict[str, int]]] = ()  # Class, and how many each split has of it.
     mistakes: Sequence[Mistake] = ()  # Worst first.
@@ -71,7 +74,8 @@ class StudyPage:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the page as one HTML file. Raises DiskError, or MixlabError if a figure cannot be read."""
+    """Write the page as one HTML file, in the language of now. Raises DiskError, or MixlabError if a figure cannot be
+    read."""
     figures = [_embed(*figure) for figure in report.figures]
     split = report.figures_before_table
     _write(
@@ -80,7 +84,6 @@ def write_report(report: Report, path: Path) -> None:
         report=report,
         figures_above=figures[:split],
         figures_below=figures[split:],
-        mistakes=[{"about": one, "src": _thumbnail(one.picture)} for one in report.mistakes],
     )
 
 
@@ -100,6 +103,7 @@ def _write(path: Path, template: str, **values: Any) -> None:
     )
     environment.filters["percent"] = _percent
     environment.filters["plain"] = _plain
+    environment.globals |= {"tell": tell, "word": word, "language": language()}
     html = environment.get_template(template).render(**values)
     # A file name may hold bytes that are no text; they become question marks rather than an error.
     write_atomically(path, html.encode("utf-8", errors="replace"))
@@ -121,8 +125,11 @@ def _embed(heading: str, text: str, path: Path) -> dict[str, Any]:
     return {"heading": heading, "text": text, "data": data, "width": width, "height": height}
 
 
-def _thumbnail(picture: np.ndarray) -> str:
-    """The address of a picture inside the page, its larger side THUMBNAIL_SIDE pixels at most."""
+def thumbnail(picture: np.ndarray) -> str:
+    """The address of a picture inside the page, its larger side THUMBNAIL_SIDE pixels at most.
+
+    picture: uint8 (H, W, 1 or 3), of any size.
+    """
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     content, kind = BytesIO(), "png" if max(picture.shape[:2]) <= THUMBNAIL_SIDE // 2 else "jpeg"
@@ -137,15 +144,15 @@ def _shown(value: Any) -> Any:
 
 def _percent(fraction: float | None) -> str:
     # The space before the sign is one that does not break the line.
-    return "–" if fraction is None else f"{100 * fraction:.1f}\u00a0%"
+    return "–" if fraction is None else tell("{share:.1f}\u00a0%", share=100 * fraction)
 
 
 def _plain(value: object) -> str:
     """A value of the environment as a person would write it."""
     if value is None:
-        return "not known"
+        return tell("not known")
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return tell("yes") if value else tell("no")
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mixlab.escape import visible
+from mixlab.language import Sentence
 
 LOGGER = logging.getLogger("mixlab")
 LOGGER.addHandler(logging.NullHandler())  # a program that has not set up logging hears nothing
@@ -197,9 +198,14 @@ class Bar:
 
 def format_seconds(seconds: float) -> str:
     """`95.2` -> `1m 35s`."""
+    return str(duration(seconds))
+
+
+def duration(seconds: float) -> Sentence:
+    """The same, for whatever language it will be read in."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole}s"
+        return Sentence("{seconds}s", seconds=whole)
     if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+        return Sentence("{minutes}m {seconds:02d}s", minutes=whole // 60, seconds=whole % 60)
+    return Sentence("{hours}h {minutes:02d}m", hours=whole // 3600, minutes=whole % 3600 // 60)

@@ -6,6 +6,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from mixlab.escape import visible
+from mixlab.language import tell
 from mixlab.report.screen import Screen, format_seconds
 
 ENOUGH = 1000  # images, for shares that differ by tenths of a point
@@ -216,7 +217,9 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
         screen.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f} %")
     low, high = result["top1_interval"]
     screen.say(f"on others like these, 95 times in 100: {100 * low:.2f} to {100 * high:.2f} %")
-    top5 = f"top-5 {percent(result['top5'])}, " if len(result["per_class"]) > NUM_TOP else ""
+    # Among five classes or fewer the right one is always one of the five.
+    has_top5 = len(result["per_class"]) > 5
+    top5 = f"top-5 {percent(result['top5'])}, " if has_top5 else ""
     screen.say(f"{top5}loss {result['loss']:.4f}, calibration error (ECE) {100 * result['ece']:.2f} points")
     if result["temperature"] != 1:
         screen.say(
@@ -229,7 +232,9 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
         real = result["real"]
         screen.say(
             f"with ReaL's labels: accuracy {100 * real['top1']:.2f} % ({real['num_correct']} of "
-            f"{real['num_images']}), top-5 {percent(real['top5'])}; {real['num_left_out']} without a label left out"
+            f"{real['num_images']})"
+            + (f", top-5 {percent(real['top5'])}" if has_top5 else "")
+            + f"; {real['num_left_out']} without a label left out"
         )
     table = Table("class", "images", "correct", "precision", "recall", "F1")
     shown = [row for row in result["per_class"] if row["num_images"]]
@@ -250,11 +255,14 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
 
 def describe_coverage(row: dict[str, Any], many: str = "images") -> str:
     """What validation promised: a row of `Evaluation.coverage` as a sentence without its end."""
-    which = f" (confidence >= {row['min_confidence']:g})" if row["min_confidence"] else ""
-    return (
-        f"at {100 * row['target']:g} % right, {100 * row['coverage_promised']:.0f} % of the {many} need no second "
-        f"look{which}"
+    sentence = tell(
+        "at {target:g} % right, {share:.0f} % of the {many} need no second look",
+        target=100 * row["target"],
+        share=100 * row["coverage_promised"],
+        many=many,
     )
+    limit = row["min_confidence"]
+    return sentence + (tell(" (confidence >= {limit:g})", limit=limit) if limit else "")
 
 
 def _coverage_line(row: dict[str, Any], num_images: int) -> str:

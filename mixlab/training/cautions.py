@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mixlab.evaluation.metrics import wilson_interval
+from mixlab.language import tell
 from mixlab.report.run_log import last_accuracies
 from mixlab.training.plan import Plan
-from mixlab.words import counted
 
 FEW = 10  # training examples of a class, below which it is called small
 FEW_VALIDATION = 100  # below it a share has an interval of 20 points and more
@@ -27,18 +27,36 @@ def class_cautions(names: Sequence[str], labels: np.ndarray, many: str = "images
     found = []
     small = [f"{names[i]} ({counts[i]})" for i in order if counts[i] < FEW]
     if small:
-        have = "class has" if len(small) == 1 else "classes have"
-        more = f" and {len(small) - NUM_NAMED:,} more" if len(small) > NUM_NAMED else ""
+        names_of_small = ", ".join(small[:NUM_NAMED])
+        if len(small) > NUM_NAMED:
+            names_of_small += tell(" and {n:,} more", n=len(small) - NUM_NAMED)
+        values = {"n": len(small), "few": FEW, "many": many, "names": names_of_small}
         found.append(
-            f"{len(small):,} {have} fewer than {FEW} training {many}: {', '.join(small[:NUM_NAMED])}{more}. "
-            f"Add {many}, or start from trained weights with `mixlab finetune`"
+            tell(
+                "1 class has fewer than {few} training {many}: {names}. Add {many}, or start from trained weights "
+                "with `mixlab finetune`",
+                **values,
+            )
+            if len(small) == 1
+            else tell(
+                "{n:,} classes have fewer than {few} training {many}: {names}. Add {many}, or start from trained "
+                "weights with `mixlab finetune`",
+                **values,
+            )
         )
     present = [i for i in order if counts[i]]
     least, most = present[0], present[-1]
     if counts[most] > UNEVEN * counts[least]:
         found.append(
-            f"the classes are uneven: {names[most]} has {counts[most]:,} training {many}, {names[least]} has "
-            f"{counts[least]:,}. Read the balanced accuracy, and add {many} of the small classes"
+            tell(
+                "the classes are uneven: {largest} has {most:,} training {many}, {smallest} has {least:,}. Read the "
+                "balanced accuracy, and add {many} of the small classes",
+                largest=names[most],
+                most=counts[most],
+                smallest=names[least],
+                least=counts[least],
+                many=many,
+            )
         )
     return found
 
@@ -55,10 +73,13 @@ def overfitting(rows: list[dict[str, Any]], num_val: int, many: str = "images") 
     _, highest = wilson_interval(min(round(top1 * num_val), num_val), num_val)
     if accuracy <= highest + GAP:
         return None
-    return (
-        f"the model has learnt its training {many} by heart: accuracy {100 * accuracy:.0f} % in training, "
-        f"{100 * top1:.0f} % on validation. Try more {many}, stronger augmentation, a smaller model, "
-        f"or trained weights with `mixlab finetune`"
+    return tell(
+        "the model has learnt its training {many} by heart: accuracy {training:.0f} % in training, {validation:.0f} "
+        "% on validation. Try more {many}, stronger augmentation, a smaller model, or trained weights with "
+        "`mixlab finetune`",
+        many=many,
+        training=100 * accuracy,
+        validation=100 * top1,
     )
 
 
@@ -66,9 +87,11 @@ def few_validation(number: int, one: str, many: str) -> str | None:
     """A sentence where `number` examples are too few to choose and to calibrate by; None else, and without any."""
     if not 0 < number < FEW_VALIDATION:
         return None
-    return (
-        f"validation has only {counted(number, one, many)}: its accuracy, the best weights chosen by it and the "
-        "calibration of probabilities are rough"
+    return tell(
+        "validation has only {n:,} {many}: its accuracy, the best weights chosen by it and the calibration of "
+        "probabilities are rough",
+        n=number,
+        many=one if number == 1 else many,
     )
 
 

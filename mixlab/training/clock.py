@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mixlab.errors import TrainingError
 from mixlab.files import write_atomically
+from mixlab.language import Sentence
 from mixlab.records import read_json, take
 
 CHANGES_NAME = "pace.json"
@@ -118,16 +119,26 @@ class Clock:
         before = [changed for changed in self._changes if changed <= step]
         return self._changes[max(before)] if before else self.planned_steps
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Sentence]:
         """Sentences for the report on how the plan was cut off, or changed by much."""
         planned, steps, found = self.planned_steps, self.num_steps, []
         if self.step < steps:
             found.append(
-                f"The budget ended after {self.step} of {steps} planned steps, because the machine became slower "
-                "than it was when it was measured."
+                Sentence(
+                    "The budget ended after {step} of {steps} planned steps, because the machine became slower than "
+                    "it was when it was measured.",
+                    step=self.step,
+                    steps=steps,
+                )
             )
         if abs(steps - planned) > NOTED_SHARE * planned:
-            found.append(f"The plan of {planned} steps became {steps}, as the machine's speed changed.")
+            found.append(
+                Sentence(
+                    "The plan of {planned} steps became {steps}, as the machine's speed changed.",
+                    planned=planned,
+                    steps=steps,
+                )
+            )
         return found
 
 

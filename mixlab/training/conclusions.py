@@ -1,5 +1,6 @@
 """What a training has shown, in sentences, for its report."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,22 @@ from typing import Any
 import numpy as np
 
 from mixlab.checkpoint.store import Weights
-from mixlab.evaluation.metrics import Evaluation
+from mixlab.evaluation.metrics import Evaluation, wilson_interval
+from mixlab.language import tell
 from mixlab.report.run_log import last_accuracies
 from mixlab.report.tables import describe_coverage
+from mixlab.training.cautions import FEW, overfitting
 from mixlab.training.keys import recipe_keys
 from mixlab.training.plan import Plan
 from mixlab.training.recipe import Recipe
 
 NUM_CONFUSIONS = 3
 BEST_TARGET = 0.95  # of right answers, for the one sentence on confidence
+SURE_TEMPERATURE = 200  # validation examples, below which a temperature depends on the few that are wrong
+NUM_ACTIONS = 3
+LAST_PART = 0.2  # of the validations, whose mean is compared with the same number before
+STILL_RISING = 0.005  # of accuracy, from which on that is worth more time
+SMALL_SIDE = 64  # pixels, up to which the packaged weights resemble the images
 
 
 def conclusions(
@@ -27,12 +35,20 @@ def conclusions(
     if evaluation is not None:
         low, high = evaluation.top1_interval
         found.append(
-            f"{100 * evaluation.top1:.1f} % of the {evaluation.num_images:,} test {many} are right. For other {many} "
-            f"like these the 95 % interval is {100 * low:.1f} to {100 * high:.1f} %."
+            tell(
+                "{share:.1f} % of the {n:,} test {many} are right. For other {many} like these the 95 % interval is "
+                "{low:.1f} to {high:.1f} %.",
+                share=100 * evaluation.top1,
+                n=evaluation.num_images,
+                many=many,
+                low=100 * low,
+                high=100 * high,
+            )
         )
         found += [f"{sentence}." for sentence in top_confusions(evaluation, many)]
         found.append(coverage_sentence(evaluation, many, has_validation=plan.data.val is not None))
-    found.append(temperature_sentence(weights, evaluation, has_validation=plan.data.val is not None))
+    num_val = 0 if plan.data.val is None else len(plan.data.val)
+    found.append(temperature_sentence(weights.temperature, evaluation, num_val, many))
     sentence = training_below_validation(plan, rows)
     return found + ([sentence] if sentence else [])
 
@@ -42,15 +58,21 @@ def top_confusions(evaluation: Evaluation, many: str) -> list[str]:
     wrong = evaluation.label != evaluation.predicted
     pairs = np.stack([evaluation.label[wrong], evaluation.predicted[wrong]], axis=1)
     if not len(pairs):
-        return [f"No test {many} were predicted wrongly"]
+        return [tell("No test {many} were predicted wrongly", many=many)]
     kinds, counts = np.unique(pairs, axis=0, return_counts=True)
     found = []
     for place in np.argsort(-counts, kind="stable")[:NUM_CONFUSIONS]:
-        true, predicted = (f"“{evaluation.class_names[i]}”" for i in kinds[place])
+        true, predicted = (evaluation.class_names[i] for i in kinds[place])
         of_class = int((evaluation.label == kinds[place][0]).sum())
-        were = "was" if counts[place] == 1 else "were"
+        values = {"of_class": of_class, "many": many, "true": true, "predicted": predicted}
         found.append(
-            f"{counts[place]} of the {of_class} test {many} of {true} {were} predicted as {predicted}"
+            tell("1 of the {of_class} test {many} of “{true}” was predicted as “{predicted}”", **values)
+            if counts[place] == 1
+            else tell(
+                "{n} of the {of_class} test {many} of “{true}” were predicted as “{predicted}”",
+                n=counts[place],
+                **values,
+            )
         )
     return found
 
@@ -66,34 +88,57 @@ def best_coverage(evaluation: Evaluation) -> dict[str, Any] | None:
 def coverage_sentence(evaluation: Evaluation, many: str, *, has_validation: bool) -> str:
     """What share of answers can be left unchecked, as validation promised and the test split shows."""
     if not has_validation:
-        return "Nothing was held out for validation, so no confidence was chosen that is sure enough."
+        return tell("Nothing was held out for validation, so no confidence was chosen that is sure enough.")
     row = best_coverage(evaluation)
     if row is None:
-        return (
-            "The validation split shows of no confidence that 90 % are right above it: too few "
-            f"{many} or too many mistakes."
+        return tell(
+            "The validation split shows of no confidence that 90 % are right above it: too few {many} or too many "
+            "mistakes.",
+            many=many,
         )
     sentence = describe_coverage(row, many)
-    found = f"there it holds for {100 * row['coverage']:.0f} %"
+    share = 100 * row["coverage"]
     if row["num_sure"]:
-        found += f", of which {100 * row['accuracy']:.1f} % are right"
-    chosen = "was chosen on validation and checked on the test split"
-    return f"{sentence[0].upper()}{sentence[1:]}. This {chosen}: {found}."
-
-
-def temperature_sentence(weights: Weights, evaluation: Evaluation | None, *, has_validation: bool) -> str:
-    """How the probabilities were calibrated, and what that changed."""
-    if not has_validation:
-        return "Probabilities are not calibrated: there is no validation split to fit a temperature on."
-    sentence = (
-        f"Probabilities are calibrated: a temperature of {weights.temperature:g} was fitted on validation."
-    )
-    if evaluation is not None:
-        sentence += (
-            f" On the test split the calibration error is {100 * evaluation.ece:.1f} points with it and "
-            f"{100 * evaluation.ece_raw:.1f} without."
+        found = tell(
+            "This was chosen on validation and checked on the test split: there it holds for {share:.0f} %, of which "
+            "{right:.1f} % are right.",
+            share=share,
+            right=100 * row["accuracy"],
         )
-    return sentence
+    else:
+        found = tell(
+            "This was chosen on validation and checked on the test split: there it holds for {share:.0f} %.",
+            share=share,
+        )
+    return f"{sentence[0].upper()}{sentence[1:]}. {found}"
+
+
+def temperature_sentence(
+    temperature: float, evaluation: Evaluation | None, num_val: int, many: str = "images"
+) -> str:
+    """On which split the probabilities were calibrated, how sure that is, and what it changed."""
+    if not num_val:
+        return tell("Probabilities are not calibrated: there is no validation split to fit a temperature on.")
+    parts = [
+        tell(
+            "Probabilities are calibrated: a temperature of {temperature:g} was fitted on the {n:,} {many} of the "
+            "validation split.",
+            temperature=temperature,
+            n=num_val,
+            many=many,
+        )
+    ]
+    if num_val < SURE_TEMPERATURE:
+        parts.append(tell("With so few {many} that temperature is uncertain.", many=many))
+    if evaluation is not None:
+        parts.append(
+            tell(
+                "On the test split the calibration error is {after:.1f} points with it and {before:.1f} without.",
+                after=100 * evaluation.ece,
+                before=100 * evaluation.ece_raw,
+            )
+        )
+    return " ".join(parts)
 
 
 def training_below_validation(plan: Plan, rows: list[dict[str, Any]]) -> str | None:
@@ -102,24 +147,109 @@ def training_below_validation(plan: Plan, rows: list[dict[str, Any]]) -> str | N
     if found is None or found[0] >= found[1]:
         return None
     training, validation = found
-    reasons = []
+    reasons: list[str] = []
     recipe, augment = plan.recipe, plan.augment
     changes = ("crop", "flip", "policy", "erase_prob", "mixup_alpha", "cutmix_alpha")
     if any(getattr(augment, name, None) not in (None, False, 0, "none") for name in changes):
-        reasons.append(f"training sees its {plan.modality.many} augmented")
+        reasons.append(tell("training sees its {many} augmented", many=plan.modality.many))
     if recipe.ema_decay:
-        reasons.append("validation measures a moving average of the weights")
+        reasons.append(tell("validation measures a moving average of the weights"))
     if plan.model_settings.get("stochastic_depth"):
-        reasons.append("training drops blocks at random")
-    reasons.append("training is measured while the weights still change")
-    return (
-        f"Training accuracy in the last epoch ({100 * training:.1f} %) is below validation accuracy "
-        f"({100 * validation:.1f} %). That is no error: {_listed(reasons)}."
+        reasons.append(tell("training drops blocks at random"))
+    reasons.append(tell("training is measured while the weights still change"))
+    return tell(
+        "Training accuracy in the last epoch ({training:.1f} %) is below validation accuracy ({validation:.1f} %). "
+        "That is no error: {reasons}.",
+        training=100 * training,
+        validation=100 * validation,
+        reasons="; ".join(reasons),
     )
 
 
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + ", and " + parts[-1]
+def improvements(
+    plan: Plan, evaluation: Evaluation | None, rows: list[dict[str, Any]], seconds: float
+) -> list[tuple[str, str]]:
+    """How to get a better model, as far as this run's own numbers speak for it: why, and a command ("" for none).
+
+    At most NUM_ACTIONS, the most useful first. rows: of the run's log. seconds: that training took.
+    """
+    many, num_val = plan.modality.many, 0 if plan.data.val is None else len(plan.data.val)
+    found = []
+    by_heart = overfitting(rows, num_val, many) is not None
+    if by_heart:
+        found.append(_against_learning_by_heart(plan, many))
+    gain = gain_at_end(rows)
+    if not by_heart and gain is not None and gain > max(STILL_RISING, 2 / max(num_val, 1)):
+        text = tell(
+            "Validation accuracy still rose in the last fifth of the training, by {gain:.1f} points: give it more "
+            "time.",
+            gain=100 * gain,
+        )
+        start = "train DATA" if plan.recipe.init_from is None else "finetune DATA --weights WEIGHTS"
+        found.append((text, f"mixlab {start} --budget {2 * max(math.ceil(seconds / 60), 1)}m"))
+    weak = _weakest_class(plan, evaluation)
+    if weak:
+        found.append((weak, "mixlab check DATA"))
+    if not found:
+        text = tell(
+            "The numbers of this run show no weak point. More {many} or more time are what is left to try.",
+            many=many,
+        )
+        found.append((text, ""))
+    return found[:NUM_ACTIONS]
+
+
+def _against_learning_by_heart(plan: Plan, many: str) -> tuple[str, str]:
+    if plan.recipe.init_from is not None or plan.modality.name != "images":
+        text = tell(
+            "Training accuracy is far above validation accuracy: more {many} or stronger augmentation help most.",
+            many=many,
+        )
+        return text, ""
+    is_small = max(plan.preprocess.input_size) <= SMALL_SIDE
+    weights = "mixer_pyramid_cifar:cifar10" if is_small else "mixer_b16:imagenet1k"
+    text = tell(
+        "Training accuracy is far above validation accuracy: start from trained weights, add {many}, or "
+        "augment more.",
+        many=many,
+    )
+    return text, f"mixlab finetune DATA --weights {weights}"
+
+
+def gain_at_end(rows: list[dict[str, Any]]) -> float | None:
+    """By how much mean validation accuracy of the last fifth is above that of the fifth before; None for too few."""
+    top1 = [row["top1"] for row in rows if row["event"] == "validation" and row.get("top1") is not None]
+    count = int(LAST_PART * len(top1))
+    if not count:
+        return None
+    return float(np.mean(top1[-count:]) - np.mean(top1[-2 * count : -count]))
+
+
+def _weakest_class(plan: Plan, evaluation: Evaluation | None) -> str | None:
+    """A sentence on the class that needs examples most: one with very few, else one that is clearly found least."""
+    counts = np.bincount(plan.data.train.split.labels, minlength=len(plan.class_names))
+    least = int(np.argmin(counts))
+    many = plan.modality.many
+    if counts[least] < FEW:
+        return tell(
+            "The class “{name}” has only {n} training {many}: add some.",
+            name=plan.class_names[least],
+            n=counts[least],
+            many=many,
+        )
+    tested = [] if evaluation is None else [row for row in evaluation.per_class() if row["num_images"]]
+    if evaluation is None or not tested:
+        return None
+    row = min(tested, key=lambda row: row["recall"])
+    if wilson_interval(row["num_correct"], row["num_images"])[1] >= evaluation.top1:
+        return None  # it may be chance
+    return tell(
+        "The class “{name}” is found least often (recall {recall:.0f} %): add {many} of it, and look at its mistakes "
+        "for wrong labels.",
+        name=row["label"],
+        recall=100 * row["recall"],
+        many=many,
+    )
 
 
 def split_counts(plan: Plan) -> list[tuple[str, dict[str, int]]]:
@@ -155,13 +285,13 @@ def next_commands(run: Path, evaluation: Evaluation | None) -> list[tuple[str, s
     """What to do with the run, and the commands that do it."""
     name = shlex.quote(run.name)
     row = None if evaluation is None else best_coverage(evaluation)
-    commands = [("Use it", f"mixlab predict {name} FILE")]
+    commands = [(tell("Use it"), f"mixlab predict {name} FILE")]
     if row is not None and row["min_confidence"] > 0:
         marked = f"mixlab predict {name} FILE --min-confidence {row['min_confidence']:g}"
-        commands.append(("Mark what needs a second look", marked))
+        commands.append((tell("Mark what needs a second look"), marked))
     return [
         *commands,
-        ("Measure it on other data", f"mixlab evaluate {name} DATA"),
-        ("Take it to another runtime", f"mixlab export {name} --to onnx"),
-        ("Serve it, with a page to try it", f"mixlab serve {name}"),
+        (tell("Measure it on other data"), f"mixlab evaluate {name} DATA"),
+        (tell("Take it to another runtime"), f"mixlab export {name} --to onnx"),
+        (tell("Serve it, with a page to try it"), f"mixlab serve {name}"),
     ]

@@ -24,6 +24,7 @@ from mixlab.data.order import steps_per_epoch
 from mixlab.data.reading import check_bad_share
 from mixlab.errors import DiskError, TrainingError, WeightsError
 from mixlab.evaluation.metrics import Predictions, summarize
+from mixlab.language import Sentence
 from mixlab.records import take
 from mixlab.report.run_log import RunLog
 from mixlab.training.calibrated import calibrated
@@ -61,7 +62,7 @@ class TrainingCourse(Course):
         self.epochs_without_gain = 0
         self._validated = ""  # the last validation, in words
         self._said_steps = clock.num_steps  # the length of the training that was said last
-        self.notes = list(plan.objective.notes)
+        self.notes: list[Sentence] = list(plan.objective.notes)
         self.bad_files = {file.path for file in self.world.run_on_main(lambda: read_bad_files(run))}
         self.gone_bad: list[BadFile] = []  # readable when training began, and not any more
         self._new_bad: list[BadFile] = []  # of them those that this process has met and not told the others
@@ -102,7 +103,7 @@ class TrainingCourse(Course):
     def _note_problems(self) -> None:
         problem = self.state.engine.problem()
         if problem:
-            self.screen.say(problem)
+            self.screen.say(str(problem))
             self.notes.append(problem)
 
     def on_bad(self, file: BadFile) -> None:
@@ -112,9 +113,13 @@ class TrainingCourse(Course):
         patience = self.recipe.early_stop
         if not patience or self.epochs_without_gain < patience:
             return False
-        text = f"stopped early after step {self.clock.step:,}: no better validation accuracy in {patience} epochs"
-        self.notes.append(text[0].upper() + text[1:] + ".")
-        self.screen.say(text)
+        stopped = Sentence(
+            "Stopped early after step {step}: no better validation accuracy in {patience} epochs.",
+            step=self.clock.step,
+            patience=patience,
+        )
+        self.notes.append(stopped)
+        self.screen.say(str(stopped).rstrip("."))
         return True
 
     def leaves_out(self, batch: Batch, error: NonFiniteError) -> bool:
@@ -127,9 +132,8 @@ class TrainingCourse(Course):
         if self.num_skipped >= self.recipe.skip_nonfinite:
             return False
         self.num_skipped += 1
-        text = f"step {step} was left out: {error.message}"
-        self.notes.append(text[0].upper() + text[1:] + ".")
-        self.screen.say(text)
+        self.notes.append(Sentence("Step {step} was left out: {reason}.", step=step, reason=error.message))
+        self.screen.say(f"step {step} was left out: {error.message}")
         return True
 
     def after_step(self, result: StepResult | None) -> bool:
@@ -409,7 +413,7 @@ class TrainingCourse(Course):
             self._note_disk_error(error)
 
     def _note_disk_error(self, error: DiskError) -> None:
-        text = f"training goes on, but {error}"
-        if not self.notes or self.notes[-1] != text:
-            self.notes.append(text)
-            self.screen.say(text)
+        note = Sentence("training goes on, but {reason}", reason=str(error))
+        if not self.notes or str(self.notes[-1]) != str(note):
+            self.notes.append(note)
+            self.screen.say(str(note))

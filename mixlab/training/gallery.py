@@ -12,7 +12,7 @@ from mixlab.data.mixing import mix
 from mixlab.data.reading import Examples, read_example
 from mixlab.errors import ExampleError
 from mixlab.evaluation.metrics import Predictions
-from mixlab.report.page import Mistake
+from mixlab.report.page import Mistake, thumbnail
 from mixlab.training.plan import Plan
 
 NUM_MISTAKES = 32
@@ -30,7 +30,7 @@ def worst_mistakes(plan: Plan, examples: Examples, predictions: Predictions) -> 
         with contextlib.suppress(ExampleError):
             found.append(
                 Mistake(
-                    picture=_original(examples, index),
+                    src=thumbnail(_original(examples, index)),
                     name=PurePath(name).name if PurePath(name).is_absolute() else name,
                     label=plan.class_names[predictions.label[i]],
                     predicted=plan.class_names[predictions.predicted[i]],

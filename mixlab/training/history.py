@@ -23,7 +23,7 @@ LOG_NAME = "metrics.jsonl"
 # What a training makes after its beginning; recipe.toml, split.csv and what an objective keeps are of before that.
 _MADE = (
     LOG_NAME, WEIGHTS_NAME, CONFIG_NAME, NEXT_CONFIG_NAME, CHECKPOINTS_NAME, CHANGES_NAME, "predictions.csv",
-    "report.html", "figures", "nonfinite.csv",
+    "report.html", "report.json", "figures", "nonfinite.csv",
 )  # fmt: skip
 StartOver = Literal["never", "if unfinished", "always"]
 

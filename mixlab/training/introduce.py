@@ -30,10 +30,10 @@ def _kept(plan: Plan) -> str:
 
 def _data(plan: Plan) -> str:
     data, many = plan.data, plan.modality.many
-    # Those that could be read, as in the report; a test split that is read at the end counts as it is listed.
+    # Those that can be read, as the report counts them; of a test split that is not in memory that shows at the end.
     test = data.splits.get("test") if data.test is None else data.test
-    parts = {"training": data.train, "validation": data.val, "test": test}
-    counts = [f"{len(part):,} {name}" for name, part in parts.items() if part is not None]
+    splits = {"training": data.train, "validation": data.val, "test": test}
+    counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]
     size = " x ".join(map(str, (*plan.preprocess.input_size, plan.preprocess.channels)))
     num_classes = len(plan.class_names)
     return f"{plan.data.source.name}, {num_classes:,} classes; {', '.join(counts)} {many}; input {size}"

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from mixlab.language import Language, language_of
 from mixlab.report.screen import Screen
 from mixlab.training.distributed import ALONE, World
 
@@ -16,7 +17,7 @@ class Session:
 
     device_name: `auto`, `cpu`, `cuda` or `mps`. world: the processes that train as one. started: on time.monotonic(),
     from which budgets count. with_pictures: pixels of the data set may stand in the report. figures: whether any are
-    drawn.
+    drawn. language: of the report; by default the locale's.
     """
 
     device_name: str = "auto"
@@ -26,6 +27,7 @@ class Session:
     started: float = field(default_factory=lambda: time.monotonic())
     with_pictures: bool = True
     figures: bool = True
+    language: Language = field(default_factory=language_of)
 
     @cached_property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixlab.data.dataset import Source, Split
 from mixlab.errors import TrainingError, UsageError
+from mixlab.language import tell, word
 from mixlab.training.recipe import Recipe
 
 NUM_NAMED = 5  # classes
@@ -18,8 +19,12 @@ def why_not_tested(source: Source, splits: dict[str, Split]) -> str | None:
         return None
     if "all" in source.splits:
         many = source.modality.many
-        return f"no class has {SMALLEST_TESTED} different {many}, as it takes to give one to the test split"
-    return "the data set has no test split"
+        return tell(
+            "no class has {n} different {many}, as it takes to give one to the test split",
+            n=SMALLEST_TESTED,
+            many=many,
+        )
+    return tell("the data set has no test split")
 
 
 def describe_absent(source: Source, splits: dict[str, Split]) -> dict[str, str]:
@@ -34,12 +39,16 @@ def _describe_absent(source: Source, split: Split, split_name: str) -> str | Non
     names = [name for number, name in enumerate(source.class_names) if number not in present]
     if not names:
         return None
-    some = ", ".join(names[:NUM_NAMED]) + (
-        f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    some = ", ".join(names[:NUM_NAMED])
+    if len(names) > NUM_NAMED:
+        some += tell(" and {n:,} more", n=len(names) - NUM_NAMED)
+    values = {"kind": word("validation" if split_name == "val" else split_name), "names": some}
+    values["many"] = source.modality.many
+    if len(names) == 1:
+        return tell("1 class has no {kind} {many} and is not measured there: {names}", **values)
+    return tell(
+        "{n} classes have no {kind} {many} and are not measured there: {names}", n=len(names), **values
     )
-    kind = "validation" if split_name == "val" else split_name
-    have, are = ("class has", "is") if len(names) == 1 else ("classes have", "are")
-    return f"{len(names)} {have} no {kind} {source.modality.many} and {are} not measured there: {some}"
 
 
 def smallest_part(recipe: Recipe, num_images: int, num_processes: int) -> int:

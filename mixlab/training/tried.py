@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.files import write_atomically
+from mixlab.language import tell
 from mixlab.records import read_json, take, take_list
 
 TRIED_NAME = "lr_grid.json"
@@ -36,7 +37,8 @@ def describe_tried(tried: dict[str, Any]) -> str:
         f"{row['lr']:g} (" + (row["failed"] if row["top1"] is None else f"{100 * row['top1']:.2f} %") + ")"
         for row in tried["tried"]
     ]
-    return (
-        f"The learning rate is the best on the validation split of those tried for {tried['steps']} steps each: "
-        f"{', '.join(rates)}."
+    return tell(
+        "The learning rate is the best on the validation split of those tried for {steps} steps each: {rates}.",
+        steps=tried["steps"],
+        rates=", ".join(rates),
     )

@@ -86,10 +86,10 @@ def test_what_a_person_should_know_of_copies_is_said():
     assert copies.examples == [
         {"paths": ["t0", "t1", "s0"], "splits": ["train", "train", "test"], "labels": ["a"] * 3}
     ]
-    assert "1 image of the test split is also in train" in copies.sentences()[0]
+    assert "also in train: 1 image of the test split" in copies.sentences()[0]
     conflict = find_copies({"train": ["p", "q"]}, {"train": ["a", "b"]}, {"train": ["x", "x"]})
     assert conflict.num_conflicts == 2
-    assert "more than one label (such as p = q)" in conflict.sentences()[0]
+    assert "under more than one label: 2 images (such as p = q)" in conflict.sentences()[0]
     assert find_copies({"train": ["p"]}, {"train": ["a"]}, {"train": ["x"]}).sentences() == []
 
 

@@ -73,7 +73,7 @@ def test_learning_curves_show_training_and_validation_by_epoch() -> None:
         [train_row(10), train_row(20), validation_row(20), {"event": "resume", "step": 20}]
     )
     loss, accuracy, lr, speed = panels(figure)
-    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    assert [line.get_label() for line in loss.lines] == ["training loss", "validation loss"]
     assert loss.lines[0].get_xydata().tolist() == [[1.0, 0.1], [2.0, 0.05]]
     assert accuracy.lines[1].get_xydata().tolist() == [[2.0, 0.8]]
     assert lr.lines[0].get_ydata().tolist() == [1e-3, 1e-3]
@@ -157,7 +157,7 @@ def test_long_curves_are_smoothed_with_the_values_thin_behind() -> None:
     assert sorted(set(behind.get_ydata())) == [1.0, 2.0]
     assert len(line.get_ydata()) == 200
     assert np.ptp(line.get_ydata()) < 0.2
-    assert line.get_label() == "training"
+    assert line.get_label() == "training loss"
     assert len(panels(learning_curves(rows))[2].lines) == 1
 
 
@@ -194,7 +194,7 @@ def test_the_reliability_diagram_skips_empty_bins() -> None:
         (0.8, pytest.approx(0.15)),
     ]
     assert [(bar.get_x(), bar.get_height()) for bar in bottom.containers[0]] == [(0.5, 4), (0.75, 9)]
-    assert "12.3 %" in top.get_title(loc="left")
+    assert "12.3 points" in top.get_title(loc="left")
 
 
 def test_a_reliability_diagram_without_any_image_can_be_drawn() -> None:

@@ -198,7 +198,7 @@ def test_where_no_font_has_it_a_name_stands_as_its_number(no_fonts):
     assert shown == ["cat", "class 2", "class 3", "class 4"]
     key = [("class 2", "猫"), ("class 4", "แมว")]
     assert "2 class names have" in describe_undrawable(key)
-    assert describe_undrawable(key).endswith("(Debian, Ubuntu: fonts-noto-cjk and fonts-noto-core)")
+    assert describe_undrawable(key).endswith("(Debian, Ubuntu: fonts-noto-cjk fonts-noto-core)")
     assert describe_undrawable(key[1:]).endswith("(Debian, Ubuntu: fonts-noto-core)")
     figure = confusion_matrix(np.eye(4, dtype=int), shown)
     use_fallbacks(figure)

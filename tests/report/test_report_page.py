@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from mixlab.errors import DiskError, MixlabError
+from mixlab.language import speaking
 from mixlab.report.figures import picture_grid, save_figure
-from mixlab.report.page import Mistake, Report, write_report
+from mixlab.report.page import Mistake, Report, thumbnail, write_report
 
 HOSTILE = "<script>alert(1)</script>"
 VOID = {"meta", "img", "input", "br", "link"}
@@ -96,10 +97,11 @@ def report(pictures: list[tuple[str, str, Path]]) -> Report:
         },
         cost=[("Training", "1 min 12 s")],
         conclusions=["It is right."],
+        improvements=[("It still rose.", "mixlab train DATA --budget 4m"), ("Add some.", "")],
         next_commands=[("Use it", "mixlab predict digits FILE")],
         split_counts=[("cat", {"train": 40, "test": 4}), ("dog", {"train": 30, "test": 0})],
         mistakes=[
-            Mistake(picture=picture, name="cat/1.jpg", label="cat", predicted="dog", probability=0.93)
+            Mistake(src=thumbnail(picture), name="cat/1.jpg", label="cat", predicted="dog", probability=0.93)
             for picture in (np.zeros((8, 8, 1), np.uint8), np.zeros((700, 500, 3), np.uint8))
         ],
         changed_keys=[("seed", "1", "0")],
@@ -131,9 +133,15 @@ def test_the_page_holds_every_section_in_order(report: Report, tmp_path: Path) -
     ]
     assert page.inside("dt") == ["Test accuracy", "Use it"]
     assert page.inside("dd") == ["98.3 % (354 of 360)"]
-    assert page.inside("li") == ["It is right.", "Two files could not be read."]
+    assert page.inside("li") == [
+        "It is right.",
+        "It still rose.",
+        "Add some.",
+        "Two files could not be read.",
+    ]
+    assert page.inside("h3") == ["For a better model", "With this model"]
     assert page.inside("code") == [
-        "runs",
+        "mixlab train DATA --budget 4m",
         "mixlab predict digits FILE",
         '[model]\nname = "mixer_digits"',
     ]
@@ -199,6 +207,7 @@ def test_hostile_names_are_shown_and_do_nothing(report: Report, tmp_path: Path) 
         environment={quoting if key == "torch" else key: HOSTILE for key in report.environment},
         cost=[(HOSTILE, quoting)],
         conclusions=[quoting],
+        improvements=[(quoting, HOSTILE), (quoting, "")],
         next_commands=[(HOSTILE, quoting)],
         split_counts=[(quoting, counts) for _, counts in report.split_counts],
         mistakes=[
@@ -211,7 +220,7 @@ def test_hostile_names_are_shown_and_do_nothing(report: Report, tmp_path: Path) 
     assert page.tags == harmless.tags
     assert [name for _, name, _ in page.attributes] == [name for _, name, _ in harmless.attributes]
     assert page.inside("h1") == [HOSTILE]
-    assert page.inside("li") == [quoting, quoting]
+    assert page.inside("li") == [quoting] * 4
 
 
 def test_empty_parts_leave_no_empty_sections(tmp_path: Path) -> None:
@@ -249,7 +258,7 @@ def test_a_figure_that_is_missing_or_no_png_is_named(report: Report, tmp_path: P
 
 def test_a_name_that_is_no_text_does_not_stop_the_report(report: Report, tmp_path: Path) -> None:
     page = written(dataclasses.replace(report, notes=[os.fsdecode(b"caf\xe9.png is broken")]), tmp_path)
-    assert page.inside("li") == ["It is right.", "caf\\udce9.png is broken"]
+    assert "caf\\udce9.png is broken" in page.inside("li")
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
@@ -268,3 +277,19 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
         write_report(report, path)
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["report.html"]
+
+
+def test_the_page_is_in_the_language_that_is_spoken(report: Report, tmp_path: Path) -> None:
+    with speaking("ko"):
+        page = written(report, tmp_path)
+    assert ("html", "lang", "ko") in page.attributes
+    assert page.inside("h2")[:3] == ["결론", "다음 단계", "참고"]
+    assert "75.0%" in page.inside("td")
+    assert "이미지" in page.inside("th")
+
+
+def test_the_examples_are_called_what_they_are(report: Report, tmp_path: Path) -> None:
+    written(dataclasses.replace(report, many="recordings"), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "images" not in html
+    assert ">Recordings<" in html

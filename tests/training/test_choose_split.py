@@ -165,9 +165,9 @@ def test_copies_in_the_data_are_kept_together_and_said(tmp_path, capsys):
     assert all(len(splits) == 1 for splits in sides.values())
     assert result["copies"]["num_in_train"] == {"val": 0, "test": 0}
     assert (result["copies"]["num_within"], result["copies"]["num_conflicts"]) == (41, 3)
-    assert "3 images stand under more than one label" in capsys.readouterr().out
+    assert "under more than one label: 3 images" in capsys.readouterr().out
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "3 images stand under more than one label" in report
+    assert "under more than one label: 3 images" in report
     assert "41 images are exact copies" in report
 
 
@@ -179,7 +179,7 @@ def test_copies_across_given_splits_are_said_before_training(tmp_path, capsys):
     result = mixlab.train(str(tmp_path / "set"), "small_data", run=tmp_path / "run", figures=False, **options)
     assert result["copies"]["num_in_train"]["test"] == result["test"]["num_trained_on"] == 1
     said = capsys.readouterr().out
-    assert said.index("1 images of the test split are also in train") < said.index("test accuracy")
+    assert said.index("also in train: 1 image of the test split") < said.index("test accuracy")
 
 
 @pytest.mark.parametrize("given", [7, True, b"set", ["set"], 1.5])

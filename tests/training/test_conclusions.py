@@ -14,7 +14,9 @@ from mixlab.training.conclusions import (
     best_coverage,
     changed_keys,
     coverage_sentence,
+    improvements,
     next_commands,
+    temperature_sentence,
     top_confusions,
     training_below_validation,
 )
@@ -127,3 +129,72 @@ def test_small_bins_go_to_their_neighbours_and_lose_no_image():
     assert merged[0]["accuracy"] == pytest.approx((3 * 0.1 + 4 * 0.2 + 20 * 0.3) / 27)
     assert merged_bins([], 10) == ([], 0)
     assert merged_bins(bins[:4], 100)[0][0]["num_images"] == 27
+
+
+def trained_plan(counts=(100, 100, 100), num_val=1000, side=8, **recipe):
+    """A plan of three classes with so many training images, as far as `improvements` looks at it."""
+    split = SimpleNamespace(labels=np.repeat(np.arange(3), counts))
+    return SimpleNamespace(
+        recipe=replace(digits(), **recipe),
+        modality=IMAGES,
+        class_names=("cat", "dog", "owl"),
+        preprocess=SimpleNamespace(input_size=(side, side)),
+        data=SimpleNamespace(train=SimpleNamespace(split=split), val=range(num_val)),
+    )
+
+
+def epochs(training, top1):
+    """A log with one row of training and one validation an epoch."""
+    rows = []
+    for step, validation in enumerate(top1, start=1):
+        rows += [
+            {"event": "train", "step": step, "accuracy": training},
+            {"event": "validation", "step": step, "top1": validation},
+        ]
+    return rows
+
+
+FLAT, RISING = [0.8] * 10, [0.1 * i for i in range(10)]
+
+
+def test_a_training_that_still_rose_is_given_twice_the_time():
+    [(why, command)] = improvements(trained_plan(), None, epochs(0.9, RISING), seconds=150)
+    assert "by 20.0 points" in why
+    assert command == "mixlab train DATA --budget 6m"
+    [(_, command)] = improvements(trained_plan(init_from="x"), None, epochs(0.9, RISING), seconds=5)
+    assert command == "mixlab finetune DATA --weights WEIGHTS --budget 2m"
+
+
+def test_a_rise_of_one_image_is_no_reason():
+    top1 = [0.80] * 8 + [0.81] * 2
+    assert "no weak point" in improvements(trained_plan(num_val=100), None, epochs(0.8, top1), 60)[0][0]
+    assert "still rose" in improvements(trained_plan(num_val=1000), None, epochs(0.8, top1), 60)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("side", "weights"), [(32, "mixer_pyramid_cifar:cifar10"), (224, "mixer_b16:imagenet1k")]
+)
+def test_against_learning_by_heart_weights_of_images_like_these_are_named(side, weights):
+    [(why, command)] = improvements(trained_plan(side=side), None, epochs(1.0, FLAT), seconds=60)
+    assert "far above" in why
+    assert command == f"mixlab finetune DATA --weights {weights}"
+    [(why, command)] = improvements(trained_plan(side=side, init_from="x"), None, epochs(1.0, FLAT), 60)
+    assert ("far above" in why, command) == (True, "")
+
+
+def test_a_class_of_few_images_is_named_before_one_that_is_found_least():
+    label = [0] * 100 + [1] * 100 + [2] * 100
+    result = evaluation(label, [0] * 100 + [1] * 100 + [2] * 40 + [0] * 60)
+    [(why, _)] = improvements(trained_plan((100, 4, 100)), result, epochs(0.8, FLAT), 60)
+    assert "“dog” has only 4" in why
+    [(why, _)] = improvements(trained_plan(), result, epochs(0.8, FLAT), 60)
+    assert "“owl” is found least often (recall 40 %)" in why
+    by_chance = evaluation(label, [0] * 100 + [1] * 100 + [2] * 98 + [0] * 2)
+    assert "no weak point" in improvements(trained_plan(), by_chance, epochs(0.8, FLAT), 60)[0][0]
+
+
+def test_a_temperature_names_its_split_and_is_uncertain_below_200_examples():
+    assert "fitted on the 200 images of the validation split." in temperature_sentence(1.5, None, 200)
+    assert "uncertain" not in temperature_sentence(1.5, None, 200)
+    assert "so few clips that temperature is uncertain" in temperature_sentence(1.5, None, 199, "clips")
+    assert "not calibrated" in temperature_sentence(1.0, None, 0)

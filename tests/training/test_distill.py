@@ -348,8 +348,8 @@ def test_the_run_says_that_it_did_not_learn_from_labels_only(colours, taught, tm
     assert provenance["labels_only"] is False
     assert provenance["teacher"] == taught.name  # no place of this machine
     report = re.sub(r"\s+", " ", (tmp_path / "run" / "report.html").read_text())
-    assert "no: 25% of the loss follows a teacher" in report
-    assert "Not from labels only: 25% of the loss follows the answers of" in report
+    assert "no: 25% of the training loss follows a teacher" in report
+    assert "Not from labels only: 25% of the training loss follows the answers of" in report
     assert any("4 views of" in line and "MiB" in line for line in screen.said)
     again = override(Recipe(), from_toml(tmp_path / "run" / "recipe.toml"))
     assert again.distill == DistillConfig(teacher=str(taught), weight=0.25)

@@ -121,6 +121,18 @@ def test_pictures_of_one_class_are_measured_and_the_absent_classes_named():
     screen = Listening()
     show_evaluation(evaluation.to_json() | {"bad": []}, screen)
     assert screen.said[-1] == "2 classes have no images here and are not shown: a, c"
+    assert not any("top-5" in line for line in screen.said)  # of three classes it is always all
+
+
+def test_top5_is_shown_from_six_classes_on():
+    index = np.arange(6)
+    predictions = Predictions(
+        index=index, label=index, predicted=index, confidence=np.full(6, 0.6), loss=np.ones(6),
+        top5=np.repeat(index[:, None], 5, axis=1),
+    )  # fmt: skip
+    screen = Listening()
+    show_evaluation(summarize(predictions, tuple("abcdef")).to_json() | {"bad": []}, screen)
+    assert any(line.startswith("top-5 100.0 %, loss") for line in screen.said)
 
 
 # Batches of one

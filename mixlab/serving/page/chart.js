@@ -46,7 +46,8 @@ function axes(svg, x, y, [xTicks, yTicks], format) {
     draw("text", { x: LEFT - 5, y: y(value) + 4, "text-anchor": "end" }, svg).textContent = format(value, yTicks.digits);
   }
   for (const value of xTicks.all.filter(value => x(value) <= WIDTH - RIGHT + 1)) {
-    const label = draw("text", { x: x(value), y: HEIGHT - 8, "text-anchor": "middle" }, svg);
+    const anchor = x(value) > WIDTH - RIGHT - 15 ? "end" : "middle";  // at the edge half a number would be cut off
+    const label = draw("text", { x: x(value), y: HEIGHT - 8, "text-anchor": anchor }, svg);
     label.textContent = value.toFixed(xTicks.digits);
   }
 }

@@ -48,7 +48,7 @@ export const TEXTS = {
     readHint: "차트를 가리키거나 화살표 키를 쓰면 값이 보입니다.",
     report: "전체 보고서", noReport: "보고서는 런이 끝나면 나옵니다.",
     leftOut: why => `읽을 수 없어 제외함: ${why}`, recipe: "레시피",
-    studies: "스터디", studyReport: "보고서", more: name => `${name}의 그래프와 표`,
+    studies: "연구", studyReport: "보고서", more: name => `${name}의 그래프와 표`,
     missing: name => `${name}: 아직 없습니다. `,
     table: (name, shown, all) => shown < all ? `${name}, ${number(all)}행 중 처음 ${number(shown)}행` : name,
     unreachable: "서버가 대답하지 않습니다.", retry: seconds => `${seconds}초 뒤에 다시 해 봅니다.`,

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from mixlab.language import Sentence
+
 
 class Engine(Protocol):
     """What computes a part of a batch."""
@@ -24,7 +26,7 @@ class Engine(Protocol):
     def wait(self, seconds: float) -> None:
         """Until it computes as fast as it will, at most so long: before something is measured."""
 
-    def problem(self) -> str | None:
+    def problem(self) -> Sentence | None:
         """Why it is slower than it could be, if it is."""
         ...
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mixlab.cpu.cores import Cores
 from mixlab.cpu.passes import MODELS, is_plain, why_not_kind
 from mixlab.device import multiplies_bf16
+from mixlab.language import Sentence
 from mixlab.models.mixer import Mixer
 from mixlab.threads import one_core_each, seeded
 from mixlab.training.objectives import Objective
@@ -23,11 +24,17 @@ def dtype_of(recipe: Recipe, model: nn.Module) -> torch.dtype | None:
     return torch.float32 if recipe.precision == "fp32" else None
 
 
-def lost_kernels(recipe: Recipe, model: nn.Module) -> str | None:
+def lost_kernels(recipe: Recipe, model: nn.Module) -> Sentence | None:
     """A sentence where a model that these passes were written for is not computed by them, because it was changed."""
     is_here = next(model.parameters()).device.type == "cpu"
     reason = why_not_kind(model) if is_here and recipe.fast and type(model) in MODELS else None
-    return reason and f"torch computed this training, slower than mixlab's own passes would: {reason}."
+    return (
+        None
+        if reason is None
+        else Sentence(
+            "torch computed this training, slower than mixlab's own passes would: {reason}.", reason=reason
+        )
+    )
 
 
 class CpuEngine:
@@ -50,9 +57,15 @@ class CpuEngine:
     def wait(self, seconds: float) -> None:
         self.cores.wait(seconds)
 
-    def problem(self) -> str | None:
+    def problem(self) -> Sentence | None:
         problem = self.cores.problem
-        return problem and f"Threads computed this training, slower than programs beside it: {problem}."
+        return (
+            problem
+            if problem is None
+            else Sentence(
+                "Threads computed this training, slower than programs beside it: {reason}.", reason=problem
+            )
+        )
 
     def close(self) -> None:
         self.cores.close()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixlab.cpu.parts import num_correct
 from mixlab.device import autocast
+from mixlab.language import Sentence
 from mixlab.threads import seeded
 from mixlab.training.objectives import Objective
 
@@ -19,7 +20,7 @@ class TorchEngine:
     takes means over ranks where sums are wanted.
     """
 
-    note: str | None = None
+    note: Sentence | None = None
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class TorchEngine:
     def wait(self, seconds: float) -> None:
         pass
 
-    def problem(self) -> str | None:
+    def problem(self) -> Sentence | None:
         return self.note
 
     def close(self) -> None:

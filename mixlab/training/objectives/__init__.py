@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from mixlab.language import Sentence
+
 if TYPE_CHECKING:  # the programs that only compute losses need no loader
     from mixlab.data.loader import Batch
     from mixlab.training.prepared import Prepared
@@ -33,7 +35,7 @@ class Objective(Protocol):
     @property
     def num_views(self) -> int: ...
     @property
-    def notes(self) -> list[str]: ...
+    def notes(self) -> list[Sentence]: ...
     @property
     def facts(self) -> dict[str, Any]: ...
     @property

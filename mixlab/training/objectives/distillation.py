@@ -18,6 +18,7 @@ from torch import Tensor
 from mixlab.errors import UsageError
 from mixlab.escape import without_places
 from mixlab.files import written_whole
+from mixlab.language import Sentence, tell
 from mixlab.settings import setting
 from mixlab.training.objectives.labels import LabelLoss, Labels
 
@@ -112,14 +113,20 @@ class Distillation:
         return torch.stack([label, teacher.to(label)], dim=1)
 
     @property
-    def notes(self) -> list[str]:
-        from mixlab.report.screen import format_seconds  # processes that only compute the loss need no screen
+    def notes(self) -> list[Sentence]:
+        from mixlab.report.screen import duration  # processes that only compute the loss need no screen
 
         views, num_images, _ = self.logits.shape
         return [
-            f"Not from labels only: {self.config.weight:.0%} of the loss follows the answers of "
-            f"{self.config.teacher} for {views} views of {num_images:,} images, which took "
-            f"{format_seconds(self.seconds)} before the first step, beside the training time."
+            Sentence(
+                "Not from labels only: {share:.0%} of the training loss follows the answers of {teacher} for {views} "
+                "views of {n:,} examples, which took {time} before the first step, beside the training time.",
+                share=self.config.weight,
+                teacher=self.config.teacher,
+                views=views,
+                n=num_images,
+                time=duration(self.seconds),
+            )
         ]
 
     @property
@@ -128,7 +135,12 @@ class Distillation:
 
     @property
     def cards(self) -> list[tuple[str, str]]:
-        return [("Labels only", f"no: {self.config.weight:.0%} of the loss follows a teacher")]
+        return [
+            (
+                tell("Labels only"),
+                tell("no: {share:.0%} of the training loss follows a teacher", share=self.config.weight),
+            )
+        ]
 
     def keep(self, run: Path) -> None:
         with written_whole(run / ANSWERS_NAME) as temporary, temporary.open("wb") as file:

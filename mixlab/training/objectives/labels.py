@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixlab.language import Sentence
 from mixlab.training.losses import LossConfig, balanced_class_weights, loss_per_batch
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Labels:
     num_views = 0
 
     def __init__(self, config: LossConfig, labels: Any, num_classes: int) -> None:
-        self.notes: list[str] = []
+        self.notes: list[Sentence] = []
         self.facts: dict[str, Any] = {}
         self.cards: list[tuple[str, str]] = []
         weights = None
