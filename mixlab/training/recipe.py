@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from mixlab.data.audio.config import AudioConfig
 from mixlab.data.config import DataConfig
 from mixlab.data.images.augment import AugmentConfig
 from mixlab.data.modality import MODALITIES, Modality
@@ -61,6 +62,7 @@ class Recipe:
     name: str = setting("custom", "What the recipe is called.", "expert")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
