@@ -180,6 +180,8 @@ class Modality(ABC):
     says how its examples are changed in training. taken: what `takes` takes, in words.
     recipes: those that `auto` means for few examples and for many; None for the defaults of all keys.
     program: how a package uses its model; None where there is no such program.
+    split_lists: files beside class folders that list the paths of a split, by their names; beside: folders there that
+    are no classes.
     """
 
     name: ClassVar[str]
@@ -191,6 +193,8 @@ class Modality(ABC):
     taken: ClassVar[str] = ""
     recipes: ClassVar[tuple[str, str] | None] = None
     program: ClassVar[Program | None] = None
+    split_lists: ClassVar[Mapping[str, str]] = {}
+    beside: ClassVar[frozenset[str]] = frozenset()
     preprocess_type: ClassVar[type[Preprocess]]
 
     def claims(self, start: bytes) -> bool:
@@ -285,6 +289,10 @@ class Modality(ABC):
 
     def picture(self, example: np.ndarray) -> np.ndarray | None:
         """A decoded example to look at as it came: uint8 (H, W, 1 or 3); None where only `render` can show it."""
+        return None
+
+    def playable(self, example: np.ndarray, preprocess: Any) -> tuple[str, bytes] | None:
+        """A decoded example to listen to in a browser: media type and a file; None where there is no such thing."""
         return None
 
     def takes(self, item: Any) -> bool:

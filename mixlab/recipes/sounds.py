@@ -6,7 +6,7 @@ from mixlab.data.audio.config import AudioConfig
 from mixlab.models.catalog import ModelConfig
 from mixlab.training.losses import LossConfig
 from mixlab.training.optimizer import OptimizerConfig
-from mixlab.training.recipe import DataConfig, Recipe
+from mixlab.training.recipe import Recipe
 from mixlab.training.schedule import ScheduleConfig
 
 
@@ -48,7 +48,6 @@ def speech_commands() -> Recipe:
     return replace(
         small,
         name="speech_commands",
-        data=DataConfig(source="speech_commands"),
         audio=replace(small.audio, rate=16_000, seconds=1.0, max_seconds=1.1, noise=0.8, time_mask=0.25),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1),
         ema_decay=0.0,

@@ -22,13 +22,17 @@ DOTS_PER_INCH, CSS_PIXELS_PER_INCH = 120, 96  # Figures are saved with 120; a br
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """An example that was predicted wrongly. picture: uint8 (H, W, 1 or 3), of any size."""
+    """An example that was predicted wrongly.
+
+    picture: uint8 (H, W, 1 or 3), of any size. media: type and content of a file to listen to, if it is a sound.
+    """
 
     picture: np.ndarray
     name: str
     label: str
     predicted: str
     probability: float
+    media: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +84,10 @@ def write_report(report: Report, path: Path) -> None:
         report=report,
         figures_above=figures[:split],
         figures_below=figures[split:],
-        mistakes=[{"about": one, "src": _thumbnail(one.picture)} for one in report.mistakes],
+        mistakes=[
+            {"about": one, "src": _thumbnail(one.picture), "media": one.media and _address(*one.media)}
+            for one in report.mistakes
+        ],
     )
 
 
@@ -127,7 +134,12 @@ def _thumbnail(picture: np.ndarray) -> str:
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     content, kind = BytesIO(), "png" if max(picture.shape[:2]) <= THUMBNAIL_SIDE // 2 else "jpeg"
     image.save(content, kind, quality=85)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+    return _address(f"image/{kind}", content.getvalue())
+
+
+def _address(media_type: str, content: bytes) -> str:
+    """The address of a file that is inside the page."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _shown(value: Any) -> Any:

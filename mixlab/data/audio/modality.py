@@ -2,9 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,7 @@ from mixlab.data.audio.decode import (
     FOREIGN_SUFFIXES,
     SOUND_SUFFIXES,
     Clip,
+    as_wav,
     decode,
     resample,
     sound_format,
@@ -29,6 +30,7 @@ from mixlab.errors import ExampleError, UsageError
 HIGHEST_RATE = 16_000  # of those that follow from the data: what speech needs
 LONGEST_SECONDS = 4.0  # of a model's input that follows from the data
 LONGEST_KEPT = 20.0
+LONGEST_PLAYED = 5.0  # in a report, which holds its sounds itself
 SAMPLE_SIZE = 256  # clips looked at to learn rate and length
 
 
@@ -40,6 +42,9 @@ class Sounds(Modality):
     foreign_suffixes = FOREIGN_SUFFIXES
     part = "audio"
     recipes = ("small_sounds", "small_sounds")
+    # As Speech Commands has them.
+    split_lists: ClassVar[Mapping[str, str]] = {"validation_list.txt": "val", "testing_list.txt": "test"}
+    beside = frozenset(("_background_noise_",))
     program = Program("standalone_sound.py", ("numpy", "onnxruntime"), "clip.wav")
     preprocess_type = SoundPreprocess
 
@@ -56,9 +61,6 @@ class Sounds(Modality):
         samples = _at_rate(clip, preprocess)
         is_cut = preprocess is not None and len(samples) > preprocess.max_samples
         return Look(samples, array_digest(clip.samples), clip.seconds if is_cut else None)
-
-    def suffix_of(self, content: bytes) -> str:
-        return (sound_format(content[:16]) or "wav").lower()
 
     def resolve(self, data: Any, settings: Any, train: Any, needs: Needs) -> tuple[Any, Any]:
         _check_keys(data)
@@ -171,6 +173,10 @@ class Sounds(Modality):
                 for name, key in (("rates", "rate"), ("channels", "channels"), ("formats", "format"))
             },
         }
+
+    def playable(self, example: np.ndarray, preprocess: Any) -> tuple[str, bytes] | None:
+        """The first LONGEST_PLAYED seconds."""
+        return "audio/wav", as_wav(example[: round(LONGEST_PLAYED * preprocess.rate)], preprocess.rate)
 
     def samples(self, count: int, preprocess: Any) -> list[np.ndarray]:
         """Synthetic tones."""

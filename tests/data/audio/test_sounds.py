@@ -1,6 +1,8 @@
 """A folder of sounds and the set made by formula: trained, resumed, measured, used and exported."""
 
+import base64
 import csv
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,7 +18,7 @@ from mixlab.data.audio.modality import SOUNDS
 from mixlab.data.audio.tones import CLASS_NAMES, tone
 from mixlab.data.check import check
 from mixlab.data.sources import open_source
-from mixlab.errors import UsageError
+from mixlab.errors import DataError, UsageError
 from mixlab.exports.export import export, open_exported
 from mixlab.exports.package import write_package
 from mixlab.recipes import RECIPES
@@ -180,6 +182,36 @@ def test_a_package_says_the_same_without_mixlab(run, folder, tmp_path):
         best = row["predictions"][0]
         label, percent = line.rpartition("wav: ")[2].split(", ")[0].split(" ")[:2]
         assert (label, float(percent)) == (best["label"], pytest.approx(100 * best["probability"], abs=0.2))
+
+
+def test_speech_commands_lists_say_what_is_tested(tmp_path):
+    for word in ("yes", "no", "_background_noise_"):
+        (tmp_path / word).mkdir()
+        for number in range(4):
+            (tmp_path / word / f"{number}.wav").write_bytes(as_wav(tone(number, 8_000), 8_000))
+    (tmp_path / "testing_list.txt").write_text("yes/0.wav\nno/0.wav\n")
+    (tmp_path / "validation_list.txt").write_text("yes/3.wav\n")
+    source = open_source(tmp_path)
+    assert source.class_names == ("no", "yes")
+    assert [path.removeprefix(f"{tmp_path}/") for path in source.splits["test"].names] == [
+        "no/0.wav",
+        "yes/0.wav",
+    ]
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 5, "val": 1, "test": 2}
+    assert any("_background_noise_" in path for one in source.skipped for path in one.examples)
+    (tmp_path / "testing_list.txt").write_text("maybe/0.wav\n")
+    with pytest.raises(DataError, match="none of the files that it lists is here"):
+        open_source(tmp_path)
+
+
+def test_the_report_plays_the_worst_mistakes(folder, tmp_path):
+    options = OPTIONS | {"steps": 1, "lr": 1e-9, "with_pictures": True}
+    mixlab.train(folder, "small_sounds", run=tmp_path / "run", **options)
+    page = (tmp_path / "run" / "report.html").read_text()
+    sounds = re.findall(r'<audio controls preload="none" src="data:audio/wav;base64,([^"]+)"', page)
+    assert len(sounds) > 3
+    assert decode(base64.b64decode(sounds[0])).rate == 8_000
+    assert "media-src data:" in page
 
 
 def test_tones_are_the_same_everywhere_and_each_can_be_read():
