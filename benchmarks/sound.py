@@ -8,8 +8,8 @@ FOLDER holds the Free Spoken Digit Dataset's recordings, DIGIT_SPEAKER_NUMBER.wa
 where the recordings 0 to 4 of each digit and speaker are the test split (300 clips), so that all speakers are heard
 in training; and `speakers`, where one speaker in turn is the test split, whom training never heard. A tenth of the
 rest is held out for validation, drawn by the seed; the kept weights, the regression's C and the temperature are
-chosen on it. The test split is read once in each cell, after training. Every cell is a row of the CSV file; a second call
-measures only what is missing in it. A table with paired differences comes at the end.
+chosen on it. The test split is read once in each cell, after training. Every cell is a row of the CSV file; a
+second call measures only what is missing in it. A table with paired differences comes at the end.
 
 The Mixer trains by the recipe `small_sounds`. The CNN is timm's ResNet with a basic block in each of four stages, as
 wide as gives the same multiply-accumulates, on the same log-mel pictures, by the same recipe. The regression takes
@@ -58,7 +58,11 @@ def baseline_resnet_sound(pretrained: bool = False, **options: Any) -> ResNet:
 
 MODELS: dict[str, dict[str, Any]] = {
     "mixer": {},
-    "cnn": {"model__name": "timm/baseline_resnet_sound", "audio__tokens": "patches"},
+    "cnn": {
+        "model__name": "timm/baseline_resnet_sound",
+        "model__branch_init_scale": 1.0,
+        "audio__tokens": "patches",
+    },
     "mfcc": {},
 }
 

@@ -19,15 +19,7 @@ def small_sounds() -> Recipe:
     return Recipe(
         name="small_sounds",
         audio=AudioConfig(shift=0.1, speed=0.15, noise=0.5, time_masks=2, time_mask=0.15, band_masks=2),
-        model=ModelConfig(
-            name="mixer_custom1",
-            hidden_dim=64,
-            token_mlp_dim=64,
-            channel_mlp_dim=256,
-            num_blocks=9,
-            stochastic_depth=0.1,
-            branch_init_scale=0.1,
-        ),
+        model=ModelConfig(name="mixer_sound1", stochastic_depth=0.1, branch_init_scale=0.1),
         optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.1),
         schedule=ScheduleConfig(warmup_fraction=0.1),
         loss=LossConfig(label_smoothing=0.1),
