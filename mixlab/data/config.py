@@ -110,5 +110,5 @@ class DataConfig:
             raise UsageError(
                 f"grey_max must be 1 to {GREY16_MAX}, got {self.grey_max}", where="data.grey_max"
             )
-        if self.channels not in (None, 1, 3):
-            raise UsageError(f"channels must be 1 or 3, got {self.channels}", where="data.channels")
+        if self.channels is not None and not 1 <= self.channels <= MAX_SIDE:
+            raise UsageError(f"channels must be 1 to {MAX_SIDE}, got {self.channels}", where="data.channels")

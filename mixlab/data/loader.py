@@ -30,7 +30,8 @@ class Batch:
     index: numbers in the split. shard_sizes: how many of the examples belong to each shard of a training step that
     this process takes, if the step is shared out. step_size: examples of the whole step, those of other processes and
     unreadable ones included. view: number of the epoch whose draws a training step's examples have. bad: files that
-    can no longer be read.
+    can no longer be read. owner: int64, of each input the example that it is a part of, where examples are measured
+    in parts (`Preprocess.windows`).
     """
 
     inputs: Tensor
@@ -40,6 +41,7 @@ class Batch:
     step_size: int = 0
     view: int = 0
     bad: tuple[BadFile, ...] = ()
+    owner: Tensor | None = None
 
 
 def evaluation_batches(
@@ -61,7 +63,8 @@ def evaluation_batches(
                 on_bad(file)
         if len(index):
             label = torch.from_numpy(examples.split.labels[index])
-            yield Batch(examples.preprocess.to_input(kept), label, index)
+            inputs, owner = examples.preprocess.windows(kept)
+            yield Batch(inputs, label, index, owner=owner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,14 @@ class TrainingDataset(torch.utils.data.Dataset[Batch]):
             )
         return torch.cat(kept), np.concatenate(good)
 
+    def to_input(self, kept: Tensor, view: int, index: np.ndarray) -> Tensor:
+        """What `drawn` gave, as a model sees it: float32 (n, channels, H, W)."""
+        preprocess = self.examples.preprocess
+        inputs = preprocess.to_input(kept)
+        return preprocess.modality.augment_input(
+            inputs, self.augment, seed=self.seed, epoch=view, index=index
+        )
+
 
 def _drawn(
     examples: Examples, augment: Any, seed: int, view: int, index: np.ndarray
@@ -146,14 +157,14 @@ def training_batches(
     else:
         items = items_of_workers(dataset, first_step, num_steps, num_workers, timeout_seconds)
     labels = torch.from_numpy(dataset.examples.split.labels)
-    to_input = dataset.examples.preprocess.to_input
     while True:
         with one_core_each():
             batch = next(items, None)
             if batch is None:
                 return
             label = labels[torch.from_numpy(batch.index)]
-            batch = replace(batch, inputs=to_input(batch.inputs), label=label)
+            inputs = dataset.to_input(batch.inputs, batch.view, batch.index)
+            batch = replace(batch, inputs=inputs, label=label)
         for file in batch.bad:
             on_bad(file)
         yield batch

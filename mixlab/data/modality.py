@@ -90,6 +90,13 @@ class Preprocess(ABC):
     def to_input(self, kept: Tensor) -> Tensor:
         """Kept examples (B, *kept_shape) -> the model's input, float32 (B, channels, *input_size)."""
 
+    def windows(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Kept examples as they are measured and used: inputs, and of each the number of the example it is a part of.
+
+        int64, in order; None for one input each. The model's outputs for an example are then their mean.
+        """
+        return self.to_input(kept), None
+
     @abstractmethod
     def to_json(self) -> dict[str, Any]: ...
 
@@ -101,6 +108,10 @@ class Preprocess(ABC):
     def to_graph(self, kept: np.ndarray) -> np.ndarray:
         """Kept examples (n, *kept_shape) as an exported model takes them."""
         return kept
+
+    def in_graph(self) -> Callable[[Tensor], Tensor]:
+        """`to_input` of what `to_graph` gives, in operations that every runtime has; a module if it has constants."""
+        return self.to_input
 
     def with_size(self, size: tuple[int, int]) -> "Preprocess":
         """For a model that was resampled to another input size. UsageError where there is no such thing."""
@@ -152,6 +163,15 @@ class Needs:
     unit: int | None = None
 
 
+@dataclass(frozen=True)
+class Program:
+    """What is in a package beside the model. file: in mixlab/exports. needs: packages. example: a file's name."""
+
+    file: str
+    needs: tuple[str, ...]
+    example: str
+
+
 class Modality(ABC):
     """A kind of example. One object of it is registered.
 
@@ -159,6 +179,9 @@ class Modality(ABC):
     foreign_suffixes: of files that are tried too, so that each is listed with what to do. part: of a recipe, which
     says how its examples are changed in training. taken: what `takes` takes, in words.
     recipes: those that `auto` means for few examples and for many; None for the defaults of all keys.
+    program: how a package uses its model; None where there is no such program.
+    split_lists: files beside class folders that list the paths of a split, by their names; beside: folders there that
+    are no classes.
     """
 
     name: ClassVar[str]
@@ -169,6 +192,9 @@ class Modality(ABC):
     part: ClassVar[str] = "augment"
     taken: ClassVar[str] = ""
     recipes: ClassVar[tuple[str, str] | None] = None
+    program: ClassVar[Program | None] = None
+    split_lists: ClassVar[Mapping[str, str]] = {}
+    beside: ClassVar[frozenset[str]] = frozenset()
     preprocess_type: ClassVar[type[Preprocess]]
 
     def claims(self, start: bytes) -> bool:
@@ -193,10 +219,11 @@ class Modality(ABC):
         raise UsageError(f"{self.many} are not written into shards")
 
     @abstractmethod
-    def resolve(self, data: Any, settings: Any, train: Any, needs: Needs) -> Any:
-        """The DataConfig with image_size and channels, those of the model's input, as the training split has them.
+    def resolve(self, data: Any, settings: Any, train: Any, needs: Needs) -> tuple[Any, Any]:
+        """The DataConfig with image_size and channels, those of the model's input, as the training split has them,
+        and `settings`, the recipe's `part`, with what they leave to the data.
 
-        settings: the recipe's `part`. UsageError for keys that are of another modality.
+        UsageError for keys of the data that are of another modality.
         """
 
     @abstractmethod
@@ -207,13 +234,14 @@ class Modality(ABC):
         """The DataConfig with what the facts of the training examples decide, and a sentence on it."""
         return data, None
 
-    def start_from(self, data: Any, preprocess: Preprocess) -> Any:
-        """The DataConfig with what it leaves open as the weights have it that a training starts from."""
-        return replace(
+    def start_from(self, data: Any, settings: Any, preprocess: Preprocess) -> tuple[Any, Any]:
+        """DataConfig and `part` with what they leave open as the weights have it that a training starts from."""
+        data = replace(
             data,
             image_size=data.image_size or preprocess.input_size,
             channels=data.channels or preprocess.channels,
         )
+        return data, settings
 
     def settled(self, settings: Any, epochs: float) -> Any:
         """The recipe's `part` for a training of so many epochs."""
@@ -222,6 +250,12 @@ class Modality(ABC):
     def augment(self, kept: Tensor, settings: Any, *, seed: int, epoch: int, index: np.ndarray) -> Tensor:
         """Kept examples (B, ...), changed as `settings` say; draws are pure functions of seed, epoch and index."""
         return kept
+
+    def augment_input(
+        self, inputs: Tensor, settings: Any, *, seed: int, epoch: int, index: np.ndarray
+    ) -> Tensor:
+        """Inputs of the model (B, channels, *input_size), changed as `settings` say; draws as for `augment`."""
+        return inputs
 
     def drawn(
         self, examples: Any, settings: Any, *, seed: int, epoch: int, index: np.ndarray
@@ -257,6 +291,10 @@ class Modality(ABC):
         """A decoded example to look at as it came: uint8 (H, W, 1 or 3); None where only `render` can show it."""
         return None
 
+    def playable(self, example: np.ndarray, preprocess: Any) -> tuple[str, bytes] | None:
+        """A decoded example to listen to in a browser: media type and a file; None where there is no such thing."""
+        return None
+
     def takes(self, item: Any) -> bool:
         """Whether `predict` takes this, beside paths, bytes and open files."""
         return False
@@ -264,6 +302,15 @@ class Modality(ABC):
     def contents(self, item: Any, preprocess: Any) -> "list[np.ndarray | ExampleError]":
         """The decoded examples of such an item; of an example that cannot be read its error."""
         return []
+
+
+def mean_of_parts(outputs: Tensor, owner: Tensor | None) -> Tensor:
+    """(n, ...) of inputs -> (B, ...) of the examples they are parts of; owner: as `Preprocess.windows` gives it."""
+    if owner is None:
+        return outputs
+    counts = owner.bincount()
+    sums = outputs.new_zeros(len(counts), *outputs.shape[1:]).index_add_(0, owner.to(outputs.device), outputs)
+    return sums / counts.to(sums).view(-1, *[1] * (outputs.ndim - 1))
 
 
 MODALITIES: dict[str, Modality] = {}

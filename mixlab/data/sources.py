@@ -28,9 +28,11 @@ from mixlab.data.shards import open_shards
 from mixlab.errors import DataError, UsageError, path_text
 from mixlab.escape import readable
 from mixlab.files import near_paths
+from mixlab.records import MAX_TABLE_BYTES, read_bytes
 
 _LAYOUT = "lay it out as FOLDER/CLASS/FILE, or as FOLDER/train/CLASS/FILE with val and test beside train"
 SOURCE_NAMES: tuple[str, ...] = (*SETS, *TORCHVISION_NAMES)
+BESIDE = "no class of this kind of data set"
 Row = tuple[str, str, str]  # path, class, split
 
 
@@ -95,6 +97,9 @@ def _open_folder(root: Path, for_evaluation: bool) -> Source:
     for split, folder in (splits or {"all": root}).items():
         # While the root's own folders were looked at, `skips` had them already.
         classes = subfolders(folder, skips if splits else None)
+        for path in [path for path in classes if path.name in modality.beside]:
+            skips.add(BESIDE, path)
+            classes.remove(path)
         loose = files_in(folder, modality, skips)
         looked_at = {path: _files_of(path, modality, skips) for path in classes}
         found = {path: files for path, files in looked_at.items() if files is not None}
@@ -116,6 +121,8 @@ def _open_folder(root: Path, for_evaluation: bool) -> Source:
             empty += [os.path.relpath(path, root) for path, files in found.items() if not files]
     if not rows:
         raise DataError(f"no {modality.many} in any class folder", where=str(root), hint=_LAYOUT)
+    if not splits:
+        rows = _split_by_lists(rows, root, modality)
     if empty:
         raise DataError(
             f"class folders without {modality.many}: {_some(empty)}",
@@ -123,6 +130,25 @@ def _open_folder(root: Path, for_evaluation: bool) -> Source:
             hint="remove them or fill them",
         )
     return _source_of_files(root.resolve().name, root, modality, rows, skips, for_evaluation)
+
+
+def _split_by_lists(rows: list[Row], root: Path, modality: Modality) -> list[Row]:
+    """The rows with the splits that lists in the root name, all others in train; as they are where there is no list.
+
+    DataError for a list that names no file of the folder.
+    """
+    split_of: dict[str, str] = {}
+    for name, split in modality.split_lists.items():
+        if not (root / name).is_file():
+            continue
+        text = read_bytes(root / name, MAX_TABLE_BYTES, follow=True).decode("utf-8", errors="replace")
+        listed = {os.path.normpath(root / line.strip()): split for line in text.splitlines() if line.strip()}
+        if not any(os.path.normpath(path) in listed for path, _, _ in rows):
+            raise DataError("none of the files that it lists is here", where=str(root / name))
+        split_of |= listed
+    if not split_of:
+        return rows
+    return [(path, label, split_of.get(os.path.normpath(path), "train")) for path, label, _ in rows]
 
 
 def _split_folders(root: Path, modality: Modality, skips: Skips) -> dict[str, Path]:

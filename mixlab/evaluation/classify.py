@@ -10,6 +10,7 @@ from torch import nn
 
 from mixlab.cpu.inference import fast
 from mixlab.data.loader import Batch
+from mixlab.data.modality import mean_of_parts
 from mixlab.errors import DataError
 from mixlab.evaluation.metrics import Predictions
 
@@ -38,7 +39,7 @@ def classify(
     quick = fast(model.eval())
     parts = []
     for batch in batches:
-        logits = quick(batch.inputs.to(device)).float().cpu()[: len(batch.label)]
+        logits = mean_of_parts(quick(batch.inputs.to(device)).float().cpu(), batch.owner)[: len(batch.label)]
         log_probs = F.log_softmax(logits, dim=1)
         raw_confidence, predicted = log_probs.exp().max(dim=1)
         confidence = (logits / temperature).softmax(dim=1).amax(dim=1) if temperature != 1 else raw_confidence

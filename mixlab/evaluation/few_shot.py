@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mixlab.data.loader import Batch
+from mixlab.data.modality import mean_of_parts
 from mixlab.errors import DataError, UsageError
 
 L2 = 2.0**10
@@ -114,7 +115,8 @@ def extract_features(
     model.eval()
     found, labels = [], []
     for batch in batches:
-        found.append(_features(model, batch.inputs.to(device)).float().cpu().numpy())
+        features = mean_of_parts(_features(model, batch.inputs.to(device)).float().cpu(), batch.owner)
+        found.append(features.numpy())
         labels.append(batch.label.numpy())
     model.train(was_training)
     if not found:

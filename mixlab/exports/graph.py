@@ -29,10 +29,10 @@ class KeptModel(nn.Module):
 
     def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
-        self.model, self.preprocess = model, preprocess
+        self.model, self.to_input = model, preprocess.in_graph()
 
     def forward(self, examples: Tensor) -> Tensor:
-        return self.model(self.preprocess.to_input(examples))
+        return self.model(self.to_input(examples))
 
 
 class PixelModel(nn.Module):

@@ -1,4 +1,4 @@
-"""A zip that says what is in images wherever ONNX Runtime is: `mixlab package`."""
+"""A zip that says what is in examples wherever ONNX Runtime is: `mixlab package`."""
 
 import importlib.resources
 import tempfile
@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from mixlab.checkpoint.store import Weights
-from mixlab.data.images.preprocess import for_images
 from mixlab.errors import UsageError
 from mixlab.exports.card import with_use
 from mixlab.exports.export import export
 from mixlab.files import written_whole
 
-USE = "pip install -r requirements.txt\npython predict.py photo.jpg"
+USE = "pip install -r requirements.txt\npython predict.py {example}"
 FILES = ("model.onnx", "predict.py", "requirements.txt", "README.md")
-REQUIREMENTS = "numpy\nonnxruntime\npillow\n"
 
 
 def write_package(
@@ -27,15 +25,20 @@ def write_package(
     """Write the zip; what `mixlab package --json` prints. examples: as for `export`."""
     if destination.exists():
         raise UsageError("it exists already", where=str(destination), hint="choose another --out")
-    for_images(weights.preprocess, "a package")
-    program = importlib.resources.files("mixlab.exports").joinpath("standalone.py").read_text()
+    modality = weights.preprocess.modality
+    program = modality.program
+    if program is None:
+        raise UsageError(
+            f"there is no package for {modality.many}", hint="`mixlab export` writes the model alone"
+        )
+    text_of_program = importlib.resources.files("mixlab.exports").joinpath(program.file).read_text()
     with tempfile.TemporaryDirectory() as folder, written_whole(destination) as temporary:
         model = Path(folder) / "model.onnx"
         result = export(weights, model, to="onnx", examples=examples)
         for name, text in {
-            "predict.py": program,
-            "requirements.txt": REQUIREMENTS,
-            "README.md": with_use(card, USE),
+            "predict.py": text_of_program,
+            "requirements.txt": "".join(f"{package}\n" for package in program.needs),
+            "README.md": with_use(card, USE.format(example=program.example)),
         }.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:

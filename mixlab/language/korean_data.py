@@ -12,6 +12,8 @@ SENTENCES = {
 WORDS = {
     "image": "이미지",
     "images": "이미지",
+    "sound": "소리",
+    "sounds": "소리",
     "train": "학습",
     "val": "검증",
     "validation": "검증",

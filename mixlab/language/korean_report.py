@@ -59,6 +59,7 @@ SENTENCES = {
     "Conclusions": "결론",
     "Next": "다음 단계",
     "Each class": "클래스별 결과",
+    "Play {name}": "{name} 재생",
     "Worst mistakes": "가장 크게 틀린 예",
     "Splits": "분할",
     "Recipe": "레시피",

@@ -68,7 +68,12 @@ def _say_sizes(result: dict[str, Any], screen: Screen) -> None:
             f"width {width['min']:,} to {width['max']:,} pixels, height {height['min']:,} to {height['max']:,}; "
             f"most common {common[0]:,} x {common[1]:,}"
         )
-    for name in ("modes", "formats"):
+    seconds = result.get("seconds")
+    if seconds:
+        screen.say(
+            f"{seconds['min']:.2f} to {seconds['max']:.2f} seconds; half have up to {seconds['median']:.2f}"
+        )
+    for name in ("modes", "formats", "rates", "channels"):
         if result.get(name):
             screen.say(f"{name}: {', '.join(f'{key} {count:,}' for key, count in result[name].items())}")
 

@@ -23,13 +23,17 @@ DOTS_PER_INCH, CSS_PIXELS_PER_INCH = 120, 96  # Figures are saved with 120; a br
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """An example that was predicted wrongly. src: the address of its picture, of `thumbnail`."""
+    """An example that was predicted wrongly.
+
+    src: the address of its picture (`thumbnail`). media: that of what can be heard of it (`address`), if anything.
+    """
 
     src: str
     name: str
     label: str
     predicted: str
     probability: float
+    media: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,12 @@ def thumbnail(picture: np.ndarray) -> str:
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     content, kind = BytesIO(), "png" if max(picture.shape[:2]) <= THUMBNAIL_SIDE // 2 else "jpeg"
     image.save(content, kind, quality=85)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+    return address(f"image/{kind}", content.getvalue())
+
+
+def address(media_type: str, content: bytes) -> str:
+    """The address of a file that is inside the page."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _shown(value: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import nn
 from mixlab.checkpoint.open import open_weights
 from mixlab.cpu.inference import fast
 from mixlab.data.listing import Skips, describe_skipped, files_below
-from mixlab.data.modality import Modality, Preprocess
+from mixlab.data.modality import Modality, Preprocess, mean_of_parts
 from mixlab.device import num_cores, pick_device
 from mixlab.errors import ExampleError, UsageError, check_type
 from mixlab.escape import for_csv
@@ -102,8 +102,9 @@ class Classifier:
     def _classify(
         self, model: nn.Module, kept: np.ndarray, top: int, temperature: float
     ) -> list[list[dict[str, Any]]]:
-        inputs = self.preprocess.to_input(torch.from_numpy(kept).to(self.device))
-        probabilities = (model(inputs).float() / temperature).softmax(dim=1).cpu()
+        inputs, owner = self.preprocess.windows(torch.from_numpy(kept).to(self.device))
+        logits = mean_of_parts(model(inputs).float(), owner)
+        probabilities = (logits / temperature).softmax(dim=1).cpu()
         values, labels = probabilities.topk(min(top, len(self.class_names)), dim=1)
         return [
             [

@@ -38,6 +38,7 @@ REPORT_POLICY = "; ".join(
     (
         "default-src 'none'",
         "img-src data:",
+        "media-src data:",
         "style-src 'unsafe-inline'",
         "script-src 'unsafe-inline'",
         "sandbox allow-scripts",

@@ -12,7 +12,7 @@ from mixlab.data.mixing import mix
 from mixlab.data.reading import Examples, read_example
 from mixlab.errors import ExampleError
 from mixlab.evaluation.metrics import Predictions
-from mixlab.report.page import Mistake, thumbnail
+from mixlab.report.page import Mistake, address, thumbnail
 from mixlab.training.plan import Plan
 
 NUM_MISTAKES = 32
@@ -28,9 +28,12 @@ def worst_mistakes(plan: Plan, examples: Examples, predictions: Predictions) -> 
         index = int(predictions.index[i])
         name = examples.split.names[index]
         with contextlib.suppress(ExampleError):
+            example = read_example(examples.split, index, examples.preprocess)
+            heard = examples.preprocess.modality.playable(example, examples.preprocess)
             found.append(
                 Mistake(
-                    src=thumbnail(_original(examples, index)),
+                    src=thumbnail(_original(examples, example)),
+                    media=None if heard is None else address(*heard),
                     name=PurePath(name).name if PurePath(name).is_absolute() else name,
                     label=plan.class_names[predictions.label[i]],
                     predicted=plan.class_names[predictions.predicted[i]],
@@ -40,10 +43,9 @@ def worst_mistakes(plan: Plan, examples: Examples, predictions: Predictions) -> 
     return found
 
 
-def _original(examples: Examples, index: int) -> np.ndarray:
+def _original(examples: Examples, example: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 1 or 3): the example before it is brought to the model's size, where that can be looked at."""
     preprocess = examples.preprocess
-    example = read_example(examples.split, index, preprocess)
     picture = preprocess.modality.picture(example)
     return (
         preprocess.render(torch.from_numpy(preprocess.keep(example))[None])[0] if picture is None else picture

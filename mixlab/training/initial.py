@@ -63,7 +63,8 @@ def fit_initial(recipe: Recipe, weights: Weights, modality: Modality) -> tuple[R
             hint="start from the weights from before `mixlab permute`",
         )
     own_name = weights.model_settings["name"]
-    recipe = replace(recipe, data=modality.start_from(recipe.data, preprocess))
+    data, part = modality.start_from(recipe.data, recipe.part_of(modality), preprocess)
+    recipe = replace(recipe, data=data, **{modality.part: part})
     if config_of(weights.model) is not None:
         fitted = _fitted(weights.model, recipe)
         weights, settings = replace(weights, model=fitted), settings_of(fitted.config)

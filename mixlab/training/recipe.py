@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from mixlab.data.audio.config import AudioConfig
 from mixlab.data.config import DataConfig
 from mixlab.data.images.augment import AugmentConfig
-from mixlab.data.modality import Modality
+from mixlab.data.modality import MODALITIES, Modality
 from mixlab.device import check_threads
 from mixlab.errors import UsageError
 from mixlab.models.catalog import ModelConfig
@@ -61,6 +62,7 @@ class Recipe:
     name: str = setting("custom", "What the recipe is called.", "expert")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -197,6 +199,19 @@ class Recipe:
     def part_of(self, modality: Modality) -> Any:
         """The part that says how examples of a modality are changed in training."""
         return getattr(self, modality.part)
+
+    def check_parts(self, modality: Modality) -> None:
+        """UsageError if the recipe says how examples of another modality are changed; all of them can be mixed."""
+        for other in MODALITIES.values():
+            settings = getattr(self, other.part)
+            changed = [key for key in _differences(settings, type(settings)()) if not key.startswith("mixup")]
+            if other.part != modality.part and changed:
+                key = changed[0].partition("=")[0]
+                raise UsageError(
+                    f"this is for {other.many}, and the data has {modality.many}",
+                    where=f"{other.part}.{key}",
+                    hint="leave it out, and take a recipe for them (`mixlab recipes`), or `auto`",
+                )
 
     def num_parts(self, num_processes: int) -> int:
         """How many parts each batch is shared out in, to be computed each by itself."""

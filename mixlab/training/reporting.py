@@ -24,6 +24,7 @@ from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 
 RECORD_NAME, PREDICTIONS_NAME, SAMPLES_NAME = "report.json", "predictions.csv", "samples.png"
+SOUND = "data:audio/wav;base64,"  # how the address of a sound begins
 FEWEST_IN_BIN = 10  # examples of a bar of the calibration figure
 _PAIRS = ("headline", "improvements", "next_commands", "cost")  # of texts, in each language
 _TEXTS = ("conclusions", "notes")
@@ -160,6 +161,8 @@ def _read(run: Path, language: Language) -> tuple[Facts, Spoken]:
     for one in mistakes:
         if not take(one, "src", str, where).startswith(("data:image/png;base64,", "data:image/jpeg;base64,")):
             raise WeightsError("a picture in it is no picture of a report", where=where)
+        if not (take(one, "media", str, where, optional=True) or SOUND).startswith(SOUND):
+            raise WeightsError("a sound in it is no sound of a report", where=where)
     kinds = {"src": str, "name": str, "label": str, "predicted": str, "probability": float}
     return (
         Facts(
@@ -172,7 +175,10 @@ def _read(run: Path, language: Language) -> tuple[Facts, Spoken]:
             changed_keys=[_texts(row, 3, where) for row in take_list(facts, "changed_keys", list, where)],
             environment=take(facts, "environment", dict, where),
             mistakes=[
-                Mistake(**{key: take(one, key, kind, where) for key, kind in kinds.items()})
+                Mistake(
+                    media=one.get("media"),
+                    **{key: take(one, key, kind, where) for key, kind in kinds.items()},
+                )
                 for one in mistakes
             ],
         ),

@@ -70,7 +70,9 @@ def resolve(
     data, model = recipe.data, recipe.model
     if model.name in OPEN_SIZES:
         model = replace(model, name=OPEN_SIZES[model.name])
-    data = modality.resolve(data, recipe.part_of(modality), train, _needs(model.name))
+    recipe.check_parts(modality)
+    data, part = modality.resolve(data, recipe.part_of(modality), train, _needs(model.name))
+    recipe = replace(recipe, **{modality.part: part})
     name = model.name or ("mixer_pico" if max(data.image_size) <= 16 else "mixer_micro")
     name = name_with_patch(name, data.image_size, model.patch_size)
     model = replace(model, name=name)

@@ -1,7 +1,7 @@
 """A teacher answers, once, for every view of every training example: how distillation is prepared."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,8 @@ def _ask(
     num_images, began, batch_size = len(data.train), time.monotonic(), teacher.batch_size
     augment = recipe.part_of(data.source.modality)
     dataset = TrainingDataset(examples=data.train, augment=augment, batch_size=batch_size, seed=recipe.seed)
-    to_input = teacher.weights.preprocess.to_input
+    own = replace(data.train, preprocess=teacher.weights.preprocess)
+    asked = replace(dataset, examples=own)
     quick = fast(teacher.weights.model.to(device).eval())
     views, many = recipe.distill.views, data.source.modality.many
     logits = torch.zeros(views, num_images, len(teacher.columns))
@@ -140,7 +141,7 @@ def _ask(
             for start in range(world.rank * batch_size, num_images, world.size * batch_size):
                 index = np.arange(start, min(start + batch_size, num_images))
                 kept, _ = dataset.drawn(view, index, [])
-                answers = quick(to_input(kept).to(device)).float().cpu()
+                answers = quick(asked.to_input(kept, view, index).to(device)).float().cpu()
                 logits[view, index[0] : index[-1] + 1] = answers[:, teacher.columns]
                 bar.update(view * num_images + start + len(index))
             world.sum_(logits[view])  # the others' rows are zeros here: exact

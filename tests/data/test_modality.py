@@ -78,7 +78,7 @@ class Numbers(Modality):
             raise ExampleError(f"no sequence: {error}") from None
 
     def resolve(self, data, settings, train, needs):
-        return replace(data, image_size=data.image_size or (1, LENGTH), channels=1)
+        return replace(data, image_size=data.image_size or (1, LENGTH), channels=1), settings
 
     def preprocess(self, data, settings):
         return NumbersPreprocess(length=data.image_size[1])

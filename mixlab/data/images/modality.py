@@ -26,7 +26,7 @@ from mixlab.data.images.near import near_hash
 from mixlab.data.images.permutation import PixelPermutation
 from mixlab.data.images.preprocess import Box, ImagePreprocess
 from mixlab.data.images.samples import sample_images
-from mixlab.data.modality import BadFile, Look, Modality, Needs, Preprocess, array_digest
+from mixlab.data.modality import BadFile, Look, Modality, Needs, Preprocess, Program, array_digest
 from mixlab.data.reading import Examples
 from mixlab.errors import ExampleError, UsageError
 
@@ -47,6 +47,7 @@ class Images(Modality):
     )
     taken = "a PIL image, a uint8 array (H, W), (H, W, 1 or 3) or (N, H, W, 1 or 3)"
     recipes = ("small_data", "small_images")
+    program = Program("standalone.py", ("numpy", "onnxruntime", "pillow"), "photo.jpg")
     preprocess_type = ImagePreprocess
 
     def claims(self, start: bytes) -> bool:
@@ -75,10 +76,12 @@ class Images(Modality):
         name = describe(content)[3]
         return _SUFFIX_OF_FORMAT.get(name, name.lower())
 
-    def resolve(self, data: Any, settings: Any, train: Any, needs: Needs) -> Any:
+    def resolve(self, data: Any, settings: Any, train: Any, needs: Needs) -> tuple[Any, Any]:
+        if data.channels not in (None, 1, 3):
+            raise UsageError(f"channels must be 1 or 3, got {data.channels}", where="data.channels")
         sizes, channels = _look_at(train)
         image_size = data.image_size or _common_size(sizes, needs)
-        return replace(data, image_size=image_size, channels=data.channels or channels)
+        return replace(data, image_size=image_size, channels=data.channels or channels), settings
 
     def preprocess(self, data: Any, settings: Any) -> ImagePreprocess:
         """Pixels go to [-1, 1], as the authors have it."""
@@ -121,15 +124,15 @@ class Images(Modality):
             f"16-bit grey images: values up to {peak:,}, taken as {bits} bits (--grey-max sets what is white)"
         )
 
-    def start_from(self, data: Any, preprocess: Preprocess) -> Any:
-        data = super().start_from(data, preprocess)
-        if not isinstance(preprocess, ImagePreprocess):
-            return data
-        return replace(
-            data,
-            mean=data.mean or _for_channels(preprocess.mean, data.channels),
-            std=data.std or _for_channels(preprocess.std, data.channels),
-        )
+    def start_from(self, data: Any, settings: Any, preprocess: Preprocess) -> tuple[Any, Any]:
+        data, settings = super().start_from(data, settings, preprocess)
+        if isinstance(preprocess, ImagePreprocess):
+            data = replace(
+                data,
+                mean=data.mean or _for_channels(preprocess.mean, data.channels),
+                std=data.std or _for_channels(preprocess.std, data.channels),
+            )
+        return data, settings
 
     def settled(self, settings: Any, epochs: float) -> AugmentConfig:
         return settled(settings, epochs)

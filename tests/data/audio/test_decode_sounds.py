@@ -1,0 +1,108 @@
+"""Sound files of every kind that is read, and files that are damaged, empty or silent."""
+
+import io
+import wave
+
+import numpy as np
+import pytest
+
+from mixlab.data.audio.decode import as_wav, decode, resample, sound_format
+from mixlab.errors import ExampleError
+
+
+def sine(seconds=0.5, rate=16_000, hertz=440.0):
+    return np.rint(12_000 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(
+        np.int16
+    )
+
+
+def stereo(left, right, rate=16_000):
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((2, 2, rate, 0, "NONE", ""))
+        file.writeframes(np.stack([left, right], axis=1).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def written(samples, rate, **options):
+    soundfile = pytest.importorskip("soundfile", reason="soundfile writes and reads these files")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, **options)
+    return buffer.getvalue()
+
+
+def test_a_plain_wav_file_is_read_exactly():
+    clip = decode(as_wav(sine(), 8_000))
+    assert (clip.rate, clip.channels, clip.format) == (8_000, 1, "WAV")
+    assert np.array_equal(clip.samples, sine())
+
+
+def test_channels_are_averaged():
+    clip = decode(stereo(sine(), np.zeros(8_000)))
+    assert clip.channels == 2
+    assert np.array_equal(clip.samples, np.rint(sine() / 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"format": "FLAC"}, 0),
+        ({"format": "WAV", "subtype": "PCM_24"}, 0),
+        ({"format": "WAV", "subtype": "FLOAT"}, 0),
+        ({"format": "AIFF"}, 0),
+        ({"format": "OGG"}, 1500),
+        ({"format": "MP3"}, 1500),
+    ],
+)
+def test_other_files_hold_the_same_sound(options, tolerance):
+    samples = sine() / 32768 if options.get("subtype") == "FLOAT" else sine()
+    content = written(samples, 16_000, **options)
+    assert sound_format(content[:16]) == options["format"]
+    clip = decode(content)
+    assert (clip.rate, clip.format) == (16_000, options["format"])
+    middle = slice(2_000, 6_000)
+    assert np.abs(clip.samples[middle].astype(int) - sine()[middle]).max() <= tolerance
+
+
+def test_another_rate_keeps_the_tone():
+    found = resample(sine(rate=44_100), 44_100, 16_000)
+    assert len(found) == 8_000
+    assert np.abs(found[200:-200].astype(int) - sine()[200:-200]).max() < 30
+
+
+def test_what_the_lower_rate_cannot_hold_is_taken_out():
+    assert np.abs(resample(sine(rate=44_100, hertz=7_000), 44_100, 8_000)[200:-200]).max() < 60
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (as_wav(np.zeros(0), 8_000), "empty"),
+        (as_wav(np.zeros(800), 8_000), "silent"),
+        (as_wav(np.full(800, 7), 8_000), "silent"),
+        (as_wav(sine(), 8_000)[:-4_000], "cut off"),
+        (b"no sound at all, but text in a file called clip.wav", "no sound file of a known kind"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "no sound that can be read"),
+        (b"fLaC" + bytes(200), "no sound that can be read"),
+    ],
+)
+def test_what_holds_no_sound_says_why(content, reason):
+    if reason == "no sound that can be read":
+        pytest.importorskip("soundfile", reason="it is soundfile that says so")
+    with pytest.raises(ExampleError, match=reason):
+        decode(content)
+
+
+def test_samples_that_are_no_numbers_are_damage():
+    with pytest.raises(ExampleError, match="no numbers"):
+        decode(written(np.array([0.1, np.nan, 0.2] * 100), 8_000, format="WAV", subtype="FLOAT"))
+
+
+def test_a_file_that_names_more_samples_than_can_be_kept_is_refused_before_reading():
+    content = bytearray(as_wav(sine(), 8_000))
+    content[4:8] = content[40:44] = (0xFFFFFFF0).to_bytes(
+        4, "little"
+    )  # as a program that streams may write it
+    with pytest.raises(ExampleError, match="too long"):
+        decode(bytes(content))
