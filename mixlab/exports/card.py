@@ -20,10 +20,10 @@ MAX_CARD_BYTES = 4 * 2**20
 # What works until mixlab is on PyPI.
 USE = """\
 pip install .  # in a clone of mixlab, which is not on PyPI yet; or pip install with the path of its wheel
-mixlab predict FOLDER_OR_NAME photo.jpg"""
+mixlab predict FOLDER_OR_NAME {example}"""
 LIMITS = (
-    "It knows the classes below and no others: any image gets one of them. Its probabilities come from "
-    "images like those it was trained on and say little about others. It was not examined for bias or for safety."
+    "It knows the classes below and no others: any {one} gets one of them. Its probabilities come from "
+    "{many} like those it was trained on and say little about others. It was not examined for bias or for safety."
 )
 
 
@@ -41,28 +41,35 @@ def write_card(
     cost = measure_cost(weights.model, weights.preprocess.input_size, in_channels=weights.preprocess.channels)
     data = data or str(without_places(str(weights.provenance.get("data", "not stated"))))
     size = "x".join(map(str, weights.preprocess.input_size))
+    modality = weights.preprocess.modality
+    task = "image-classification" if modality.name == "images" else "other"
+    task = "audio-classification" if modality.name == "sounds" else task
+    words = {"one": modality.one, "many": modality.many, "example": "FILE"}
+    if modality.program is not None:
+        words["example"] = modality.program.example
     test = facts.get("test")
     if test and not (test.get("num_images") and test.get("num_correct") is not None):
         test = None
     lines = ["---", f"license: {hub_identifier(licence)}", "library_name: mixlab"]
     lines += [
-        "pipeline_tag: image-classification",
+        f"pipeline_tag: {task}",
         "tags:",
-        "- image-classification",
+        f"- {task}",
         "- mlp-mixer",
         "- mixlab",
     ]
     if test:
         lines += [
-            "model-index:", f"- name: {name}", "  results:", "  - task:", "      type: image-classification",
+            "model-index:", f"- name: {name}", "  results:", "  - task:", f"      type: {task}",
             "    dataset:", f"      name: {json.dumps(visible(data))}",
-            "      type: image-folder", "      split: test",
+            f"      type: {modality.one}-folder", "      split: test",
             "    metrics:", "    - type: accuracy", f"      value: {test['num_correct'] / test['num_images']:.4f}",
         ]  # fmt: skip
     lines += ["---", "", f"# {name}, {for_markdown(data)}", ""]
     lines += [
-        f"An image classifier of {cost.num_parameters:,} parameters and {cost.macs / 1e6:,.1f} million "
-        f"multiply-accumulates an image of {size} pixels, made of nothing but MLPs over patches and channels "
+        f"{_article(modality.one).capitalize()} classifier of {cost.num_parameters:,} parameters and "
+        f"{cost.macs / 1e6:,.1f} million multiply-accumulates {_article(modality.one)} of {size} "
+        f"{'pixels' if modality.name == 'images' else 'numbers'}, made of nothing but MLPs over patches and channels "
         "(MLP-Mixer, Tolstikhin et al. 2021, arXiv 2105.01601"
         + (
             "; a hierarchical one of mixlab's own)."
@@ -73,7 +80,7 @@ def write_card(
         "## Use",
         "",
         "```",
-        USE,
+        USE.format(**words),
         "```",
         "",
         "## Measured",
@@ -82,7 +89,7 @@ def write_card(
     if test:
         lines.append(
             f"Test accuracy {100 * test['num_correct'] / test['num_images']:.2f} % ({test['num_correct']:,} of "
-            f"{test['num_images']:,} images), one training, single view."
+            f"{test['num_images']:,} {modality.many}), one training, single view."
         )
         if test.get("ece") is not None:
             lines.append(f"Expected calibration error {test['ece']:.3f}.")
@@ -100,8 +107,12 @@ def write_card(
         "",
     ]
     classes = ", ".join(map(for_markdown, weights.class_names[:1000]))
-    lines += ["## Classes", "", classes, "", "## Limits", "", LIMITS, ""]
+    lines += ["## Classes", "", classes, "", "## Limits", "", LIMITS.format(**words), ""]
     return "\n".join(lines)
+
+
+def _article(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def card_beside(folder: Path, *, licence: str = NOT_STATED, data: str | None = None) -> str | None:

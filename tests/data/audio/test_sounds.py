@@ -19,6 +19,7 @@ from mixlab.data.audio.tones import CLASS_NAMES, tone
 from mixlab.data.check import check
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError, UsageError
+from mixlab.exports.card import write_card
 from mixlab.exports.export import export, open_exported
 from mixlab.exports.package import write_package
 from mixlab.recipes import RECIPES
@@ -170,7 +171,10 @@ def test_a_package_says_the_same_without_mixlab(run, folder, tmp_path):
     pytest.importorskip("onnxscript")
     weights = open_weights(run[0])
     examples = SOUNDS.samples(4, weights.preprocess)
-    write_package(weights, tmp_path / "model.zip", "# A model\n\n## Use\n\n```\nhow\n```\n", examples)
+    card = write_card(weights, run[0])
+    assert "A sound classifier of" in card
+    assert "pipeline_tag: audio-classification" in card
+    write_package(weights, tmp_path / "model.zip", card, examples)
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         archive.extractall(tmp_path / "model")
         assert archive.read("requirements.txt") == b"numpy\nonnxruntime\n"
