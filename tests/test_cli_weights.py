@@ -131,7 +131,7 @@ def test_predict_evaluate_and_fewshot_take_a_bare_file_at_any_size(place, tmp_pa
 def test_train_starts_from_a_file_and_evaluate_takes_the_run_at_another_size(place, tmp_path):
     result = answer(
         mixlab("train", place / "data", "--init-from", place / "mixer.npz", "--image-size", "24x16",
-               "--steps", "3", "--run", "run", "--threads", "1", "--json", cwd=tmp_path)
+               "--steps", "3", "--run", "run", "--threads", "1", "--without-figures", "--json", cwd=tmp_path)
     )  # fmt: skip
     config = json.loads((tmp_path / result["run"] / "config.json").read_text())
     assert (config["model"]["hidden_dim"], config["model"]["image_size"]) == (16, [24, 16])

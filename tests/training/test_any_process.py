@@ -99,6 +99,7 @@ def test_it_trains_to_the_same_bits(way, tmp_path, bits_alone):
     assert last_json(done) == bits_alone
 
 
+@pytest.mark.slow  # tests/cpu/test_workers.py has it without a training
 def test_where_no_program_can_be_started_threads_train_and_it_is_said(tmp_path, bits_alone):
     code = "sys.executable = '/nowhere/python'\ntrain('run')\nprint(json.dumps(bits('run')))"
     done = script(code, tmp_path)

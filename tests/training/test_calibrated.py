@@ -134,7 +134,9 @@ def test_a_temperature_that_cannot_be_is_refused(run, tmp_path, changes):
 
 
 def test_without_validation_there_is_no_temperature_and_the_report_says_so(tmp_path):
-    result = mixlab.train("digits", "digits", run=tmp_path / "run", steps=3, val_fraction=0, screen=QUIET)
+    result = mixlab.train(
+        "digits", "digits", run=tmp_path / "run", steps=3, val_fraction=0, screen=QUIET, figures=False
+    )
     assert result["test"]["temperature"] == 1
     assert result["test"]["coverage"] == []
     assert result["test"]["ece"] == result["test"]["ece_raw"]

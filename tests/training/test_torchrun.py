@@ -15,7 +15,7 @@ from mixlab.report.run_log import read_run_log
 
 pytestmark = pytest.mark.slow
 TRAIN = "-m -- mixlab train digits --steps 640 --virtual-shards 2 --checkpoint-seconds 0.5 --without-pictures"
-TRAIN += " --run run"
+TRAIN += " --without-figures --run run"
 
 
 def torchrun(folder: Path, options: str, **variables: str) -> subprocess.Popen:
