@@ -87,13 +87,8 @@ def bits_alone(tmp_path_factory):
     )
 
 
-QUICK = ("after an export",)  # the others are of the same kinds
-
-
-@pytest.mark.parametrize(
-    "way",
-    [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "alone"],
-)
+@pytest.mark.slow  # two processes that import everything, and their programs
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "alone"])
 def test_it_trains_to_the_same_bits(way, tmp_path, bits_alone):
     done = script(WAYS[way] + "\nprint(json.dumps(bits('run')))", tmp_path)
     assert last_json(done) == bits_alone
@@ -200,7 +195,7 @@ def started(folder, *more, steps=4000):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     begun = core_seconds(found[0])
-    while core_seconds(found[0]) < begun + 2.0:  # of its own: a model is made in less, so it computes parts
+    while core_seconds(found[0]) < begun + 1.0:  # of its own: a model is made in less, so it computes parts
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process, found[0]

@@ -32,7 +32,7 @@ QUIET = Screen(quiet=True)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    mixlab.train("digits", "digits", run=folder, epochs=6, threads=1, screen=QUIET)
+    mixlab.train("digits", "digits", run=folder, epochs=6, threads=1, screen=QUIET, figures=False)
     return folder
 
 
@@ -92,6 +92,7 @@ def test_a_prediction_divides_the_logits_and_keeps_the_order(run, photo):
     assert service.classify(pixels)[0].max() == pytest.approx(row["predictions"][0]["probability"], abs=1e-6)
 
 
+@pytest.mark.slow  # an export, and a process
 def test_a_package_gives_the_same_probabilities(run, photo, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
