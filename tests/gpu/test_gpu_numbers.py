@@ -79,7 +79,6 @@ def five_steps(device: torch.device, name: str, optimizer: str, *, size: dict | 
     return losses, {name: tensor.cpu() for name, tensor in state.eval_model.state_dict().items()}
 
 
-@pytest.mark.slow  # of a CPU it says little: tests/training compares engines, tests/cpu their passes
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("name", ["mixer_micro4", "mixer_pyramid_micro2"])
 def test_five_training_steps_are_the_cpus(name, optimizer, device):
