@@ -11,11 +11,14 @@ DEVELOP = $(VENV)/.develop
 train: $(READY)
 	$(BIN)/mixlab train digits
 
+# Two processes begin with half of the tests each, so that a file, and what its tests share, is in one of them.
+PYTEST = pytest -n 2 --dist worksteal
+
 test: $(DEVELOP)
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/$(PYTEST) -m "not slow"
 
 test-slow: $(DEVELOP)
-	$(if $(shell command -v timeout),timeout 1500) $(BIN)/pytest -n 2 -m slow
+	$(if $(shell command -v timeout),timeout 1500) $(BIN)/$(PYTEST) -m slow
 
 # The oldest torch that pyproject.toml allows, and the newest there is, each in an environment of its own below build/,
 # which is gigabytes: not part of .ci/run. They run a small part: training of digits and a pyramid, exports, accelerate.

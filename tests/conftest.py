@@ -1,7 +1,12 @@
 """With how many threads a test runs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before torch begins. Two tests run at a time, each with every core: a thread of OpenMP that waits for another one
+# sleeps, instead of keeping a core busy that the other test has work for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

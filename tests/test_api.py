@@ -13,7 +13,7 @@ from mixlab.recipes import RECIPES
 from mixlab.report.screen import Screen
 from mixlab.training.recipe import Recipe
 
-OPTIONS = {"screen": Screen(quiet=True), "threads": 1, "steps": 4}
+OPTIONS = {"screen": Screen(quiet=True), "threads": 1, "steps": 4, "figures": False}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_folder_may_be_called_like_a_recipe(tmp_path, monkeypatch):
             Image.fromarray(pixels).save(tmp_path / "small_data" / name / f"{i}.png")
     found = mixlab.check("small_data")
     assert (found.num_ok, found.num_bad) == (16, 0)
-    assert len(mixlab.train("small_data", figures=False, **OPTIONS)["test"]["per_class"]) == 2
+    assert len(mixlab.train("small_data", **OPTIONS)["test"]["per_class"]) == 2
 
 
 def test_the_repr_of_a_recipe_is_what_differs():

@@ -20,6 +20,7 @@ SHORT = (
     "--threads",
     "1",
     "--without-pictures",
+    "--without-figures",
     "--batch-size",
     "8",
     "--model.name",
@@ -74,7 +75,10 @@ def test_moved_data_is_found_again(case):
     os.rename(case / "rand", case / "there")
     assert "--data PATH" in run(case, "evaluate", "run", status=1)["error"]["hint"]
     assert run(case, "evaluate", "run", "--data", "there")["num_correct"] == own["num_correct"]
-    assert run(case, "train", "--resume", "run", "--data", "there")["test"]["num_images"] == 8
+    assert (
+        run(case, "train", "--resume", "run", "--data", "there", "--without-figures")["test"]["num_images"]
+        == 8
+    )
 
 
 @of("own_runs_folder")
@@ -84,7 +88,10 @@ def test_a_run_among_the_data_is_no_class(case):
         assert len(trained["test"]["per_class"]) == 2
     assert trained["skipped"][0]["reason"] == "written by mixlab"
     assert run(case / "data", "evaluate", trained["run"])["num_images"] == 2
-    assert run(case / "data", "train", "--resume", trained["run"])["test"] == trained["test"]
+    assert (
+        run(case / "data", "train", "--resume", trained["run"], "--without-figures")["test"]
+        == trained["test"]
+    )
 
 
 @of("skipped_files")

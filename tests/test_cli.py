@@ -299,7 +299,7 @@ def test_ctrl_c_saves_the_state_exits_130_and_resume_goes_on(tmp_path):
         .replace("steps = 34000", f"steps = {step + 3}")
         .replace("steps = 32000", f"steps = {step + 3}")
     )
-    result = mixlab("train", "--resume", "cut", "--json", cwd=tmp_path)
+    result = mixlab("train", "--resume", "cut", "--without-figures", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert answer(result)["steps"] == step + 3
 
@@ -335,7 +335,8 @@ def test_the_same_folder_is_split_the_same_way_and_evaluated_on_its_own_test_par
     picture_folder(tmp_path / "data", "a", "b", number=20)
     for run in ("one", "two"):
         result = in_process(
-            ["train", "data", "--steps", "2", "--run", run, "--threads", "1", "--json"], tmp_path
+            ["train", "data", "--steps", "2", "--run", run, "--threads", "1", "--without-figures", "--json"],
+            tmp_path,
         )
         assert result["status"] == 0, result["stderr"]
     assert (tmp_path / "runs/one/split.csv").read_bytes() == (tmp_path / "runs/two/split.csv").read_bytes()
@@ -346,9 +347,9 @@ def test_the_same_folder_is_split_the_same_way_and_evaluated_on_its_own_test_par
 
 def test_a_recipe_file_repeats_a_run_to_the_bit(tmp_path):
     picture_folder(tmp_path / "data", "a", "b", number=20)
-    base = ["train", "data", "--steps", "3", "--lr", "0.002", "--threads", "1", "--run"]
+    base = ["train", "data", "--steps", "3", "--lr", "0.002", "--threads", "1", "--without-figures", "--run"]
     assert in_process([*base, "one"], tmp_path)["status"] == 0
-    repeat = ["train", "--config", "runs/one/recipe.toml", "--run", "two"]
+    repeat = ["train", "--config", "runs/one/recipe.toml", "--without-figures", "--run", "two"]
     assert in_process(repeat, tmp_path)["status"] == 0
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     assert (one / "recipe.toml").read_text() == (two / "recipe.toml").read_text()

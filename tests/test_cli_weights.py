@@ -131,7 +131,7 @@ def test_predict_evaluate_and_fewshot_take_a_bare_file_at_any_size(place, tmp_pa
 def test_train_starts_from_a_file_and_evaluate_takes_the_run_at_another_size(place, tmp_path):
     result = answer(
         mixlab("train", place / "data", "--init-from", place / "mixer.npz", "--image-size", "24x16",
-               "--steps", "3", "--run", "run", "--threads", "1", "--json", cwd=tmp_path)
+               "--steps", "3", "--run", "run", "--threads", "1", "--without-figures", "--json", cwd=tmp_path)
     )  # fmt: skip
     config = json.loads((tmp_path / result["run"] / "config.json").read_text())
     assert (config["model"]["hidden_dim"], config["model"]["image_size"]) == (16, [24, 16])
@@ -237,7 +237,8 @@ def test_a_published_name_is_all_that_predict_needs(place, tmp_path, serve):
 def test_timms_weights_come_from_the_hub_through_its_own_library(place, tmp_path, serve):
     """A small folder in timm's format under timm's name, served as the Hub serves it."""
     torch.manual_seed(0)
-    model = create_model("mixer_s32", image_size=(64, 32), num_classes=3, gelu="erf").eval()
+    narrow = {"token_mlp_dim": 8, "channel_mlp_dim": 64}
+    model = create_model("mixer_s32", image_size=(64, 32), num_classes=3, gelu="erf", **narrow).eval()
     weights = Weights(
         model=model, model_settings=settings_of(model.config), class_names=("a", "b", "c"), provenance={},
         preprocess=ImagePreprocess(image_size=(64, 32), crop_fraction=0.875),

@@ -43,7 +43,7 @@ OWN = {
     "mixer_b16:imagenet1k": "mixer_cifar:cifar10", "288x448": "24x40", "448": "48",
 }  # fmt: skip
 OWN_WORD = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, OWN))})(?![A-Za-z0-9])")
-SHORT = ["--steps", "2", "--batch-size", "8"]
+SHORT = ["--steps", "2", "--batch-size", "8", "--without-figures"]
 # Words of a command whose file or folder other commands make first. The authors' weights have tanh's GELU, ours erf.
 AFTER = {
     "wds:out": [["shard", "photos", "out"]],

@@ -35,7 +35,8 @@ def place(tmp_path_factory) -> Path:
     """A folder with weights `weights` and `picture.png`."""
     folder = tmp_path_factory.mktemp("place")
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "picture.png")
-    result = mixlab("train", "digits", "--steps", "1", "--run", "first", "--threads", "1", cwd=folder)
+    command = ["train", "digits", "--steps", "1", "--run", "first", "--threads", "1", "--without-figures"]
+    result = mixlab(*command, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -71,7 +72,7 @@ def test_without_standard_error_the_answer_is_on_standard_output_alone(stderr, p
 
 
 def test_a_training_goes_on_when_the_reader_of_its_lines_has_gone(tmp_path):
-    command = ["train", "digits", "--steps", "2", "--run", "r", "--threads", "1"]
+    command = ["train", "digits", "--steps", "2", "--run", "r", "--threads", "1", "--without-figures"]
     result = mixlab(*command, cwd=tmp_path, stdout="broken", stderr="broken")
     assert result.returncode == 0
     assert (tmp_path / "runs" / "r" / "report.html").is_file()

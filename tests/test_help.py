@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from mixlab.errors import UsageError
 from mixlab.recipes import RECIPES, compose, find_recipe
 from mixlab.training.keys import ALIASES, full_key, override, recipe_keys
 from mixlab.training.recipe import Recipe
+from tests.forked import mixlab
 
 
 def said(capsys, *words):
@@ -72,8 +74,8 @@ def test_keys_are_listed_common_all_or_of_a_part():
     known = recipe_keys()
 
     def listed(*words):
-        command = [sys.executable, "-m", "mixlab", "keys", *words, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = mixlab("keys", *words, "--json", cwd=Path.cwd())
+        assert done.returncode == 0, done.stderr
         return [row["key"] for row in json.loads(done.stdout)["keys"]]
 
     assert listed() == [name for name, key in known.items() if key.level == "common"]

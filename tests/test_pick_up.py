@@ -147,7 +147,7 @@ try:
 except Interrupted:
     pass
 fit.train_step = real
-mixlab.resume("cut", with_pictures=False)
+mixlab.resume("cut", with_pictures=False, figures=False)
 same = open("runs/run/weights.safetensors", "rb").read() == open("runs/cut/weights.safetensors", "rb").read()
 model = mixlab.load("run")
 found = model.predict(np.zeros((8, 8), dtype=np.uint8))

@@ -40,8 +40,9 @@ def random_weights(gelu="tanh", eps=1e-6, **settings) -> Weights:
 
 
 def timm_sized(**options) -> Weights:
-    """The smallest that timm has: S/32, for few and small images."""
-    return random_weights(name="mixer_s32", num_blocks=None, image_size=(64, 32), **options)
+    """The smallest that timm has: S/32, for few and small images, with narrow MLPs unless they are said."""
+    narrow = {"token_mlp_dim": 8, "channel_mlp_dim": 64, "image_size": (64, 32)}
+    return random_weights(name="mixer_s32", num_blocks=None, **narrow | options)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -56,13 +57,14 @@ PAIRS += [("official", "timm"), ("timm", "official"), ("timm", "mixlab-timm")]
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_from_any_format_to_any_other_every_tensor_stays_the_same(one, other, tmp_path):
-    weights = timm_sized() if "timm" in (one, other) else random_weights()
+    weights = first = timm_sized() if "timm" in (one, other) else random_weights()
     size = weights.model.config.image_size
     numerics = {"gelu": "tanh", "layer_norm_eps": 1e-6}
     for format, name in ((one, "first"), (other, "second")):
         convert(weights, tmp_path / name, format=format, accept_gelu_change=True)
         weights = open_weights(tmp_path / name, image_size=size, **numerics)
-    assert same(weights.model, (timm_sized() if "timm" in (one, other) else random_weights()).model)
+    assert weights is not first
+    assert same(weights.model, first.model)
     assert weights.model.config.gelu == "tanh"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -70,7 +72,7 @@ def test_from_any_format_to_any_other_every_tensor_stays_the_same(one, other, tm
 def test_a_timm_folder_is_loaded_by_timm_with_the_same_logits(tmp_path):
     import timm
 
-    weights = timm_sized(gelu="erf")
+    weights = timm_sized(gelu="erf", token_mlp_dim=None, channel_mlp_dim=None)
     result = convert(weights, tmp_path / "folder", format="timm")
     assert result["change"] is None
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
@@ -232,7 +234,7 @@ def test_what_stands_beside_a_file_and_does_not_fit_is_refused(change, message, 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_grid_that_is_no_square_though_its_number_of_patches_is(format, tmp_path):
     if format == "timm":
-        weights = random_weights(name="mixer_s32", num_blocks=None, image_size=(32, 128), gelu="erf")
+        weights = timm_sized(image_size=(32, 128), gelu="erf")
     else:
         weights = random_weights(image_size=(8, 32), gelu="erf")  # 2 x 8 patches: 16
     convert(weights, tmp_path / "file", format=format, accept_gelu_change=True)
@@ -262,7 +264,7 @@ def test_timms_folders_keep_the_fit_and_where_the_weights_come_from(format, tmp_
 def test_timm_brings_pictures_to_the_input_as_the_converted_weights_do(fit, tmp_path):
     from timm.data import create_transform, resolve_data_config
 
-    weights = random_weights(name="mixer_s32", num_blocks=None, image_size=(64, 64), gelu="erf")
+    weights = timm_sized(image_size=(64, 64), gelu="erf")
     preprocess = replace(weights.preprocess, fit=fit, crop_fraction=0.8)  # 80 pixels cut to 64: no rounding
     convert(replace(weights, preprocess=preprocess), tmp_path / "folder", format="timm")
     config = json.loads((tmp_path / "folder" / "config.json").read_text())["pretrained_cfg"]

@@ -181,7 +181,7 @@ from mixlab.exports.runtimes import to_onnx
 from mixlab.training.engines.by_cpu import dtype_of
 from mixlab.training.recipe import Recipe
 torch.manual_seed(0)
-model = mixlab.create_model("mixer_pico2", num_classes=5, image_size=(8, 8), in_channels=1{options})
+model = mixlab.create_model("mixer_pico2", num_classes=5, image_size=(8, 8), in_channels=1, num_blocks=2{options})
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.3)
 image, target = torch.randn(7, 1, 8, 8), F.one_hot(torch.arange(7) % 5, 5).float()

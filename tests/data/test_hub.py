@@ -101,7 +101,7 @@ def test_a_stream_gives_each_window_shuffled_within_itself_every_epoch_anew(fold
     assert not np.array_equal(seen[0], seen[6])
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_stopped_and_resumed_has_the_same_bits(streaming, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hub.StreamPictures, "window", 16)
     options = {"data__streaming": streaming, "data__in_memory": None if streaming else False}

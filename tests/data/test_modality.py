@@ -169,7 +169,7 @@ def test_stopped_and_resumed_it_has_the_same_bits(run, folder, tmp_path):
     with pytest.raises(Interrupted):
         mixlab.train(folder, "auto", run=tmp_path / "run", **OPTIONS)
     register(Numbers())
-    mixlab.resume(tmp_path / "run", screen=OPTIONS["screen"])
+    mixlab.resume(tmp_path / "run", screen=OPTIONS["screen"], figures=False)
     whole, cut = (open_weights(path).model.state_dict() for path in (run[0], tmp_path / "run"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 

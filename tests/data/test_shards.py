@@ -143,7 +143,7 @@ def test_a_damaged_picture_is_listed_and_the_rest_is_trained_on(shards, tmp_path
         )
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("in_memory", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_from_shards_stopped_and_resumed_has_the_same_bits(in_memory, shards, tmp_path, monkeypatch):
     options = {
         "batch_size": 8, "steps": 8, "epochs": None, "threads": 1, "data__num_workers": 0 if in_memory else 2,
@@ -294,6 +294,7 @@ def test_evaluate_knows_the_runs_own_shards_by_any_spelling(shards, tmp_path, mo
         batch_size=8,
         steps=2,
         epochs=None,
+        threads=1,
     )
     from mixlab.training.evaluate import evaluate
 

@@ -15,6 +15,7 @@ import mixlab
 from mixlab.checkpoint.open import open_weights
 from mixlab.checkpoint.permute import permute_weights
 from mixlab.checkpoint.store import Weights, save_weights
+from mixlab.cli import run_command
 from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.data.images.samples import sample_images
 from mixlab.errors import MixlabError, UsageError
@@ -33,7 +34,10 @@ pytest.importorskip("openvino")
 
 def weights_of(name="mixer_pico4", size=(24, 24), channels=3, **preprocess):
     torch.manual_seed(0)
-    model = create_model(name, num_classes=4, image_size=size, in_channels=channels).eval()
+    small = (
+        {"stage_blocks": (1, 1)} if "pyramid" in name else {"num_blocks": 2}
+    )  # exports take time by the block
+    model = create_model(name, num_classes=4, image_size=size, in_channels=channels, **small).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     shape = {"mean": (0.4,) * channels, "std": (0.3,) * channels}
@@ -54,7 +58,11 @@ PICTURES = sample_images(70, (24, 24))
 )
 @pytest.mark.parametrize(
     ("name", "channels", "batch"),
-    [("mixer_pico4", 3, None), ("mixer_pyramid_micro2", 3, None), ("mixer_pico4", 1, 5)],
+    [
+        ("mixer_pico4", 3, None),
+        pytest.param("mixer_pyramid_micro2", 3, None, marks=pytest.mark.slow),
+        pytest.param("mixer_pico4", 1, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_written_answers_as_the_model_does(to, name, channels, batch, tmp_path):
     weights = weights_of(name, channels=channels)
@@ -70,15 +78,27 @@ def test_what_is_written_answers_as_the_model_does(to, name, channels, batch, tm
     np.testing.assert_allclose(open_exported(path, to)(pixels), expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_classes_and_preprocessing_travel_inside(tmp_path):
-    weights = weights_of(crop_fraction=0.875)
-    export(weights, tmp_path / "model.onnx", to="onnx", examples=PICTURES[:3])
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Weights, and the ONNX model of them."""
+    weights, path = weights_of(crop_fraction=0.875), tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export(weights, path, to="onnx", examples=PICTURES[:3])
+    return weights, path
+
+
+def test_classes_and_preprocessing_travel_inside(written):
+    weights, path = written
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["mixlab"])
     assert about["class_names"] == list(weights.class_names)
     assert ImagePreprocess.from_json(about["preprocess"]) == weights.preprocess
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [24, 24, 3])
+
+
+@pytest.mark.slow
+def test_classes_travel_inside_other_formats_too(tmp_path):
+    weights = weights_of()
     export(weights, tmp_path / "ov", to="openvino", examples=PICTURES[:3])
     import openvino
 
@@ -136,7 +156,7 @@ def test_scaling_in_tensors_is_pillows(fit, interpolation, channels):
     assert worst <= 1
 
 
-@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+@pytest.mark.parametrize("to", ["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_a_graph_that_scales_takes_pictures_of_any_size(to, tmp_path):
     path = tmp_path / "model"
     result = export(weights_of(crop_fraction=0.9), path, to=to, examples=PICTURES, resize_in_graph=True)
@@ -161,15 +181,19 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     assert (tmp_path / "there").read_text() == "mine"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    mixlab.train("digits", "digits", run=folder, screen=Screen(quiet=True), figures=False, steps=300)
+def trained(folder, steps):
+    mixlab.train("digits", "digits", run=folder, screen=Screen(quiet=True), figures=False, steps=steps)
     return folder
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "digits", steps=10)
+
+
 @pytest.mark.slow
-def test_a_run_in_eight_bits_keeps_its_accuracy(run, tmp_path):
+def test_a_run_in_eight_bits_keeps_its_accuracy(tmp_path_factory, tmp_path):
+    run = trained(tmp_path_factory.mktemp("runs") / "digits", steps=100)
     done = command("export", run, "--int8", "--out", tmp_path / "small.onnx", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -283,10 +307,9 @@ def test_a_licence_that_the_hub_does_not_know_is_refused_with_the_nearest(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_onnx_model_has_plain_keys_that_other_programs_read(tmp_path):
-    weights = weights_of()
-    export(weights, tmp_path / "model.onnx", to="onnx", examples=PICTURES[:3])
-    found = {prop.key: prop.value for prop in onnx.load(tmp_path / "model.onnx").metadata_props}
+def test_an_onnx_model_has_plain_keys_that_other_programs_read(written):
+    weights, path = written
+    found = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     assert json.loads(found["class_names"]) == list(weights.class_names)
     assert json.loads(found["input_size"]) == list(weights.preprocess.image_size)
     assert tuple(json.loads(found["mean"])) == weights.preprocess.mean
@@ -313,27 +336,30 @@ def test_the_card_that_stands_beside_weights_is_theirs(tmp_path):
     assert "Not yet measured." in json.loads(told.stdout)["card"]
 
 
-def test_pictures_in_class_folders_are_split_and_few_of_them_are_called_few(tmp_path):
-    names = ("airplane", "cat")
+def test_pictures_in_class_folders_are_split_and_few_of_them_are_called_few(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_weights(tmp_path / "weights", weights_of())
+    names = ("ant", "bee")
     for number, name in enumerate(names):
         (tmp_path / "few" / name).mkdir(parents=True)
         for picture in range(20):
             color = (10 * picture, 100, 200 * number)
             Image.new("RGB", (32, 32), color).save(tmp_path / "few" / name / f"{picture}.png")
-    told = command("export", "mixer_cifar:cifar10", "--int8", "--data", tmp_path / "few", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    text = " ".join(told.stdout.split())
+    assert run_command(["export", "weights", "--int8", "--data", "few"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
     assert "accuracy, train (" in text
     assert "a change of a point may be chance" in text
-    record = json.loads((tmp_path / "mixer_cifar-cifar10.onnx.json").read_text())
+    record = json.loads((tmp_path / "weights.onnx.json").read_text())
     assert record["int8"]["judged_on"] == "train"
     assert record["same_top1"] == record["num_compared"]
-    told = command("export", "mixer_cifar:cifar10", "--int8", "--out", tmp_path / "b.onnx", cwd=tmp_path)
-    assert told.returncode == 2
-    assert "--data FOLDER" in told.stderr
-    told = command("export", "mixer_cifar:cifar10", "--resize-in-graph", "--pictures", tmp_path / "few/cat", "--out",
-                   tmp_path / "c.onnx", cwd=tmp_path)  # fmt: skip
-    assert "on fewer than 1,000 images" in " ".join(told.stdout.split())
+    with pytest.raises(UsageError) as error:
+        run_command(["export", "weights", "--int8", "--out", "b.onnx"])
+    assert "--data FOLDER" in error.value.hint
+    assert (
+        run_command(["export", "weights", "--resize-in-graph", "--pictures", "few/bee", "--out", "c.onnx"])
+        == 0
+    )
+    assert "on fewer than 1,000 images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_repository_loads_in_timm_and_an_upload_has_the_same_files(run, tmp_path, monkeypatch):

@@ -93,7 +93,9 @@ def check_nothing_of_ours(found: dict[str, str]) -> None:
         assert not re.search(r'File ."?/|/(home|root|tmp|usr|var|opt)/\w', text), name
 
 
-@pytest.mark.parametrize("to", ["onnx", "openvino", "torch-export"])
+@pytest.mark.parametrize(
+    "to", ["onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in ("openvino", "torch-export"))]
+)
 def test_exports_hold_nothing_of_ours(to, place, tmp_path):
     if to == "openvino":
         pytest.importorskip("openvino")

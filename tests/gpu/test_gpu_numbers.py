@@ -31,9 +31,9 @@ SMALL = (("mixer_micro4", 32), ("mixer_pyramid_micro2", 32), ("timm/baseline_vit
 BF16_BOUNDS = {"mixer_micro4": 1e-2, "mixer_pyramid_micro2": 2e-2, "timm/baseline_vit_micro": 1e-2}
 
 
-def model_and_images(name: str, side: int, count: int = 4):
+def model_and_images(name: str, side: int, count: int = 4, **size):
     images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
-    return build_model(name, (side, side)), images
+    return build_model(name, (side, side), **size), images
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -63,9 +63,9 @@ def test_logits_in_bf16_are_within_what_the_results_say(name, side, device):
     assert 1e-5 < error < BF16_BOUNDS[name], error  # no error at all would not be bf16
 
 
-def five_steps(device: torch.device, name: str, optimizer: str, **changes):
+def five_steps(device: torch.device, name: str, optimizer: str, *, size: dict | None = None, **changes):
     """Losses of five steps on the same images, and the weights after them."""
-    model, images = model_and_images(name, 32, count=16)
+    model, images = model_and_images(name, 32, count=16, **size or {})
     recipe = Recipe(
         model=ModelConfig(name=name),
         optimizer=OptimizerConfig(name=optimizer, lr=1e-3),

@@ -30,7 +30,7 @@ from mixlab.training.signals import Interrupted
 from tests.gpu.conftest import DEVICES
 from tests.training.seams import QUIET, StopAfter
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]  # of a CPU, tests/training and tests/serving test the same
 ROOT = Path(__file__).resolve().parents[2]
 # Whatever draws random numbers or keeps state.
 FULL = {

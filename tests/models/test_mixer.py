@@ -115,7 +115,7 @@ def test_features_are_the_mean_over_tokens_of_the_last_norm(tiny):
 
 def test_initialisation_is_the_authors():
     torch.manual_seed(0)
-    model = create_model("mixer_b16", num_classes=10, head_bias=-6.9)
+    model = create_model("mixer_b16", num_blocks=6, num_classes=10, head_bias=-6.9)
     assert model.head.weight.abs().max() == 0
     assert torch.all(model.head.bias == -6.9)
     kernels = {"stem": model.stem.weight, "fc1": model.blocks[3].token_mixing.fc1.weight}

@@ -78,7 +78,9 @@ def test_the_original_weights_are_left_alone():
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("make", [mixer, vit], ids=["mixer", "vit"])
+@pytest.mark.parametrize(
+    "make", [pytest.param(mixer, id="mixer"), pytest.param(vit, id="vit", marks=pytest.mark.slow)]
+)
 def test_training_from_absorbed_weights_follows_the_same_losses(make):
     model = make()
     twin = absorb(model, *ORDERS)

@@ -201,7 +201,7 @@ def test_a_fresh_s16_has_the_authors_statistics():
         )  # truncated at two deviations
 
 
-@pytest.mark.parametrize("name", ["S_16", "B_16"])
+@pytest.mark.parametrize("name", ["S_16", pytest.param("B_16", marks=pytest.mark.slow)])
 def test_full_size_models_are_the_authors(name):
     path = reference_file("full_size", f"{name}.npz")
     with np.load(path) as arrays:

@@ -325,7 +325,9 @@ def pictures(tmp_path_factory) -> Path:
 TINY = {"hidden_dim": 16, "token_mlp_dim": 8, "channel_mlp_dim": 32, "num_blocks": 2, "patch_size": 4}
 
 
-@pytest.mark.parametrize("name", PRETRAINING)
+@pytest.mark.parametrize(
+    "name", [PRETRAINING[0], *(pytest.param(name, marks=pytest.mark.slow) for name in PRETRAINING[1:])]
+)
 def test_twenty_steps_of_pre_training_on_tiny_pictures(name, pictures, tmp_path):
     whole = find_recipe(name)
     tiny = replace(

@@ -113,7 +113,8 @@ def test_cells_of_a_model_take_the_steps_of_its_first_one(tmp_path):
 
     def train_four(recipe, run, minutes, options):
         seen.append((recipe.steps, minutes))
-        return train_cell(replace(recipe, steps=recipe.steps or 4, batch_size=16), run, minutes, options)
+        recipe = replace(recipe, steps=recipe.steps or 4, batch_size=16)
+        return train_cell(recipe, run, minutes, replace(options, smoke=True))  # no figures
 
     place = replace(options(tmp_path, subject="digits"), smoke=False, minutes=0.5)
     fill(place, PRESET, CELLS[:3], train=train_four)

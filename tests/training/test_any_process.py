@@ -87,18 +87,14 @@ def bits_alone(tmp_path_factory):
     )
 
 
-QUICK = ("after an export",)  # the others are of the same kinds
-
-
-@pytest.mark.parametrize(
-    "way",
-    [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "alone"],
-)
+@pytest.mark.slow  # two processes that import everything, and their programs
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "alone"])
 def test_it_trains_to_the_same_bits(way, tmp_path, bits_alone):
     done = script(WAYS[way] + "\nprint(json.dumps(bits('run')))", tmp_path)
     assert last_json(done) == bits_alone
 
 
+@pytest.mark.slow  # tests/cpu/test_workers.py has it without a training
 def test_where_no_program_can_be_started_threads_train_and_it_is_said(tmp_path, bits_alone):
     code = "sys.executable = '/nowhere/python'\ntrain('run')\nprint(json.dumps(bits('run')))"
     done = script(code, tmp_path)
@@ -199,7 +195,7 @@ def started(folder, *more, steps=4000):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     begun = core_seconds(found[0])
-    while core_seconds(found[0]) < begun + 2.0:  # of its own: a model is made in less, so it computes parts
+    while core_seconds(found[0]) < begun + 1.0:  # of its own: a model is made in less, so it computes parts
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process, found[0]

@@ -32,7 +32,7 @@ QUIET = Screen(quiet=True)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    mixlab.train("digits", "digits", run=folder, epochs=6, threads=1, screen=QUIET)
+    mixlab.train("digits", "digits", run=folder, epochs=6, threads=1, screen=QUIET, figures=False)
     return folder
 
 
@@ -92,6 +92,7 @@ def test_a_prediction_divides_the_logits_and_keeps_the_order(run, photo):
     assert service.classify(pixels)[0].max() == pytest.approx(row["predictions"][0]["probability"], abs=1e-6)
 
 
+@pytest.mark.slow  # an export, and a process
 def test_a_package_gives_the_same_probabilities(run, photo, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -134,7 +135,9 @@ def test_a_temperature_that_cannot_be_is_refused(run, tmp_path, changes):
 
 
 def test_without_validation_there_is_no_temperature_and_the_report_says_so(tmp_path):
-    result = mixlab.train("digits", "digits", run=tmp_path / "run", steps=3, val_fraction=0, screen=QUIET)
+    result = mixlab.train(
+        "digits", "digits", run=tmp_path / "run", steps=3, val_fraction=0, screen=QUIET, figures=False
+    )
     assert result["test"]["temperature"] == 1
     assert result["test"]["coverage"] == []
     assert result["test"]["ece"] == result["test"]["ece_raw"]

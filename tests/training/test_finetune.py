@@ -253,6 +253,7 @@ def test_the_command_takes_weights_a_grid_and_any_key_of_the_recipe(place, tmp_p
         "3",
         "--threads",
         "1",
+        "--without-figures",
         "--run",
         "run",
     )

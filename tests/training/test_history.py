@@ -79,7 +79,7 @@ def test_starting_over_is_asked_for_and_keeps_all_that_was_there(run):
     before = content(run)
     shutil.rmtree(run / "checkpoints")
     assert command("train", "--resume", run, cwd=run.parent).returncode == 1
-    done = command("train", "--resume", run, "--start-over", "--without-pictures", cwd=run.parent)
+    done = command("train", "--resume", run, "--start-over", "--without-figures", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     (aside,) = run.glob("before_*")
     kept = content(aside)
