@@ -135,10 +135,12 @@ def show_study(result: dict[str, Any], screen: Screen) -> None:
 
 def show_export(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab export`."""
+    sizes = result.get("batches", [])
+    batches = f" in batches of {', '.join(map(str, sizes))}" if sizes else ""
     screen.say(
-        f"compared on {result['num_pictures']} images: logits differ by {result['max_difference']:.2g} at most "
-        f"(the largest is {result['largest_logit']:.3g}), {result['same_top1']} of "
-        f"{result.get('num_compared', result['num_pictures'])} have the same top-1"
+        f"compared on {result['num_pictures']} images{batches}: logits differ by {result['max_difference']:.2g} at "
+        f"most (the largest is {result['largest_logit']:.3g}), {result['same_top1']} of "
+        f"{result.get('num_compared', result['num_pictures'])} answers have the same top-1"
     )
     if "max_pixel_difference" in result:
         screen.say(
