@@ -219,7 +219,7 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
     if "balanced_accuracy" in result:
         screen.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f} %")
     low, high = result["top1_interval"]
-    screen.say(f"on others like these, 95 times in 100: {100 * low:.2f} to {100 * high:.2f} %")
+    screen.say(f"95 % interval for others like these: {100 * low:.2f} to {100 * high:.2f} %")
     # Among five classes or fewer the right one is always one of the five.
     has_top5 = len(result["per_class"]) > 5
     top5 = f"top-5 {percent(result['top5'])}, " if has_top5 else ""
