@@ -35,7 +35,7 @@ NUM_PICTURES = 64
 
 
 def weights_of(model: str) -> Weights:
-    """Those that ship, or a size as drawn, but for its head, which would be zero."""
+    """Those that ship, or a size at initialisation, but for its head, which would be zero."""
     if model in SHIPPED:
         return open_weights(model)
     size = DRAWN[model]

@@ -175,8 +175,9 @@ def _outputs(model: Mixer, image: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def round_trip(folder: Path) -> list[dict[str, Any]]:
     """S/16 from a grid of 14 x 14 to 28 x 28 and back: change of the first kernels, relative to their norm.
 
-    Kernels: as drawn (white noise, which no averaging keeps), and the 196 lowest cosines over the grid (the largest
-    frequency half a wave a patch), of which every hidden unit gets a random mixture with amplitude 1 / frequency.
+    Kernels: at initialisation (white noise, which no averaging keeps), and the 196 lowest cosines over the grid (the
+    largest frequency half a wave a patch), of which every hidden unit gets a random mixture with
+    amplitude 1 / frequency.
     """
     model = open_weights(folder / "S_16.npz").model
     assert isinstance(model, Mixer)

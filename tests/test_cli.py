@@ -180,7 +180,7 @@ def bad_uses(root: Path) -> dict[str, tuple[list[str], int, str]]:
         "unknown model": ([*train, "--model", "mixer_b61x"], 2, "mixer_b16"),
         "unknown timm model": ([*train, "--model", "timm/resnet81"], 2, "resnet18"),
         "unknown key": ([*train, "--optimizer.lrr", "1"], 2, "optimizer.lr"),
-        "wrong value": ([*train, "--optimizer.lr", "fast"], 2, "takes number"),
+        "wrong value": ([*train, "--optimizer.lr", "fast"], 2, "takes a number"),
         "one argument too many": ([*train, "more"], 2, "more"),
         "wrong budget": (["train", "good", "--budget", "soon"], 2, "length of time"),
         "budget too small": (["train", "good", "--budget", "1s"], 2, "no time to train"),

@@ -62,7 +62,7 @@ def test_a_key_is_explained_with_its_names_its_default_and_what_recipes_have(cap
     key = recipe_keys()["optimizer.lr"]
     assert key.sentence in text
     assert "--optimizer.lr, --lr, --learning-rate" in text
-    assert "takes number; default 0.001" in text
+    assert "takes a number; default 0.001" in text
     for name in RECIPES:
         lr = find_recipe(name).optimizer.lr
         assert (f"the recipe {name} has {lr}" in text) == (lr != key.default)

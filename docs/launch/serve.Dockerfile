@@ -1,6 +1,8 @@
 # A server of one model, on CPUs. Build it from the root of the project, and give it weights and a token when it starts:
 #   docker build -f docs/launch/serve.Dockerfile -t mixlab-serve .
 #   docker run -p 8000:8000 -e MIXLAB_TOKEN -v "$PWD/runs/first:/model:ro" mixlab-serve
+# Callers under another name than localhost need it said; what follows the image replaces CMD:
+#   docker run ... mixlab-serve /model --host 0.0.0.0 --port 8000 --name my.machine.example
 FROM python:3.12-slim
 COPY . /src
 # The wheels of PyTorch for CPUs: without CUDA's libraries the image is several GB smaller.

@@ -14,6 +14,7 @@ from torch import Tensor
 from mixlab.data.dataset import Split
 from mixlab.data.modality import BadFile, Look, Modality, Preprocess, array_digest
 from mixlab.errors import DataError, ExampleError
+from mixlab.words import counted
 
 
 @dataclass(frozen=True)
@@ -215,17 +216,18 @@ def _stored_digests(split: Split) -> list[str]:
     return [f"bytes-{stored[row]}" for row in split.rows]
 
 
-def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float, many: str) -> None:
+def check_bad_share(bad: Sequence[BadFile], total: int, max_share: float, one: str, many: str) -> None:
     """DataError, naming the first of them, if more than `max_share` of `total` examples are bad, or all.
 
-    `bad` may hold files that are none of the set but might have been; `total` counts them too. many: their name.
+    `bad` may hold files that are none of the set but might have been; `total` counts them too. one, many: their name.
     """
     if len(bad) < total and len(bad) <= max_share * total:
         return
     lines = "".join(f"\n  {file.path}: {file.reason}" for file in bad[:10])
     more = "" if len(bad) <= 10 else f"\n  and {len(bad) - 10} more"
     raise DataError(
-        f"{len(bad)} of {total} {many} cannot be read, more than the {max_share:.0%} allowed:{lines}{more}",
+        f"{len(bad)} of {counted(total, one, many)} cannot be read, more than the {max_share:.0%} allowed:"
+        f"{lines}{more}",
         where="data.max_bad_share",
         hint="mend or remove them (`mixlab check DATA` lists all), or allow more with --max-bad-share",
     )

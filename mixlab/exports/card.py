@@ -14,6 +14,8 @@ from mixlab.exports.licences import NOT_STATED, checked_licence, hub_identifier
 from mixlab.models.catalog import display_name
 from mixlab.records import read_json, read_text, read_toml
 from mixlab.report.run_log import read_run_log
+from mixlab.report.screen import format_seconds
+from mixlab.words import counted
 
 MAX_CARD_BYTES = 4 * 2**20
 
@@ -22,7 +24,7 @@ USE = """\
 pip install .  # in a clone of mixlab, which is not on PyPI yet; or pip install with the path of its wheel
 mixlab predict FOLDER_OR_NAME {example}"""
 LIMITS = (
-    "It knows the classes below and no others: any {one} gets one of them. Its probabilities come from "
+    "It knows the classes above and no others: any {one} gets one of them. Its probabilities come from "
     "{many} like those it was trained on and say little about others. It was not examined for bias or for safety."
 )
 
@@ -163,8 +165,8 @@ def _training(facts: dict[str, Any]) -> list[str]:
     lines = []
     if "epochs" in facts:
         lines.append(
-            f"- {facts['step']:,} steps, {facts['epochs'] or 0:.1f} epochs, "
-            f"{(facts.get('seconds') or 0) / 60:.0f} minutes"
+            f"- {counted(facts['step'], 'step', 'steps')}, {facts['epochs'] or 0:,.2f} epochs, "
+            f"{format_seconds(facts.get('seconds') or 0)}"
         )
     else:
         lines.append("- Not finished: the recipe below is what was planned.")

@@ -48,10 +48,19 @@ SENTENCES = {
     "{seconds}s": "{seconds}초",
     "{minutes}m {seconds:02d}s": "{minutes}분 {seconds}초",
     "{hours}h {minutes:02d}m": "{hours}시간 {minutes}분",
-    "at {target:g} % right, {share:.0f} % of the {many} need no second look": (
-        "맞힌 비율 {target:g}%를 기준으로 하면 {many}의 {share:.0f}%는 다시 볼 필요가 없습니다"
+    "If {target:g} % should be right, none of the {n:,} {many} is sure enough (confidence {limit:g} or more).": (
+        "{target:g}%가 맞아야 한다면 {many} {n:,}{unit} 중 확신도가 충분한 것이 없습니다(확신도 {limit:g} 이상)."
     ),
-    " (confidence >= {limit:g})": "(확신도 {limit:g} 이상)",
+    "If {target:g} % should be right, none of the {n:,} {many} needs a second look; of these {right:.1f} % were right.": (
+        "{target:g}%가 맞아야 한다면 {many} {n:,}{unit} 모두 다시 볼 필요가 없습니다. 그중 {right:.1f}%가 맞았습니다."
+    ),
+    (
+        "If {target:g} % should be right, {sure:,} of the {n:,} {many} need no second look (confidence {limit:g} or more); of "
+        "those {right:.1f} % were right."
+    ): (
+        "{target:g}%가 맞아야 한다면 {many} {n:,}{unit} 중 {sure:,}{unit}은(는) 다시 볼 필요가 없습니다(확신도 {limit:g} 이상). "
+        "그중 {right:.1f}%가 맞았습니다."
+    ),
     # the page
     "full size": "원래 크기",
     "{heading}, picture": "{heading} 그림",

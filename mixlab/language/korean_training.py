@@ -83,22 +83,23 @@ SENTENCES = {
     "{n} of the {of_class} test {many} of “{true}” were predicted as “{predicted}”": (
         "“{true}” 클래스의 테스트 {many} {of_class}{unit} 중 {n}{unit}을(를) “{predicted}” 클래스로 예측했습니다"
     ),
-    "Nothing was held out for validation, so no confidence was chosen that is sure enough.": (
-        "검증용으로 떼어 둔 것이 없어, 믿을 만한 확신도 기준을 고르지 않았습니다."
+    "Nothing was held out for validation, so nothing says which answers need no second look.": (
+        "검증용으로 떼어 둔 것이 없어, 어떤 답을 다시 볼 필요가 없는지 알 수 없습니다."
     ),
     (
-        "The validation split shows of no confidence that 90 % are right above it: too few {many} or too many mistakes."
+        "On the validation split, at no confidence are 90 % of the surest answers right, so every answer needs a "
+        "second look: there are too few {many}, or too many mistakes."
     ): (
-        "검증 분할의 {many}이(가) 너무 적거나 틀린 것이 너무 많아, 그 이상이면 90%가 맞는다고 할 수 있는 확신도 기준을 찾지 못했습니다."
+        "검증 분할의 {many}이(가) 너무 적거나 틀린 것이 너무 많아, 90%가 맞는 확신도 기준을 찾지 못했습니다. 모든 답을 다시 보아야 합니다."
+    ),
+    "This confidence was chosen on the validation split; the numbers are of the test split.": (
+        "확신도 기준은 검증 분할에서 골랐고, 이 수치는 테스트 분할의 것입니다."
     ),
     (
-        "This was chosen on validation and checked on the test split: there it holds for {share:.0f} %, of which "
-        "{right:.1f} % are right."
+        "The model is not clearly better than guessing: always naming “{name}” is right for {chance:.1f} %. Give it "
+        "more time."
     ): (
-        "이 기준은 검증 분할에서 골라 테스트 분할에서 확인했습니다. 테스트 분할에서는 {share:.0f}%가 기준을 넘고, 그중 {right:.1f}%가 맞습니다."
-    ),
-    "This was chosen on validation and checked on the test split: there it holds for {share:.0f} %.": (
-        "이 기준은 검증 분할에서 골라 테스트 분할에서 확인했습니다. 테스트 분할에서는 {share:.0f}%가 기준을 넘습니다."
+        "이 모델은 찍는 것보다 낫다고 하기 어렵습니다. 언제나 “{name}”(이)라고만 답해도 {chance:.1f}%가 맞습니다. 학습 시간을 더 주세요."
     ),
     "Probabilities are not calibrated: there is no validation split to fit a temperature on.": (
         "확률을 보정하지 않았습니다. 온도를 맞출 검증 분할이 없습니다."

@@ -66,13 +66,14 @@ class MixerConfig:
                 raise UsageError(
                     f"image_size {_times(self.image_size)} is smaller than one patch of {self.patch_size} pixels",
                     where="model.patch_size",
-                    hint="choose a smaller patch_size or a larger image_size",
+                    hint="choose a larger image_size or a smaller patch_size: the number that ends the model's name",
                 )
             if rest := side % self.patch_size:
                 raise UsageError(
                     f"image_size {_times(self.image_size)} is not a multiple of patch_size {self.patch_size}",
                     where="data.image_size",
-                    hint=f"use {side - rest} or {side - rest + self.patch_size} instead of {side}",
+                    hint=f"use {side - rest} or {side - rest + self.patch_size} instead of {side}, or another patch "
+                    "size: it is the number that ends the model's name",
                 )
 
     @property

@@ -8,6 +8,7 @@ from rich.table import Table
 from mixlab.escape import visible
 from mixlab.language import tell
 from mixlab.report.screen import Screen, format_seconds
+from mixlab.words import with_article
 
 ENOUGH = 1000  # images, for shares that differ by tenths of a point
 NUM_ABSENT = 10  # classes without images, that are named
@@ -73,7 +74,7 @@ def show_key(row: dict[str, Any], screen: Screen) -> None:
     """`mixlab keys KEY`."""
     part, _, name = row["key"].rpartition(".")
     screen.say(f"{row['key']}: {row['sentence']}")
-    screen.say(f"  takes {row['takes']}; default {row['default']}; level {row['level']}")
+    screen.say(f"  takes {with_article(row['takes'])}; default {row['default']}; level {row['level']}")
     screen.say(
         f"  on the command line {', '.join(row['options'])}; in Python {row['key'].replace('.', '__')}="
     )
@@ -134,10 +135,12 @@ def show_study(result: dict[str, Any], screen: Screen) -> None:
 
 def show_export(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab export`."""
+    sizes = result.get("batches", [])
+    batches = f" in batches of {', '.join(map(str, sizes))}" if sizes else ""
     screen.say(
-        f"compared on {result['num_pictures']} images: logits differ by {result['max_difference']:.2g} at most "
-        f"(the largest is {result['largest_logit']:.3g}), {result['same_top1']} of "
-        f"{result.get('num_compared', result['num_pictures'])} have the same top-1"
+        f"compared on {result['num_pictures']} images{batches}: logits differ by {result['max_difference']:.2g} at "
+        f"most (the largest is {result['largest_logit']:.3g}), {result['same_top1']} of "
+        f"{result.get('num_compared', result['num_pictures'])} answers have the same top-1"
     )
     if "max_pixel_difference" in result:
         screen.say(
@@ -216,7 +219,7 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
     if "balanced_accuracy" in result:
         screen.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f} %")
     low, high = result["top1_interval"]
-    screen.say(f"on others like these, 95 times in 100: {100 * low:.2f} to {100 * high:.2f} %")
+    screen.say(f"95 % interval for others like these: {100 * low:.2f} to {100 * high:.2f} %")
     # Among five classes or fewer the right one is always one of the five.
     has_top5 = len(result["per_class"]) > 5
     top5 = f"top-5 {percent(result['top5'])}, " if has_top5 else ""
@@ -227,7 +230,7 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
             f"without it the calibration error is {100 * result['ece_raw']:.2f} points"
         )
     for row in result["coverage"]:
-        screen.say(_coverage_line(row, result["num_images"]))
+        screen.say(describe_coverage(row, result["num_images"]))
     if "real" in result:
         real = result["real"]
         screen.say(
@@ -253,26 +256,29 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
         screen.say(f"not counted, unreadable: {file['path']}: {file['reason']}")
 
 
-def describe_coverage(row: dict[str, Any], many: str = "images") -> str:
-    """What validation promised: a row of `Evaluation.coverage` as a sentence without its end."""
-    sentence = tell(
-        "at {target:g} % right, {share:.0f} % of the {many} need no second look",
-        target=100 * row["target"],
-        share=100 * row["coverage_promised"],
-        many=many,
-    )
-    limit = row["min_confidence"]
-    return sentence + (tell(" (confidence >= {limit:g})", limit=limit) if limit else "")
+def describe_coverage(row: dict[str, Any], num_images: int, many: str = "images") -> str:
+    """What a confidence, chosen on validation for a share of right answers, gives on other examples: a sentence.
 
-
-def _coverage_line(row: dict[str, Any], num_images: int) -> str:
-    """What a threshold of confidence, chosen on validation for a share of right answers, gives on other images."""
-    lowest = f" (confidence {row['min_confidence']:g} or more)" if row["min_confidence"] else ""
+    row: of `Evaluation.coverage`. num_images: examples of that evaluation.
+    """
+    values = {"target": 100 * row["target"], "n": num_images, "many": many, "limit": row["min_confidence"]}
     if not row["num_sure"]:
-        return f"for {100 * row['target']:g} % right{lowest}: no image here is so sure"
-    return (
-        f"for {100 * row['target']:g} % right{lowest}: {row['num_sure']:,} of {num_images:,} images need no second "
-        f"look, and of those {100 * row['accuracy']:.1f} % are right"
+        return tell(
+            "If {target:g} % should be right, none of the {n:,} {many} is sure enough (confidence {limit:g} or "
+            "more).",
+            **values,
+        )
+    values |= {"sure": row["num_sure"], "right": 100 * row["accuracy"]}
+    if not row["min_confidence"]:
+        return tell(
+            "If {target:g} % should be right, none of the {n:,} {many} needs a second look; of these {right:.1f} % "
+            "were right.",
+            **values,
+        )
+    return tell(
+        "If {target:g} % should be right, {sure:,} of the {n:,} {many} need no second look (confidence {limit:g} or "
+        "more); of those {right:.1f} % were right.",
+        **values,
     )
 
 

@@ -75,7 +75,11 @@ def read_body(data: bytes, content_type: str, plain: str, preprocess: Preprocess
     found = _read("", data, preprocess)
     if found.pixels is None and kind == CURL_TEXT:
         # `curl -d @photo.png` takes line breaks and zeros out of the file; nothing can put them back.
-        found = Decoded("", None, f"{found.reason}; it was sent as text (curl -d), which damages files")
+        found = Decoded(
+            "",
+            None,
+            f"{found.reason}; if it was sent by curl -d, that damages files: send it by --data-binary",
+        )
     return Contents([found], False)
 
 

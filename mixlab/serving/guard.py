@@ -71,7 +71,10 @@ async def http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals as JSON."""
     assert isinstance(error, HTTPException)
     kind = {404: "not_found", 405: "method"}.get(error.status_code, "usage")
-    response = RefusedError(error.status_code, kind, str(error.detail)).response()
+    hint = (
+        "GET /docs lists the addresses, and how each is called" if error.status_code in (404, 405) else None
+    )
+    response = RefusedError(error.status_code, kind, str(error.detail), hint=hint).response()
     response.headers.update(error.headers or {})
     return response
 

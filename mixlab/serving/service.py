@@ -172,7 +172,9 @@ class Service:
 
     async def _receive(self, request: Request, job: Job) -> None:
         limits = self.limits
-        too_large = RefusedError(413, "too_large", f"a body may have {limits.body_bytes / 1e6:.1f} MB")
+        too_large = RefusedError(
+            413, "too_large", f"the body is too large: at most {limits.body_bytes / 1e6:.1f} MB"
+        )
         declared = request.headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > limits.body_bytes:
             raise too_large

@@ -119,18 +119,21 @@ class Clock:
         before = [changed for changed in self._changes if changed <= step]
         return self._changes[max(before)] if before else self.planned_steps
 
+    def cut_off(self) -> Sentence | None:
+        """That the budget ended before the last step; None where it did not."""
+        if self.step >= self.num_steps:
+            return None
+        return Sentence(
+            "The budget ended after {step} of {steps} planned steps, because the machine became slower than it was "
+            "when it was measured.",
+            step=self.step,
+            steps=self.num_steps,
+        )
+
     def notes(self) -> list[Sentence]:
         """Sentences for the report on how the plan was cut off, or changed by much."""
-        planned, steps, found = self.planned_steps, self.num_steps, []
-        if self.step < steps:
-            found.append(
-                Sentence(
-                    "The budget ended after {step} of {steps} planned steps, because the machine became slower than "
-                    "it was when it was measured.",
-                    step=self.step,
-                    steps=steps,
-                )
-            )
+        planned, steps, cut_off = self.planned_steps, self.num_steps, self.cut_off()
+        found = [] if cut_off is None else [cut_off]
         if abs(steps - planned) > NOTED_SHARE * planned:
             found.append(
                 Sentence(

@@ -22,6 +22,7 @@ BEST_TARGET = 0.95  # of right answers, for the one sentence on confidence
 SURE_TEMPERATURE = 200  # validation examples, below which a temperature depends on the few that are wrong
 NUM_ACTIONS = 3
 LAST_PART = 0.2  # of the validations, whose mean is compared with the same number before
+FRESH_MINUTES = 10  # of training, for a model that has learnt nothing yet
 STILL_RISING = 0.005  # of accuracy, from which on that is worth more time
 SMALL_SIDE = 64  # pixels, up to which the packaged weights resemble the images
 
@@ -86,31 +87,18 @@ def best_coverage(evaluation: Evaluation) -> dict[str, Any] | None:
 
 
 def coverage_sentence(evaluation: Evaluation, many: str, *, has_validation: bool) -> str:
-    """What share of answers can be left unchecked, as validation promised and the test split shows."""
+    """How many answers need no second look, by a confidence that validation chose, and how many are right."""
     if not has_validation:
-        return tell("Nothing was held out for validation, so no confidence was chosen that is sure enough.")
+        return tell("Nothing was held out for validation, so nothing says which answers need no second look.")
     row = best_coverage(evaluation)
     if row is None:
         return tell(
-            "The validation split shows of no confidence that 90 % are right above it: too few {many} or too many "
-            "mistakes.",
+            "On the validation split, at no confidence are 90 % of the surest answers right, so every answer needs a "
+            "second look: there are too few {many}, or too many mistakes.",
             many=many,
         )
-    sentence = describe_coverage(row, many)
-    share = 100 * row["coverage"]
-    if row["num_sure"]:
-        found = tell(
-            "This was chosen on validation and checked on the test split: there it holds for {share:.0f} %, of which "
-            "{right:.1f} % are right.",
-            share=share,
-            right=100 * row["accuracy"],
-        )
-    else:
-        found = tell(
-            "This was chosen on validation and checked on the test split: there it holds for {share:.0f} %.",
-            share=share,
-        )
-    return f"{sentence[0].upper()}{sentence[1:]}. {found}"
+    chosen = tell("This confidence was chosen on the validation split; the numbers are of the test split.")
+    return f"{describe_coverage(row, evaluation.num_images, many)} {chosen}"
 
 
 def temperature_sentence(
@@ -178,6 +166,11 @@ def improvements(
     by_heart = overfitting(rows, num_val, many) is not None
     if by_heart:
         found.append(_against_learning_by_heart(plan, many))
+    guessing = None if by_heart else _no_better_than_guessing(evaluation)
+    minutes = 2 * max(math.ceil(seconds / 60), 1)
+    start = "train DATA" if plan.recipe.init_from is None else "finetune DATA --weights WEIGHTS"
+    if guessing:
+        return [(guessing, f"mixlab {start} --budget {max(minutes, FRESH_MINUTES)}m")]
     gain = gain_at_end(rows)
     if not by_heart and gain is not None and gain > max(STILL_RISING, 2 / max(num_val, 1)):
         text = tell(
@@ -185,8 +178,7 @@ def improvements(
             "time.",
             gain=100 * gain,
         )
-        start = "train DATA" if plan.recipe.init_from is None else "finetune DATA --weights WEIGHTS"
-        found.append((text, f"mixlab {start} --budget {2 * max(math.ceil(seconds / 60), 1)}m"))
+        found.append((text, f"mixlab {start} --budget {minutes}m"))
     weak = _weakest_class(plan, evaluation)
     if weak:
         found.append((weak, "mixlab check DATA"))
@@ -197,6 +189,22 @@ def improvements(
         )
         found.append((text, ""))
     return found[:NUM_ACTIONS]
+
+
+def _no_better_than_guessing(evaluation: Evaluation | None) -> str | None:
+    """A sentence where always naming one class might be right as often; None else, and where there is one class."""
+    if evaluation is None:
+        return None
+    counts = np.bincount(evaluation.label, minlength=len(evaluation.class_names))
+    chance = counts.max() / evaluation.num_images
+    if chance == 1 or evaluation.top1_interval[0] > chance:
+        return None
+    return tell(
+        "The model is not clearly better than guessing: always naming “{name}” is right for {chance:.1f} %. Give it "
+        "more time.",
+        name=evaluation.class_names[int(counts.argmax())],
+        chance=100 * chance,
+    )
 
 
 def _against_learning_by_heart(plan: Plan, many: str) -> tuple[str, str]:

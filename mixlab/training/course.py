@@ -163,6 +163,8 @@ class TrainingCourse(Course):
             self._last_save = time.monotonic()
         if is_last and not stops:
             self.notes += clock.notes()
+            if (cut_off := clock.cut_off()) is not None:
+                self.screen.say(f"warning: {cut_off}")
         return is_last or bool(stops)
 
     def _say_new_length(self) -> None:
@@ -383,6 +385,7 @@ class TrainingCourse(Course):
             self.gone_bad,
             len(self.plan.data.train),
             self.recipe.data.max_bad_share,
+            self.plan.modality.one,
             self.plan.modality.many,
         )
 

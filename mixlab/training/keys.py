@@ -15,6 +15,7 @@ from mixlab.models.family import with_new_names
 from mixlab.records import read_toml
 from mixlab.settings import Level
 from mixlab.training.recipe import Recipe
+from mixlab.words import with_article
 
 # Keys of older recipes: the only value that still means something (None: any, without another key it meant nothing),
 # and what to use instead of any other.
@@ -263,7 +264,9 @@ def _convert(value: Any, hint: Any, key: str, where: str | None) -> Any:
     try:
         return _parse(value, target)
     except (ValueError, TypeError, KeyError):
-        raise UsageError(f"{key} takes {type_name(target)}, got {value!r}", where=where or key) from None
+        raise UsageError(
+            f"{key} takes {with_article(type_name(target))}, got {value!r}", where=where or key
+        ) from None
 
 
 def parse_image_size(text: Any) -> tuple[int, int]:

@@ -157,7 +157,7 @@ def _prepared(
     lost = [BadFile(path, reason) for path, reason in source.lost]
     bad = train.bad + (val.bad if val else []) + lost
     total = len(splits["train"]) + len(splits.get("val", ())) + len(lost)
-    check_bad_share(bad, total, recipe.data.max_bad_share, source.modality.many)
+    check_bad_share(bad, total, recipe.data.max_bad_share, source.modality.one, source.modality.many)
     if len(np.unique(train.split.labels)) < 2:
         many = source.modality.many
         raise DataError(f"fewer than two classes have readable training {many}", where=source.name)

@@ -377,7 +377,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(name, tmp_path):
         except WeightsError:
             num_refused += 1
             continue
-        # Times and attributes of members mean nothing; a name is checked by whoever knows which there should be.
+        # Times and attributes of members mean nothing; a name is checked where it is known which there should be.
         values = zip(found.values(), expected.values(), strict=True)
         assert all(torch.equal(a, b) for a, b in values)
     assert num_refused > 200

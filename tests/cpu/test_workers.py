@@ -1,4 +1,4 @@
-"""Programs that compute parts of a batch: the bits of threads, whoever computed what; no end goes unnoticed."""
+"""Programs that compute parts of a batch: the bits of threads, whichever computed what; no end goes unnoticed."""
 
 import gc
 import json

@@ -71,10 +71,12 @@ def test_unreadable_files_are_named_and_the_rest_is_as_if_they_were_not_there(fi
 def test_too_many_unreadable_files_stop_with_the_list(files):
     spoil(files, 3, 11)
     bad = load_examples(files, PREPROCESS).bad
-    check_bad_share(bad, 23, 0.1, "images")
+    check_bad_share(bad, 23, 0.1, "image", "images")
     with pytest.raises(DataError, match="2 of 23") as error:
-        check_bad_share(bad, 23, 0.05, "images")
+        check_bad_share(bad, 23, 0.05, "image", "images")
     assert files.names[11] in str(error.value)
+    with pytest.raises(DataError, match="1 of 1 image cannot be read"):
+        check_bad_share(bad[:1], 1, 0.05, "image", "images")
 
 
 def test_evaluation_leaves_out_a_file_that_went_bad_since_and_names_it(files):

@@ -338,7 +338,7 @@ def test_every_file_that_is_not_used_is_named_with_the_reason(browser, run, file
                 errors = {row["path"]: row["error"] for row in csv.DictReader(file) if row["error"]}
             assert errors == {name: rows[name] for name in bad}
         status, _, answer = ask(port, "/predict", b"x" * 412_345)
-        assert (status, answer["error"]["message"]) == (413, "a body may have 0.3 MB")
+        assert (status, answer["error"]["message"]) == (413, "the body is too large: at most 0.3 MB")
 
 
 def test_more_images_than_the_page_takes_are_named_too(browser, run):  # noqa: F811

@@ -10,6 +10,7 @@ from mixlab.data.images.augment import AugmentConfig
 from mixlab.data.images.modality import IMAGES
 from mixlab.evaluation.metrics import Predictions, merged_bins, summarize
 from mixlab.recipes.small import digits
+from mixlab.report.tables import describe_coverage
 from mixlab.training.conclusions import (
     best_coverage,
     changed_keys,
@@ -48,14 +49,26 @@ def test_confusions_are_counted_by_class_most_frequent_first():
     assert top_confusions(evaluation([0, 1], [0, 1]), "images") == ["No test images were predicted wrongly"]
 
 
-def test_coverage_is_promised_and_found():
+def test_coverage_is_said_with_what_the_test_split_shows():
     result = evaluation([0] * 4, [0, 0, 1, 1], [0.9, 0.85, 0.81, 0.2], [ROW])
     assert coverage_sentence(result, "images", has_validation=True) == (
-        "At 95 % right, 72 % of the images need no second look (confidence >= 0.81). This was chosen on validation "
-        "and checked on the test split: there it holds for 75 %, of which 66.7 % are right."
+        "If 95 % should be right, 3 of the 4 images need no second look (confidence 0.81 or more); of those 66.7 % "
+        "were right. This confidence was chosen on the validation split; the numbers are of the test split."
     )
-    assert "no confidence was chosen" in coverage_sentence(result, "images", has_validation=False)
+    assert "Nothing was held out" in coverage_sentence(result, "images", has_validation=False)
     assert "too few images" in coverage_sentence(evaluation([0], [0]), "images", has_validation=True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (0.0, "none of the 2 images needs a second look; of these 50.0 % were right."),
+        (0.95, "none of the 2 images is sure enough (confidence 0.95 or more)."),
+    ],
+)
+def test_coverage_of_all_and_of_none_have_words_of_their_own(limit, said):
+    result = evaluation([0, 0], [0, 1], thresholds=[ROW | {"min_confidence": limit}])
+    assert describe_coverage(result.coverage[0], 2) == f"If 95 % should be right, {said}"
 
 
 def test_of_several_thresholds_the_one_for_95_in_100_is_said_if_it_excludes_any():
@@ -191,6 +204,17 @@ def test_a_class_of_few_images_is_named_before_one_that_is_found_least():
     assert "“owl” is found least often (recall 40 %)" in why
     by_chance = evaluation(label, [0] * 100 + [1] * 100 + [2] * 98 + [0] * 2)
     assert "no weak point" in improvements(trained_plan(), by_chance, epochs(0.8, FLAT), 60)[0][0]
+
+
+def test_a_model_that_guesses_is_given_more_time_and_nothing_else():
+    label = [0] * 40 + [1] * 30 + [2] * 30
+    [(why, command)] = improvements(trained_plan(), evaluation(label, [0] * 100), epochs(0.3, FLAT), 4)
+    assert "always naming “cat” is right for 40.0 %" in why
+    assert command == "mixlab train DATA --budget 10m"
+    found = improvements(trained_plan(), evaluation(label, [0] * 70 + [2] * 30), epochs(0.8, FLAT), 4)
+    assert not any("guessing" in why for why, _ in found)
+    one_class = evaluation([0] * 9, [0] * 9)
+    assert "no weak point" in improvements(trained_plan(), one_class, epochs(0.8, FLAT), 4)[0][0]
 
 
 def test_a_temperature_names_its_split_and_is_uncertain_below_200_examples():

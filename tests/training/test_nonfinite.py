@@ -1,4 +1,4 @@
-"""A batch that is not finite never reaches the weights, whoever computes it and however it is shared out."""
+"""A batch that is not finite never reaches the weights, on one process or many, by every engine."""
 
 import itertools
 from dataclasses import replace

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.errors import ExampleError, UsageError
+from mixlab.words import install_hint
 
 SOUND_SUFFIXES = frozenset(
     (".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
@@ -112,7 +113,7 @@ def _soundfile(format: str | None) -> Any:
         import soundfile
     except (ImportError, OSError):  # OSError: without its C library
         raise UsageError(
-            f"reading {format} files needs the package soundfile", hint="pip install 'mixlab[audio]'"
+            f"reading {format} files needs the package soundfile", hint=install_hint("audio")
         ) from None
     return soundfile
 
