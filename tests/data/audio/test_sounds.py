@@ -167,9 +167,8 @@ def test_what_looks_at_pixels_refuses_weights_of_sounds(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow  # a training of 200 steps
+@pytest.mark.slow  # a training of 120 steps
 def test_squares_of_the_picture_are_tokens_too(folder, tmp_path):
-    """By a Mixer and by a ViT: pictures of sounds are one channel, taller than a frame, and no square."""
     options = OPTIONS | PLAIN | {"steps": 120, "audio__tokens": "patches"}
     result = mixlab.train(folder, "small_sounds", run=tmp_path / "run", **options, model__name="mixer_pico4")
     assert result["test"]["top1"] > 0.8
