@@ -30,7 +30,9 @@ def small_sounds() -> Recipe:
 
 
 def tones() -> Recipe:
-    """The set of tones, which is all in the first minute: a smaller model, more and smaller steps, and no stretches
+    """The set of tones: 99.44 +- 0.48 % (n=3), machine C of docs/results.md, commit 6beaf2e.
+
+    What differs from small_sounds is for the first minute: a smaller model, more and smaller steps, and no stretches
     blanked, since a tone that rises differs from one that falls by what is at its ends.
     """
     small = small_sounds()

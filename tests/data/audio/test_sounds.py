@@ -258,6 +258,12 @@ def test_tones_are_the_same_everywhere_and_each_can_be_read():
     assert np.bincount(labels).tolist() == [45] * 8
 
 
+def test_the_set_of_tones_is_trained_by_its_own_recipe(tmp_path):
+    result = mixlab.train("tones", run=tmp_path / "run", steps=1, screen=QUIET, figures=False)
+    assert '\nname = "tones"\n' in (tmp_path / "run" / "recipe.toml").read_text()
+    assert result["num_parameters"] < 100_000
+
+
 def test_the_recipes_have_the_size_that_they_say():
     recipe = RECIPES["small_sounds"].build()
     model = mixlab.create_model(
