@@ -30,30 +30,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models import register_model
-from timm.models.resnet import ResNet
 
 import mixlab
 from benchmarks.cells import measure_missing
 from mixlab import recipes
 from mixlab.checkpoint.open import open_weights
 from mixlab.device import describe_machine, machine_name, set_threads
-from mixlab.models.baselines import baseline_resnet_micro
 from mixlab.report.screen import Screen
 from mixlab.studies.rows import read_rows
 from mixlab.studies.turns import alternate
 
-CNN_CHANNELS = (24, 48, 76, 112)
 COLUMNS = (
     "split", "test", "model", "seed", "num_correct", "num_clips", "accuracy", "num_parameters", "epochs", "seconds",
     "commit",
 )  # fmt: skip
 CELL = COLUMNS[:4]
-
-
-@register_model
-def baseline_resnet_sound(pretrained: bool = False, **options: Any) -> ResNet:
-    return baseline_resnet_micro(channels=CNN_CHANNELS, **options)
 
 
 MODELS: dict[str, dict[str, Any]] = {

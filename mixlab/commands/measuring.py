@@ -198,6 +198,12 @@ def bench(
         return _scale(threads or num_cores(), train, figure)
     rows = []
     for name in models or ("mixer_s16",):
+        if name.startswith("mixer_sound") and image_size is None:
+            raise UsageError(
+                "this model is for sounds, and bench measures images",
+                where=name,
+                hint="--image-size 1x96 gives it as many tokens as a second of sound has",
+            )
         side = MODELS[name][0] if name in MODELS else 224
         rows += run_bench(
             name,

@@ -156,9 +156,9 @@ def shard(
 ) -> int:
     """Write a data set as tar shards (webdataset) with a manifest, to train from `wds:OUT`.
 
-    Every image is decoded once; those that cannot be are left out and listed in OUT/bad_files.csv. Without OUT,
-    DATA is a folder of tar shards made elsewhere (KEY.jpg and KEY.cls), which is read once and gets its manifest.
-    Exit status: 0 if every image could be read, 1 if some were left out.
+    Every image or sound is decoded once; those that cannot be are left out and listed in OUT/bad_files.csv. Without
+    OUT, DATA is a folder of tar shards made elsewhere (KEY.jpg or KEY.wav, and KEY.cls), which is read once and gets
+    its manifest. Exit status: 0 if all could be read, 1 if some were left out.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def shard(
     shard_mib
         Size at which the next shard is begun.
     seed
-        Of the order of the images in the shards.
+        Of the order of the examples in the shards.
     data_dir
         Where torchvision's sets lie; ./data by default.
     download
@@ -189,12 +189,12 @@ def shard(
             result = write_shards(source, out, shard_bytes=shard_mib << 20, seed=seed, progress=progress)
     parts = ", ".join(f"{count} in {name}" for name, count in result.splits.items())
     screen.say(
-        f"{result.num_ok} images ({parts}) in {result.num_shards} shards, {result.num_bytes / 1e6:,.1f} MB"
+        f"{result.num_ok} {result.modality} ({parts}) in {result.num_shards} shards, {result.num_bytes / 1e6:,.1f} MB"
     )
     for row in result.bad[:10]:
         screen.say(f"left out {row['path']}: {row['reason']}")
     if result.num_bad:
-        screen.say(f"{result.num_bad} images were left out: {out}/bad_files.csv")
+        screen.say(f"{result.num_bad} files were left out: {out}/bad_files.csv")
     screen.say(f"train from them: mixlab train wds:{out or data}")
     emit(vars(result))
     return 1 if result.num_bad else 0

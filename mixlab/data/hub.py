@@ -1,6 +1,6 @@
-"""Labelled images through Hugging Face `datasets`: a set of the Hub, or local parquet files. Runs no code of a set.
+"""Labelled examples through Hugging Face `datasets`: a set of the Hub, or local parquet files. Runs no code of a set.
 
-The images' bytes are taken as they are stored and decoded here, with the same care as any other file.
+Their bytes are taken as they are stored and decoded here, with the same care as any other file.
 """
 
 import os
@@ -13,22 +13,20 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.dataset import SPLIT_NAMES, Source, Split
-from mixlab.data.images.modality import IMAGES
-from mixlab.data.modality import MAX_BYTES
+from mixlab.data.modality import MAX_BYTES, MODALITIES, Modality
 from mixlab.errors import DataError, DiskError, ExampleError, UsageError
 from mixlab.files import can_be_written
 from mixlab.words import install_hint
 
 STREAM_WINDOW = (
-    1024  # images that a stream shuffles among themselves; two windows of encoded ones are in memory
+    1024  # examples that a stream shuffles among themselves; two windows of encoded ones are in memory
 )
 UNNAMED = "unnamed"  # a split; `all` is a word of `datasets` itself
-_IMAGE_NAMES = ("image", "img", "picture", "jpg", "png")
 _LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category", "target")
 
 
-class TablePictures:
-    """`Encoded` images in the tables of `datasets`, which lie on the disk and are mapped into memory."""
+class TableExamples:
+    """`Encoded` examples in the tables of `datasets`, which lie on the disk and are mapped into memory."""
 
     window = 0
     is_checked = False
@@ -42,8 +40,8 @@ class TablePictures:
         return _bytes_of(self._tables[number][row - int(self._starts[number])][self._column])
 
 
-class StreamPictures:
-    """`Encoded` images that are read from front to back, a window at a time; going back begins again.
+class StreamExamples:
+    """`Encoded` examples that are read from front to back, a window at a time; going back begins again.
 
     Reading a row that is far ahead reads everything before it, which is what a resume costs.
     """
@@ -56,7 +54,7 @@ class StreamPictures:
         self._rows: Iterator[Any] = iter(())
         self._position = -1  # of the next row
         self._windows: dict[int, list[Any]] = {}
-        self._lock = threading.Lock()  # images are decoded in several threads, from one stream
+        self._lock = threading.Lock()  # examples are decoded in several threads, from one stream
 
     def read(self, row: int) -> bytes:
         number = row // self.window
@@ -79,7 +77,7 @@ class StreamPictures:
         expected = min(self.window, sum(self._counts) - first)
         if len(window) != expected:
             raise DataError(
-                f"the stream ended early: {len(window)} of {expected} images", where=f"row {first}"
+                f"the stream ended early: {len(window)} of {expected} examples", where=f"row {first}"
             )
         # A batch may end one window and begin the next; no order goes further back than that.
         self._windows = {key: rows for key, rows in self._windows.items() if key == number - 1}
@@ -101,9 +99,9 @@ def _size_of(value: Any) -> int:
 def _bytes_of(value: Any) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and value.get("path"):
-        raise ExampleError("the set names a file instead of holding the image", where=str(value["path"]))
+        raise ExampleError("the set names a file instead of holding its content", where=str(value["path"]))
     if not isinstance(data, bytes):
-        raise ExampleError(f"there is no image in this row, or one larger than {MAX_BYTES // 1024**2} MiB")
+        raise ExampleError(f"there is nothing in this row, or one larger than {MAX_BYTES // 1024**2} MiB")
     if len(data) > MAX_BYTES:
         raise ExampleError(f"larger than {MAX_BYTES // 1024**2} MiB")
     return data
@@ -124,7 +122,7 @@ def open_hub(name: str, *, streaming: bool = False, download: bool = False) -> S
     first = next(iter(found.values()))
     if first.features is None:
         raise DataError("the set does not say what its columns are", where=name)
-    image, label = _columns(datasets, first.features, name)
+    modality, column, label = _columns(datasets, first, name)
     splits: dict[str, Any] = {}
     for split_name, table in found.items():
         splits[SPLIT_NAMES.get(split_name, "all" if len(found) == 1 else split_name)] = table
@@ -135,11 +133,11 @@ def open_hub(name: str, *, streaming: bool = False, download: bool = False) -> S
     labels = {key: _labels(table, label) for key, table in splits.items()}
     class_names, numbers = _classes(first.features[label], labels, name, label)
     tables = [
-        table.select_columns([image]).cast_column(image, _raw(datasets, first.features[image]))
+        table.select_columns([column]).cast_column(column, _raw(datasets, first.features[column], modality))
         for table in splits.values()
     ]
     counts = [len(values) for values in labels.values()]
-    encoded: Any = StreamPictures(tables, counts, image) if streaming else TablePictures(tables, image)
+    encoded: Any = StreamExamples(tables, counts, column) if streaming else TableExamples(tables, column)
     result, start = {}, 0
     for key, values in labels.items():
         result[key] = Split(
@@ -149,7 +147,9 @@ def open_hub(name: str, *, streaming: bool = False, download: bool = False) -> S
             rows=np.arange(start, start + len(values)),
         )
         start += len(values)
-    return Source(name=Path(name.split(":")[0]).name, class_names=class_names, splits=result, modality=IMAGES)
+    return Source(
+        name=Path(name.split(":")[0]).name, class_names=class_names, splits=result, modality=modality
+    )
 
 
 def _load(datasets: Any, name: str, streaming: bool, download: bool) -> dict[str, Any]:
@@ -212,9 +212,17 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def _columns(datasets: Any, features: Any, where: str) -> tuple[str, str]:
-    """The names of the image column and the label column."""
-    pictures = [key for key, kind in features.items() if _is_picture(datasets, kind)]
+def _columns(datasets: Any, table: Any, where: str) -> tuple[Modality, str, str]:
+    """What kind of examples a set has; the names of their column and of the label column."""
+    features = table.features
+    found = next(
+        (
+            (modality, column)
+            for modality in MODALITIES.values()
+            if modality.column and (column := _typed(datasets, features, modality))
+        ),
+        None,
+    ) or _plain(table)
     labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     plain = [
         key
@@ -222,28 +230,55 @@ def _columns(datasets: Any, features: Any, where: str) -> tuple[str, str]:
         if key.lower() in _LABEL_NAMES
         and str(getattr(kind, "dtype", "")).startswith(("int", "uint", "string", "large_s"))
     ]
-    image = next((key for key in pictures if key.lower() in _IMAGE_NAMES), pictures[0] if pictures else None)
     label = next((key for key in labels if key.lower() in _LABEL_NAMES), None)
     label = label or (labels[0] if len(labels) == 1 else None) or (plain[0] if plain else None)
-    if image is None or label is None:
+    if found is None or label is None:
+        kinds = [modality for modality in MODALITIES.values() if modality.column]
+        missing = "labels" if label is None else " or ".join(modality.many for modality in kinds)
+        types = " or ".join(modality.column for modality in kinds)
         raise DataError(
-            f"no column of {'images' if image is None else 'labels'} among {', '.join(features)}",
+            f"no column of {missing} among {', '.join(features)}",
             where=f"hf:{where}",
-            hint="an image column is an Image or holds bytes; a label column is a ClassLabel, or is called label",
+            hint=f"examples are an {types} or bytes; a label column is a ClassLabel, or is called label",
         )
-    return image, label
+    return (*found, label)
 
 
-def _is_picture(datasets: Any, kind: Any) -> bool:
-    if isinstance(kind, datasets.Image):
-        return True
-    if isinstance(kind, dict):
-        return "bytes" in kind
-    return getattr(kind, "dtype", None) in ("binary", "large_binary")
+def _typed(datasets: Any, features: Any, modality: Modality) -> str | None:
+    """The column whose type says that it has such examples."""
+    columns = [k for k, kind in features.items() if isinstance(kind, getattr(datasets, modality.column))]
+    return next((key for key in columns if key.lower() in modality.column_names), next(iter(columns), None))
 
 
-def _raw(datasets: Any, kind: Any) -> Any:
-    return datasets.Image(decode=False) if isinstance(kind, datasets.Image) else kind
+def _plain(table: Any) -> tuple[Modality, str] | None:
+    """The column that holds bytes; what kind they are, its name says, or the first row, or it is the first kind."""
+    columns = [key for key, kind in table.features.items() if _holds_bytes(kind)]
+    kinds = [modality for modality in MODALITIES.values() if modality.column]
+    for modality in kinds:
+        if column := next((key for key in columns if key.lower() in modality.column_names), None):
+            return modality, column
+    if not columns:
+        return None
+    row = next(iter(table.select_columns([columns[0]])), {columns[0]: b""})
+    try:
+        start = _bytes_of(row[columns[0]])[:16]
+    except ExampleError:  # it is listed as unreadable where it is read
+        start = b""
+    return next((modality for modality in kinds if modality.claims(start)), kinds[0]), columns[0]
+
+
+def _holds_bytes(kind: Any) -> bool:
+    return (
+        "bytes" in kind
+        if isinstance(kind, dict)
+        else getattr(kind, "dtype", None) in ("binary", "large_binary")
+    )
+
+
+def _raw(datasets: Any, kind: Any, modality: Modality) -> Any:
+    """The type of a column whose bytes are given as they are stored."""
+    type_ = getattr(datasets, modality.column)
+    return type_(decode=False) if isinstance(kind, type_) else kind
 
 
 def _labels(table: Any, column: str) -> list[Any]:

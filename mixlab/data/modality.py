@@ -178,6 +178,7 @@ class Modality(ABC):
     name: in files of weights. one, many: in messages. suffixes: file names' endings in lower case;
     foreign_suffixes: of files that are tried too, so that each is listed with what to do. part: of a recipe, which
     says how its examples are changed in training. taken: what `takes` takes, in words.
+    column: the type of its columns in Hugging Face `datasets`; column_names: what they are called, the usual first.
     recipes: those that `auto` means for few examples and for many; None for the defaults of all keys.
     program: how a package uses its model; None where there is no such program.
     split_lists: files beside class folders that list the paths of a split, by their names; beside: folders there that
@@ -191,6 +192,8 @@ class Modality(ABC):
     foreign_suffixes: ClassVar[frozenset[str]] = frozenset()
     part: ClassVar[str] = "augment"
     taken: ClassVar[str] = ""
+    column: ClassVar[str] = ""
+    column_names: ClassVar[tuple[str, ...]] = ()
     recipes: ClassVar[tuple[str, str] | None] = None
     program: ClassVar[Program | None] = None
     split_lists: ClassVar[Mapping[str, str]] = {}
@@ -326,10 +329,16 @@ def register(modality: Modality, sets: Mapping[str, Callable[[], Any]] | None = 
     SETS.update(sets or {})
 
 
+def registered(name: Any) -> Modality | None:
+    """The modality of a name that a file has; None for an unknown one, and for what is no name."""
+    return MODALITIES.get(name) if isinstance(name, str) else None
+
+
 def read_preprocess(values: dict[str, Any], where: str) -> Preprocess:
     """A `Preprocess` as weights have it; those that name no modality take images. WeightsError for an unknown one."""
     name = values.get("modality", "images")
-    if not isinstance(name, str) or name not in MODALITIES:
+    modality = registered(name)
+    if modality is None:
         known = ", ".join(MODALITIES)
         raise WeightsError(
             f"these weights take {str(name)[:40]!r}, which this mixlab does not know (it knows {known})",
@@ -337,4 +346,4 @@ def read_preprocess(values: dict[str, Any], where: str) -> Preprocess:
             hint="use the mixlab that wrote them, or a newer one",
         )
     rest = {key: value for key, value in values.items() if key != "modality"}
-    return MODALITIES[name].preprocess_type.from_json(rest, where)
+    return modality.preprocess_type.from_json(rest, where)

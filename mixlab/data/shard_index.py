@@ -1,13 +1,13 @@
-"""What is in tar shards: every image's place, digest and class, and the manifest of all (see `shards`)."""
+"""What is in tar shards: every example's place, digest and class, and the manifest of all (see `shards`)."""
 
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from mixlab.data.images.formats import IMAGE_SUFFIXES
-from mixlab.data.modality import MAX_BYTES
+from mixlab.data.modality import MAX_BYTES, MODALITIES, Modality
 from mixlab.data.shards import (
     FORMAT,
     FORMAT_VERSION,
@@ -20,10 +20,19 @@ from mixlab.data.shards import (
 from mixlab.errors import DataError
 from mixlab.files import sha256, write_atomically
 
-Contents = tuple[dict[str, tuple[int, int, str]], dict[str, str]]  # of a shard, as `pictures_in` gives them
 # webdataset decodes some of these by unpickling.
 _CODE_SUFFIXES = (".pyd", ".pickle", ".pkl", ".pth", ".pt", ".py")
 BLOCK = 512  # of a tar file
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Of a shard. places: of every key the example's offset, size and digest. labels: what its .cls says, or its .txt
+    where there is none. modality: what kind of examples they are; None where there is none."""
+
+    places: dict[str, tuple[int, int, str]]
+    labels: dict[str, str]
+    modality: Modality | None
 
 
 class _Capped:
@@ -57,7 +66,7 @@ def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
                         f"{member.name} may hold code; such members are not read", where=str(path),
                         hint="write the shards without it",
                     )  # fmt: skip
-                if suffix not in IMAGE_SUFFIXES and suffix not in (".cls", ".txt"):
+                if _modality_of(suffix) is None and suffix not in (".cls", ".txt"):
                     continue
                 if member.size > MAX_BYTES:
                     raise DataError(f"{member.name} is larger than {MAX_BYTES >> 20} MiB", where=str(path))
@@ -76,24 +85,41 @@ def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
         raise DataError("the archive has no end: it is cut or damaged", where=str(path))
 
 
-def pictures_in(path: Path) -> Contents:
-    """Of every key the image's offset, size and digest, and what its .cls says, or its .txt where there is none."""
-    pictures: dict[str, tuple[int, int, str]] = {}
+def contents_of(path: Path) -> Contents:
+    """What is in a shard. DataError if an example has no class, or if they are of more than one kind."""
+    places: dict[str, tuple[int, int, str]] = {}
     classes: dict[str, str] = {}
     texts: dict[str, str] = {}
+    modality: Modality | None = None
     for key, suffix, offset, data in _members(path):
-        if suffix in IMAGE_SUFFIXES:
-            if key in pictures:
-                raise DataError(f"two images have the key {key}", where=str(path))
-            pictures[key] = (offset, len(data), bytes_digest(data))
-        else:
+        kind = _modality_of(suffix)
+        if kind is None:
             labels = classes if suffix == ".cls" else texts
             labels[key] = data.decode("utf-8", errors="replace").strip()
-    labels = {key: classes.get(key, texts.get(key, "")) for key in pictures}
+            continue
+        modality = modality or kind
+        _check_kinds(modality, kind, path)
+        if key in places:
+            raise DataError(f"two {kind.many} have the key {key}", where=str(path))
+        places[key] = (offset, len(data), bytes_digest(data))
+    labels = {key: classes.get(key, texts.get(key, "")) for key in places}
     unlabelled = [key for key, label in labels.items() if not label]
     if unlabelled:
-        raise DataError(f"{unlabelled[0]} has an image but no .cls with its class", where=str(path))
-    return pictures, labels
+        raise DataError(f"{unlabelled[0]} has no .cls with its class", where=str(path))
+    return Contents(places, labels, modality)
+
+
+def _modality_of(suffix: str) -> Modality | None:
+    """What kind of example a member of this ending is; None for any other member."""
+    return next((one for one in MODALITIES.values() if suffix in one.suffixes), None)
+
+
+def _check_kinds(one: Modality, other: Modality, path: Path) -> None:
+    if one is not other:
+        raise DataError(
+            f"there are both {one.many} and {other.many} in these shards", where=str(path),
+            hint="a set has one kind of example; write the shards without the other",
+        )  # fmt: skip
 
 
 def write_manifest(
@@ -106,16 +132,23 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Write an index of every shard and the manifest of all, and return the manifest.
 
-    contents: of every shard what `pictures_in` found. label_numbers: the class that each text in a .cls member means.
+    contents: what is in every shard. label_numbers: the class that each text in a .cls member means.
     """
+    kinds = [(one.modality, path) for path, one in contents.items() if one.modality is not None]
+    if not kinds:
+        names = " or ".join(one.many for one in MODALITIES.values())
+        raise DataError(f"there are no {names} in these shards", where=str(folder))
+    modality = kinds[0][0]
+    for kind, path in kinds:
+        _check_kinds(modality, kind, path)
     shards: list[dict[str, Any]] = []
-    for done, (path, (pictures, labels)) in enumerate(contents.items()):
+    for done, (path, one) in enumerate(contents.items()):
         index = {
-            "key": list(pictures),
-            "label": [label_numbers[labels[key]] for key in pictures],
-            "offset": [offset for offset, _, _ in pictures.values()],
-            "size": [size for _, size, _ in pictures.values()],
-            "digest": [digest for _, _, digest in pictures.values()],
+            "key": list(one.places),
+            "label": [label_numbers[one.labels[key]] for key in one.places],
+            "offset": [offset for offset, _, _ in one.places.values()],
+            "size": [size for _, size, _ in one.places.values()],
+            "digest": [digest for _, _, digest in one.places.values()],
         }
         index_path = path.with_suffix(".index.json")
         write_atomically(index_path, json.dumps(index).encode())
@@ -123,7 +156,7 @@ def write_manifest(
             {
                 "file": path.name,
                 "split": split_of(path.name),
-                "count": len(pictures),
+                "count": len(one.places),
                 "size": path.stat().st_size,
                 "sha256": sha256(path),
                 "index_sha256": sha256(index_path),
@@ -134,6 +167,7 @@ def write_manifest(
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "modality": modality.name,
         "class_names": class_names,
         "shards": shards,
     }

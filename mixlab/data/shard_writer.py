@@ -1,4 +1,4 @@
-"""Writing shards: images as they are into tar files, an index of each, and the manifest of all (see `shards`)."""
+"""Writing shards: examples as they are into tar files, an index of each, and the manifest of all (see `shards`)."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import numpy as np
 
 from mixlab.data.dataset import Source, Split
 from mixlab.data.modality import Modality
-from mixlab.data.shard_index import BLOCK, pictures_in, write_manifest
+from mixlab.data.shard_index import BLOCK, contents_of, write_manifest
 from mixlab.data.shards import MANIFEST_NAME, Progress, check_splits, split_of, tars_in
 from mixlab.errors import DataError, ExampleError, UsageError
 from mixlab.files import written_whole
@@ -19,13 +19,14 @@ from mixlab.words import install_hint
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What `write_shards` wrote: images written, those and files that may be images left out, and shards."""
+    """What `write_shards` wrote: examples written, those and files that may be some left out, and shards."""
 
     num_ok: int
     num_bad: int
     bad: list[dict[str, str]]
     num_shards: int
     num_bytes: int
+    modality: str
     splits: dict[str, int]
 
 
@@ -37,9 +38,9 @@ def write_shards(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ShardResult:
-    """Write every image of `source`, as it is, into shards of about `shard_bytes`; unreadable ones are listed.
+    """Write every example of `source`, as it is, into shards of about `shard_bytes`; unreadable ones are listed.
 
-    Within a split the images are shuffled, for readers that go from front to back. `folder` must not exist; it
+    Within a split they are shuffled, for readers that go from front to back. `folder` must not exist; it
     appears when all of it is on the disk.
     """
     if folder.exists():
@@ -64,8 +65,8 @@ def write_shards(
                     if progress is not None and done % 256 == 0:
                         progress(done, total)
         if len(bad) == total + len(source.lost):
-            raise DataError("no image can be read", where=source.name)
-        contents = {path: pictures_in(path) for path in tars_in(temporary)}
+            raise DataError(f"no {source.modality.one} can be read", where=source.name)
+        contents = {path: contents_of(path) for path in tars_in(temporary)}
         numbers = {str(i): i for i in range(len(source.class_names))}
         manifest = write_manifest(temporary, contents, list(source.class_names), numbers)
         if bad:
@@ -89,8 +90,8 @@ def index_shards(folder: Path, *, progress: Progress | None = None) -> ShardResu
     tars = tars_in(folder)
     splits = {split_of(path.name) for path in tars}
     check_splits(splits, folder)
-    contents = {path: pictures_in(path) for path in tars}
-    names = sorted({label for _, labels in contents.values() for label in labels.values()}, key=_class_order)
+    contents = {path: contents_of(path) for path in tars}
+    names = sorted({label for one in contents.values() for label in one.labels.values()}, key=_class_order)
     numbers = {name: i for i, name in enumerate(names)}
     return _result(write_manifest(folder, contents, names, numbers, progress=progress), [])
 
@@ -105,6 +106,7 @@ def _result(manifest: dict[str, Any], bad: list[dict[str, str]]) -> ShardResult:
         bad=bad,
         num_shards=len(manifest["shards"]),
         num_bytes=sum(shard["size"] for shard in manifest["shards"]),
+        modality=manifest["modality"],
         splits={name: count for name, count in splits.items() if count},
     )
 
@@ -135,7 +137,7 @@ class _Writer:
             self._close()
             path = self._folder / f"{self._split}-{self._number:06d}.tar"
             self._file = path.open("wb")
-            # The same images give the same bytes: no time and no user in them.
+            # The same files give the same bytes: no time and no user in them.
             self._tar = _webdataset().TarWriter(
                 self._file, encoder=False, mtime=0, user="mixlab", group="mixlab"
             )

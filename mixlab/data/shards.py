@@ -1,9 +1,9 @@
-"""Images in tar shards, as webdataset writes and reads them, with a manifest so that no damage goes unnoticed.
+"""Examples in tar shards, as webdataset writes and reads them, with a manifest so that no damage goes unnoticed.
 
-A folder of shards holds `train-000000.tar`, ... (members KEY.jpg and KEY.cls), for each shard an index
-`train-000000.index.json` with key, label, place and digest of every image, and `manifest.json` with the class names
-and the count, size and SHA-256 of every shard and index. Images are read at their places, so exact order and resume
-are the same as for files; each is compared with its digest whenever it is read.
+A folder of shards holds `train-000000.tar`, ... (members KEY.jpg or KEY.wav, and KEY.cls), for each shard an index
+`train-000000.index.json` with key, label, place and digest of every example, and `manifest.json` with the modality,
+the class names and the count, size and SHA-256 of every shard and index. Examples are read at their places, so exact
+order and resume are the same as for files; each is compared with its digest whenever it is read.
 """
 
 import hashlib
@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.dataset import SPLIT_NAMES, Source, Split
-from mixlab.data.images.modality import IMAGES
-from mixlab.data.modality import MAX_BYTES
+from mixlab.data.modality import MAX_BYTES, MODALITIES, Modality, registered
 from mixlab.errors import DataError, ExampleError, UsageError
 from mixlab.files import sha256
 
@@ -36,8 +35,8 @@ def bytes_digest(data: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class ShardPictures:
-    """`Encoded` images in tar files: paths of the shards, and for each row shard, offset, size and digest."""
+class ShardExamples:
+    """`Encoded` examples in tar files: paths of the shards, and for each row shard, offset, size and digest."""
 
     paths: tuple[Path, ...]
     shard: np.ndarray
@@ -57,7 +56,7 @@ class ShardPictures:
         except OSError as error:
             raise ExampleError(f"the shard cannot be read: {error.strerror}", where=str(path)) from None
         if bytes_digest(data) != self.digest[row]:
-            raise ExampleError("the shard is damaged here: the image's digest differs", where=str(path))
+            raise ExampleError("the shard is damaged here: the digest differs", where=str(path))
         return data
 
 
@@ -137,6 +136,7 @@ def _source_of(folder: Path, manifest: dict[str, Any]) -> Source:
             "the manifest was changed or is damaged: its SHA-256 differs", where=str(folder / MANIFEST_NAME),
             hint="copy it again, or remove it and let `mixlab shard` write a new one",
         )  # fmt: skip
+    modality = _modality_of(manifest, folder)
     class_names = tuple(str(name) for name in manifest["class_names"])
     paths: list[Path] = []
     names: list[str] = []
@@ -162,7 +162,7 @@ def _source_of(folder: Path, manifest: dict[str, Any]) -> Source:
         if count and (offset.min() < 0 or size.min() < 0 or (offset + size).max() > shard["size"]):
             raise DataError("the index points outside of the shard", where=str(index_path))
         if count and size.max() > MAX_BYTES:
-            raise DataError("the index names an image that is too large", where=str(index_path))
+            raise DataError("the index names an example that is too large", where=str(index_path))
         by_split.setdefault(str(shard["split"]), []).append((len(names), len(names) + count))
         names += [f"{path.name}/{key}" for key in index["key"]]
         paths.append(path)
@@ -171,16 +171,29 @@ def _source_of(folder: Path, manifest: dict[str, Any]) -> Source:
     shards, labels, offsets, sizes, digests = (
         np.concatenate(column) for column in zip(*columns, strict=True)
     )
-    pictures = ShardPictures(tuple(paths), shards, offsets, sizes, tuple(digests))
+    examples = ShardExamples(tuple(paths), shards, offsets, sizes, tuple(digests))
     splits = {}
     for split, ranges in by_split.items():
         rows = np.concatenate([np.arange(*bounds) for bounds in ranges])
         splits[split] = Split(
-            names=tuple(names[row] for row in rows), labels=labels[rows], encoded=pictures, rows=rows
+            names=tuple(names[row] for row in rows), labels=labels[rows], encoded=examples, rows=rows
         )
     return Source(
-        name=folder.resolve().name, class_names=class_names, splits=splits, modality=IMAGES, root=folder
+        name=folder.resolve().name, class_names=class_names, splits=splits, modality=modality, root=folder
     )
+
+
+def _modality_of(manifest: dict[str, Any], folder: Path) -> Modality:
+    """What kind of examples they are; manifests of older versions say nothing, and have images."""
+    name = manifest.get("modality", "images")
+    modality = registered(name)
+    if modality is None:
+        raise DataError(
+            f"these shards hold {str(name)[:40]!r}; this mixlab knows {', '.join(MODALITIES)}",
+            where=str(folder / MANIFEST_NAME),
+            hint="use the mixlab that wrote them, or a newer one",
+        )
+    return modality
 
 
 def verify_shards(folder: Path, *, progress: Progress | None = None) -> list[dict[str, str]]:

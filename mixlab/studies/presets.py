@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mixlab.data.sources import open_source
 from mixlab.errors import UsageError
 from mixlab.models.catalog import parse_mixer_name
 from mixlab.recipes import compose
@@ -18,6 +19,12 @@ CPU_MODELS = {
     "ViT": {"model.name": "timm/baseline_vit_micro"},
     "pyramid": {"model.name": "mixer_pyramid_micro"},
 }
+# For 40 bands and 96 frames: 35.6, 36.9 and 37.7 million. What is in frames for one is a picture for the others.
+SOUND_MODELS = {
+    "Mixer": {"model.name": "mixer_sound1"},
+    "ResNet": {"model.name": "timm/baseline_resnet_sound", "audio.tokens": "patches"},
+    "ViT": {"model.name": "timm/baseline_vit_sound", "audio.tokens": "patches"},
+}
 PAPER_MODELS = {  # BiT's ResNet50x1, as the paper has it
     "Mixer": {"model.name": "mixer_b16"},
     "ResNet": {"model.name": "timm/resnetv2_50x1_bit"},
@@ -29,7 +36,7 @@ PAPER_MODELS = {  # BiT's ResNet50x1, as the paper has it
 class Preset:
     """What a study trains. models: name -> keys of the recipe. seeds: how many each has. recipe: the one by name, and
     the keys that all share. minutes: of a training, None for the length of the recipe. scale, likeness: what these
-    trainings are, and in what their models are alike, as reports say it."""
+    trainings are, and in what their models are alike, as reports say it. examples: the kind that it is for."""
 
     models: dict[str, dict[str, Any]]
     seeds: dict[str, int]
@@ -38,6 +45,7 @@ class Preset:
     minutes: float | None
     scale: str
     likeness: str
+    examples: str = "images"
 
     def seeds_of(self, model: str, options: Options) -> int:
         return options.seeds or (1 if options.smoke else self.seeds[model])
@@ -46,20 +54,36 @@ class Preset:
         return None if options.smoke else options.minutes or self.minutes
 
     def resolved(self, options: Options) -> Recipe:
-        """The Mixer's recipe with all that follows from the data."""
+        """The Mixer's recipe with all that follows from the data. UsageError for data of another kind."""
         overrides = self.shared | self.models["Mixer"]
         recipe = compose(data_of(options), recipe=self.recipe, overrides=overrides)
         recipe = replace(recipe, threads=options.threads)
         source = open_data(recipe)
+        if source.modality.name != self.examples:
+            raise UsageError(
+                f"this study is for {self.examples}, and the data has {source.modality.many}",
+                where=recipe.data.source,
+                hint="`mixlab study compare` takes both",
+            )
         return resolve(recipe, split_source(source, recipe)["train"], source.modality)
 
     def changes_of(self, model: str, resolved: Recipe) -> dict[str, Any]:
-        """Keys that a model has for itself, fitted to the data: all see images of one size, and patches of one."""
+        """Keys that a model has for itself, fitted to the data: all see images of one size, and patches of one.
+
+        Of sounds all have the same rate and length, which follow from the data.
+        """
+        if self.examples != "images":
+            return self.models[model]
         assert resolved.data.image_size is not None
         height, width = resolved.data.image_size
         changes = self.models[model] | {"data.image_size": f"{height}x{width}"}
         is_vit = "vit" in changes["model.name"]
         return changes | ({"model.patch_size": patch_side(resolved)} if is_vit else {})
+
+
+def examples_of(options: Options) -> str:
+    """The kind of examples that a study trains on: a modality's name."""
+    return open_source(data_of(options)).modality.name
 
 
 def data_of(options: Options) -> str:
@@ -68,7 +92,7 @@ def data_of(options: Options) -> str:
         raise UsageError(
             "this study trains on a data set",
             where="DATA",
-            hint="a folder of images or a set's name, as for `mixlab train`; --smoke tries it on digits",
+            hint="a folder or a set's name, as for `mixlab train`; --smoke tries it on digits",
         )
     return options.subject or "digits"
 
@@ -99,6 +123,18 @@ def presets(seeds: dict[str, int], *, paper_seeds: int) -> dict[str, Preset]:
             likeness="Models of the paper's width and depth",
         ),
     }
+
+
+SOUNDS = Preset(
+    models=SOUND_MODELS,
+    seeds=dict.fromkeys(SOUND_MODELS, 2),
+    recipe="small_sounds",
+    shared={"keep_weights": "last", "precision": "fp32"},
+    minutes=6.0,
+    scale="Small models, one set of sounds and minutes of training; the paper has images only",
+    likeness="Models of about equal multiplications, where the paper's have equal width and depth",
+    examples="sounds",
+)
 
 
 def patch_side(resolved: Recipe) -> int:

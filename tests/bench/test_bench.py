@@ -146,3 +146,8 @@ def test_the_command_prints_one_object(capsys, monkeypatch):
     assert status == 0
     assert value["rows"][0]["backend"] == "mixlab"
     assert value["machine"]["cores"] >= 1
+
+
+def test_models_for_sounds_are_measured_only_at_a_size_that_is_given():
+    with pytest.raises(UsageError, match="this model is for sounds"):
+        run_command(["bench", "mixer_sound1", "--against", "none"])

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 import mixlab
 from mixlab.data import hub
+from mixlab.data.audio.decode import as_wav
+from mixlab.data.audio.tones import tone
 from mixlab.data.images.decode import decode
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError, ExampleError, UsageError
@@ -81,8 +83,50 @@ def test_one_file_is_a_set_without_splits(folder):
     assert list(source.splits) == ["all"]
 
 
+def sound(i: int) -> bytes:
+    return as_wav(tone(i, 8000), 8000)
+
+
+def write_sounds(path, count):
+    """As the Hub has them: `datasets` itself writes sounds only with a package that decodes them."""
+    stored = {"bytes": datasets.Value("binary"), "path": TEXT}
+    features = datasets.Features({"text": TEXT, "audio": stored, "label": datasets.ClassLabel(names=NAMES)})
+    audio = [{"bytes": sound(i), "path": f"{i}.wav"} for i in range(count)]
+    columns = {"text": ["a"] * count, "audio": audio, "label": [i % 3 for i in range(count)]}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    path.parent.mkdir(parents=True)
+    table.cast_column("audio", datasets.Audio(decode=False)).to_parquet(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_of_sounds_makes_a_set_of_sounds(streaming, tmp_path):
+    write_sounds(tmp_path / "s/train.parquet", 24)
+    source = open_source(f"hf:{tmp_path / 's'}", streaming=streaming)
+    assert (source.modality.name, source.class_names) == ("sounds", tuple(NAMES))
+    assert [source.splits["train"].read(i) for i in range(24)] == [sound(i) for i in range(24)]
+
+
+def test_sounds_that_are_plain_bytes_are_known_by_their_first_row(tmp_path):
+    features = datasets.Features({"content": datasets.Value("binary"), "label": NUMBER})
+    write(tmp_path / "s/a.parquet", (), features, content=[sound(0), sound(1)], label=[0, 1])
+    assert open_source(f"hf:{tmp_path / 's'}").modality.name == "sounds"
+
+
+def test_a_run_on_streamed_sounds_stopped_and_resumed_has_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.StreamExamples, "window", 16)
+    write_sounds(tmp_path / "s/train.parquet", 40)
+    options = {"steps": 8, "batch_size": 8, "threads": 1, "keep_weights": "last", "data__streaming": True}
+    options |= {"screen": QUIET, "figures": False}
+    mixlab.train(f"hf:{tmp_path / 's'}", run=tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        mixlab.train(f"hf:{tmp_path / 's'}", run=tmp_path / "run", **(options | {"screen": StopAfter(4)}))
+    mixlab.resume(tmp_path / "run", screen=QUIET, figures=False)
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_stream_is_read_in_windows_and_goes_back_by_beginning_again(folder, monkeypatch):
-    monkeypatch.setattr(hub.StreamPictures, "window", 16)
+    monkeypatch.setattr(hub.StreamExamples, "window", 16)
     split = open_source(f"hf:{folder}", streaming=True).splits["train"]
     for row in (50, 3, 17, 40, 59, 0):
         assert decode(split.read(row))[0, 0, 0] == row
@@ -103,7 +147,7 @@ def test_a_stream_gives_each_window_shuffled_within_itself_every_epoch_anew(fold
 
 @pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_stopped_and_resumed_has_the_same_bits(streaming, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.StreamPictures, "window", 16)
+    monkeypatch.setattr(hub.StreamExamples, "window", 16)
     options = {"data__streaming": streaming, "data__in_memory": None if streaming else False}
     mixlab.train(
         f"hf:{folder}",
@@ -169,7 +213,7 @@ def test_text_labels_and_plain_bytes_are_understood(tmp_path):
 @pytest.mark.parametrize(
     ("features", "columns", "words"),
     [
-        ({"text": TEXT, "label": NUMBER}, {"text": ["a"], "label": [1]}, "pictures"),
+        ({"text": TEXT, "label": NUMBER}, {"text": ["a"], "label": [1]}, "column of images or sounds"),
         ({"image": datasets.Image()}, {"image": [{"bytes": picture(1), "path": None}]}, "labels"),
         (
             {"image": datasets.Image(), "label": NUMBER},

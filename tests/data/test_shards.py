@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import mixlab
 from benchmarks.reliability import shards as shard_trials
 from mixlab.cli import run_command
+from mixlab.data.audio.decode import as_wav
+from mixlab.data.audio.tones import tone
 from mixlab.data.dataset import Source, Split
 from mixlab.data.images.decode import decode
 from mixlab.data.shard_writer import index_shards, write_shards
@@ -210,6 +212,51 @@ def test_shards_from_elsewhere_get_a_manifest_once_they_are_read(tmp_path):
         index_shards(tmp_path)
 
 
+def test_sounds_from_elsewhere_make_shards_of_sounds(tmp_path):
+    tar(tmp_path / "train-0.tar", [pair for i in range(6) for pair in wav_pair(i)])
+    assert index_shards(tmp_path).modality == "sounds"
+    source = open_source(f"wds:{tmp_path}")
+    assert source.modality.name == "sounds"
+    assert source.splits["train"].read(2) == as_wav(tone(2, 8000), 8000)
+
+
+def test_shards_of_two_kinds_of_examples_or_of_none_are_refused(tmp_path):
+    tar(tmp_path / "train-0.tar", [*wav_pair(0), ("x.jpg", jpeg()), ("x.cls", b"1")])
+    with pytest.raises(DataError, match="both sounds and images"):
+        index_shards(tmp_path)
+    tar(tmp_path / "train-0.tar", wav_pair(0))
+    tar(tmp_path / "train-1.tar", samples(lambda i: str(i)))
+    with pytest.raises(DataError, match="both sounds and images"):
+        index_shards(tmp_path)
+    tar(tmp_path / "train-0.tar", [("a.cls", b"1")])
+    (tmp_path / "train-1.tar").unlink()
+    with pytest.raises(DataError, match="no images or sounds"):
+        index_shards(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def wav_pair(i):
+    return [(f"{i}.wav", as_wav(tone(i, 8000), 8000)), (f"{i}.cls", str(i % 2).encode())]
+
+
+def test_sounds_go_into_shards_as_they_are_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
+    original = open_source("tones")
+    write_shards(original, tmp_path / "shards", shard_bytes=500_000)
+    source = open_source(f"wds:{tmp_path / 'shards'}")
+    assert (source.modality.name, source.class_names) == ("sounds", original.class_names)
+    for split, part in original.splits.items():
+        pairs = lambda one: sorted((one.read(i), int(one.labels[i])) for i in range(len(one)))  # noqa: E731
+        assert pairs(source.splits[split]) == pairs(part)
+    options = {"steps": 6, "batch_size": 16, "threads": 1, "keep_weights": "last", "figures": False}
+    options |= {"data__in_memory": False, "data__num_workers": 2}
+    mixlab.train(f"wds:{tmp_path / 'shards'}", run=tmp_path / "whole", screen=QUIET, **options)
+    with pytest.raises(Interrupted):
+        mixlab.train(f"wds:{tmp_path / 'shards'}", run=tmp_path / "run", screen=StopAfter(3), **options)
+    mixlab.resume(tmp_path / "run", screen=QUIET, figures=False)
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_class_names_in_shards_may_be_words(tmp_path):
     tar(tmp_path / "part-0.tar", samples(lambda i: ["cat", "dog"][i % 2]))
     index_shards(tmp_path)
@@ -316,6 +363,8 @@ def test_evaluate_knows_the_runs_own_shards_by_any_spelling(shards, tmp_path, mo
         lambda m: m.update(class_names=["one"]),
         lambda m: m.pop("class_names"),
         lambda m: m.update(format_version=99),
+        lambda m: m.update(modality="smells"),
+        lambda m: m.update(modality=["images"]),
     ],
 )
 def test_a_manifest_that_lies_is_refused(change, shards):
@@ -325,6 +374,14 @@ def test_a_manifest_that_lies_is_refused(change, shards):
     (shards / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError):
         open_shards(str(shards))
+
+
+def test_a_manifest_of_an_older_version_has_images(shards):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert manifest.pop("modality") == "images"
+    manifest["sha256"] = manifest_digest(manifest)
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    assert open_shards(str(shards)).modality.name == "images"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"format": "mixlab-shards"}'])

@@ -20,7 +20,7 @@ from mixlab.report.run_log import read_run_log
 from mixlab.report.screen import Screen
 from mixlab.studies import trainings
 from mixlab.studies.harness import Options
-from mixlab.studies.presets import CPU_MODELS, Preset
+from mixlab.studies.presets import CPU_MODELS, SOUND_MODELS, Preset
 from mixlab.studies.rows import read_rows, write_rows
 from mixlab.studies.trainings import TIMED, Cell, fill, train_cell
 from mixlab.training.keys import from_toml
@@ -194,6 +194,21 @@ def test_the_models_of_the_small_preset_cost_the_same():
         create_model(**settings)
     assert counts["Mixer"] == pytest.approx(12.9e6, rel=0.01)
     assert all(count == pytest.approx(counts["Mixer"], rel=0.15) for count in counts.values())
+
+
+def test_the_models_for_sounds_cost_the_same():
+    counts = {}
+    for model, changes in SOUND_MODELS.items():
+        size, channels = ((40, 96), 1) if "audio.tokens" in changes else ((1, 96), 40)
+        settings = {
+            "name": changes["model.name"],
+            "num_classes": 10,
+            "image_size": size,
+            "in_channels": channels,
+        }
+        counts[model] = describe_settings(settings, batch_size=1)["macs"]
+    assert counts["Mixer"] == pytest.approx(35.6e6, rel=0.01)
+    assert all(count == pytest.approx(counts["Mixer"], rel=0.07) for count in counts.values())
 
 
 def test_studies_are_found_by_their_files():

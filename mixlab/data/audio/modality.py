@@ -41,6 +41,7 @@ class Sounds(Modality):
     suffixes = SOUND_SUFFIXES
     foreign_suffixes = FOREIGN_SUFFIXES
     part = "audio"
+    column, column_names = "Audio", ("audio", "sound", "speech", "wav", "flac")
     recipes = ("small_sounds", "small_sounds")
     # As Speech Commands has them.
     split_lists: ClassVar[Mapping[str, str]] = {"validation_list.txt": "val", "testing_list.txt": "test"}
@@ -61,6 +62,9 @@ class Sounds(Modality):
         samples = _at_rate(clip, preprocess)
         is_cut = preprocess is not None and len(samples) > preprocess.max_samples
         return Look(samples, array_digest(clip.samples), clip.seconds if is_cut else None)
+
+    def suffix_of(self, content: bytes) -> str:
+        return (sound_format(content[:16]) or "wav").lower()
 
     def resolve(self, data: Any, settings: Any, train: Any, needs: Needs) -> tuple[Any, Any]:
         _check_keys(data)

@@ -46,6 +46,7 @@ class Images(Modality):
         (".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", *_RAW_SUFFIXES)
     )
     taken = "a PIL image, a uint8 array (H, W), (H, W, 1 or 3) or (N, H, W, 1 or 3)"
+    column, column_names = "Image", ("image", "img", "picture", "jpg", "png")
     recipes = ("small_data", "small_images")
     program = Program("standalone.py", ("numpy", "onnxruntime", "pillow"), "photo.jpg")
     preprocess_type = ImagePreprocess

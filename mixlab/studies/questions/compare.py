@@ -13,10 +13,11 @@ import torch
 from mixlab.checkpoint.store import load_weights
 from mixlab.cpu.inference import fast
 from mixlab.device import describe_machine, machine_name, set_threads
+from mixlab.errors import UsageError
 from mixlab.report.frontier import frontier
 from mixlab.report.study_figures import accuracies
 from mixlab.studies.harness import Answer, Finding, Options, Shown, Study
-from mixlab.studies.presets import CPU_MODELS, Preset, describe_preset, presets
+from mixlab.studies.presets import CPU_MODELS, SOUNDS, Preset, describe_preset, examples_of, presets
 from mixlab.studies.published import paper_frontiers, paper_results, paper_tables
 from mixlab.studies.rows import Row, distinct, read_rows, write_rows
 from mixlab.studies.statistics import is_above_zero, mean_of
@@ -32,7 +33,7 @@ ROUNDS, SPEED_BATCH = 7, 64
 
 def run(options: Options) -> Answer:
     """Train the table, measure how fast the trained models are, and answer beside the paper's tables."""
-    preset = PRESETS[options.preset]
+    preset = _preset_of(options)
     resolved = preset.resolved(options)
     cells = [
         Cell(model=model, setting=SETTING, seed=seed, changes=preset.changes_of(model, resolved))
@@ -46,9 +47,22 @@ def run(options: Options) -> Answer:
     return _answer(rows, speeds, preset, chance, Path(resolved.data.source).name)
 
 
+def _preset_of(options: Options) -> Preset:
+    """The one that was asked for, or for sounds theirs. UsageError for the paper's models on sounds."""
+    if examples_of(options) != SOUNDS.examples:
+        return PRESETS[options.preset]
+    if options.preset == "paper":
+        raise UsageError(
+            "the paper's models are for images, and the data has sounds",
+            where="--preset",
+            hint="leave it out",
+        )
+    return SOUNDS
+
+
 @torch.inference_mode()
 def _speeds(options: Options, rows: list[Row]) -> dict[str, dict[str, str]]:
-    """Images a second and core of the trained models at inference, measured in turns; kept once measured, with the
+    """Examples a second and core of the trained models at inference, measured in turns; kept once measured, with the
     machine."""
     path = options.out / SPEEDS
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -102,7 +116,7 @@ def _answer(
     ]
     columns = [
         "model", "test accuracy, %", "parameters", "million multiply-accumulates", "epochs", "core-seconds",
-        "images/s and core, its own forward pass", "images/s and core, as mixlab runs it",
+        f"{preset.examples}/s and core, its own forward pass", f"{preset.examples}/s and core, as mixlab runs it",
     ]  # fmt: skip
     local = [
         (model, model, float(speeds[model]["fast"]), 100 * statistics.fmean(tops[model].values()))
@@ -113,7 +127,7 @@ def _answer(
     sort = "time" if preset.minutes is not None else "number of epochs"
     return Answer(
         settings=[
-            ("Data", f"{data}, {rows[0]['num_images']} test images"),
+            ("Data", f"{data}, {rows[0]['num_images']} test {preset.examples}"),
             ("Recipe", describe_preset(preset)),
             ("Trainings", describe_trainings(rows)),
             *describe_origin(rows),
@@ -138,7 +152,7 @@ def _answer(
                 "several.",
                 figure=frontier(
                     [
-                        ("Inference", "images per second and core", "more", local),
+                        ("Inference", f"{preset.examples} per second and core", "more", local),
                         ("Training", "core-seconds", "less", by_cost),
                     ],
                     y_label="test accuracy, %",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from mixlab.checkpoint.open import existing_path, open_weights
 from mixlab.checkpoint.store import Weights
+from mixlab.data.images.preprocess import for_images
 from mixlab.errors import UsageError
 from mixlab.models.catalog import MIXER, create_model, display_name, family_of
 from mixlab.report.study_figures import layer_numbers, over_steps, stem_filters, unit_pictures
@@ -35,6 +36,7 @@ def run(options: Options) -> Answer:
             hint="a run, a file or a published name, such as mixer_cifar:cifar10",
         )
     weights = open_weights(existing_path(options.subject) or options.subject)
+    for_images(weights.preprocess, "this study", "WEIGHTS")
     layers = token_units(weights.model, weights.model_settings["name"])
     model: Any = weights.model
     grid = model.config.grid

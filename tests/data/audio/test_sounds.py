@@ -13,6 +13,7 @@ import torch
 
 import mixlab
 from mixlab.checkpoint.open import open_weights
+from mixlab.checkpoint.permute import permute_weights
 from mixlab.data.audio.decode import as_wav, decode
 from mixlab.data.audio.modality import SOUNDS
 from mixlab.data.audio.tones import CLASS_NAMES, tone
@@ -24,6 +25,8 @@ from mixlab.exports.export import export, open_exported
 from mixlab.exports.package import write_package
 from mixlab.recipes import RECIPES
 from mixlab.report.screen import Screen
+from mixlab.studies.harness import Options, conduct
+from mixlab.studies.questions import filters
 from mixlab.training.evaluate import evaluate
 
 QUIET = Screen(quiet=True)
@@ -147,8 +150,31 @@ def test_keys_of_images_are_refused(folder, tmp_path):
         value = {"augment__flip": True, "augment__cutmix_alpha": 1.0, "data__fit": "stretch"}[key]
         with pytest.raises(UsageError, match="this is for images, and the data has sounds"):
             mixlab.train(folder, "small_sounds", run=tmp_path / "run", **OPTIONS | {"steps": 1, key: value})
+    for key, value in (("data__image_size", "32x32"), ("data__channels", 3)):
+        with pytest.raises(UsageError, match=r"follow.* from audio\..*leave it out"):
+            mixlab.train(folder, "small_sounds", run=tmp_path / "run", **OPTIONS | {"steps": 1, key: value})
     with pytest.raises(UsageError, match="this is for sounds, and the data has images"):
         mixlab.train("digits", run=tmp_path / "run", steps=1, screen=QUIET, audio__noise=0.5)
+
+
+def test_what_looks_at_pixels_refuses_weights_of_sounds(run, tmp_path):
+    for work in (
+        lambda: conduct(filters.STUDY, Options(subject=str(run[0]), out=tmp_path / "out")),
+        lambda: permute_weights(open_weights(run[0]), seed=0),
+    ):
+        with pytest.raises(UsageError, match="is for images, and these weights take sounds"):
+            work()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # a training of 120 steps
+def test_squares_of_the_picture_are_tokens_too(folder, tmp_path):
+    options = OPTIONS | PLAIN | {"steps": 120, "audio__tokens": "patches"}
+    result = mixlab.train(folder, "small_sounds", run=tmp_path / "run", **options, model__name="mixer_pico4")
+    assert result["test"]["top1"] > 0.8
+    own = open_weights(tmp_path / "run").preprocess
+    assert (own.tokens, own.channels, own.input_size[0]) == ("patches", 1, own.bands)
+    assert evaluate(tmp_path / "run", screen=QUIET)[0].top1 == result["test"]["top1"]
 
 
 def test_an_exported_model_takes_waveforms_and_agrees_with_the_reader(run, folder, tmp_path):
@@ -230,6 +256,12 @@ def test_tones_are_the_same_everywhere_and_each_can_be_read():
     assert 0.3 <= clip.seconds <= 0.6
     labels = source.splits["train"].labels
     assert np.bincount(labels).tolist() == [45] * 8
+
+
+def test_the_set_of_tones_is_trained_by_its_own_recipe(tmp_path):
+    result = mixlab.train("tones", run=tmp_path / "run", steps=1, screen=QUIET, figures=False)
+    assert '\nname = "tones"\n' in (tmp_path / "run" / "recipe.toml").read_text()
+    assert result["num_parameters"] < 100_000
 
 
 def test_the_recipes_have_the_size_that_they_say():

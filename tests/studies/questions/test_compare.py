@@ -1,12 +1,14 @@
 """`mixlab study compare`: verdicts from planted results, and the whole of it in small."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from mixlab.errors import UsageError
 from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options, conduct
-from mixlab.studies.questions import compare
+from mixlab.studies.questions import compare, shuffle
 
 
 def planted(mixer, vit, resnet):
@@ -40,3 +42,22 @@ def test_the_whole_study_on_digits(tmp_path):
         "paper_best.png",
     }
     json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.slow  # three small trainings
+def test_the_whole_study_on_sounds(tmp_path):
+    options = Options(subject="tones", out=tmp_path, smoke=True, threads=1, screen=Screen(quiet=True))
+    result = conduct(compare.STUDY, options)
+    rows = result["tables"][0]["rows"]
+    assert [row["model"] for row in rows] == ["Mixer", "ResNet", "ViT"]
+    assert all("sounds/s and core, as mixlab runs it" in row for row in rows)
+    assert {len(row) for row in rows} == {8}
+
+
+def test_studies_of_images_and_the_papers_models_refuse_sounds(tmp_path):
+    options = Options(subject="tones", out=tmp_path / "out", smoke=True, threads=1, screen=Screen(quiet=True))
+    with pytest.raises(UsageError, match="this study is for images, and the data has sounds"):
+        conduct(shuffle.STUDY, options)
+    with pytest.raises(UsageError, match="paper's models are for images"):
+        conduct(compare.STUDY, replace(options, preset="paper"))
+    assert not (tmp_path / "out").exists()
