@@ -48,6 +48,9 @@ class Images(Modality):
     taken = "a PIL image, a uint8 array (H, W), (H, W, 1 or 3) or (N, H, W, 1 or 3)"
     recipes = ("small_data", "small_images")
     program = Program("standalone.py", ("numpy", "onnxruntime", "pillow"), "photo.jpg")
+    repair = (
+        "the image itself is damaged: does it open in a viewer? Save it again as JPEG or PNG, and send that"
+    )
     preprocess_type = ImagePreprocess
 
     def claims(self, start: bytes) -> bool:
@@ -71,6 +74,9 @@ class Images(Modality):
         buffer = io.BytesIO()
         Image.fromarray(example[..., 0] if example.shape[2] == 1 else example).save(buffer, "png")
         return buffer.getvalue(), "png"
+
+    def probe(self, preprocess: Any) -> bytes:
+        return self.encode(np.zeros((1, 1, 3), dtype=np.uint8))[0]
 
     def suffix_of(self, content: bytes) -> str:
         name = describe(content)[3]
