@@ -103,7 +103,7 @@ export const sounds = {
     picture.view ??= await ask("view", { method: "POST", body: picture.blob });
     return `data:image/png;base64,${picture.view.png}`;
   },
-  thumbnail: () => make("span", "▶", { "aria-hidden": "true" }),
+  thumbnail: () => make("span", "♪", { "aria-hidden": "true" }),
   caption: (picture, image) => image ? text("clip", picture.view.seconds, picture.blob.size) : fileSize(picture.blob.size),
   seen: () => [1, 1],
 };
