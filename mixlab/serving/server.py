@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import importlib.resources
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from starlette.types import ASGIApp
 from mixlab.serving.batching import QueueFullError
 from mixlab.serving.bodies import Contents
 from mixlab.serving.guard import LOOPBACK, PAGE_FILES, Guard, RefusedError, busy, http_error, unexpected
-from mixlab.serving.service import Service, unless_gone
+from mixlab.serving.service import Service
 
 KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 MAX_TOP = 1000
@@ -156,6 +156,28 @@ def create_app(
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, hosts, token, service.metrics, root_path)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    """The result of `work`, which is cancelled when the asker goes away or `seconds` are over."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientDisconnect
+        raise RefusedError(503, "too_slow", "this took too long", retry=1)
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def page_routes(pages: Mapping[str, str], language: str | None) -> list[Route]:

@@ -5,25 +5,25 @@ import base64
 import contextlib
 import io
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from mixlab.cpu.cost import measure_cost
 from mixlab.cpu.inference import fast
-from mixlab.data.modality import MAX_BYTES, Modality, mean_of_parts
+from mixlab.data.modality import MAX_BYTES, mean_of_parts
 from mixlab.errors import ExampleError
 from mixlab.serving.batching import Batcher
 from mixlab.serving.bodies import MAX_EXAMPLES, Contents
 from mixlab.serving.decoder import DecoderError, Decoders, Job
 from mixlab.serving.guard import RefusedError, busy
+from mixlab.serving.hints import hint
 from mixlab.serving.metrics import Metrics
 from mixlab.serving.predict import Classifier
 from mixlab.version import __version__
@@ -31,23 +31,6 @@ from mixlab.version import __version__
 HIDDEN_AT_ONCE = 8  # parts, so that others do not wait long
 DRAIN_SECONDS = 5.0  # from SIGTERM on, for what has to be decoded
 PROBE_AGE, PROBE_WAIT = 1.0, 0.8  # those who ask /ready wait a second, as a rule
-FAULTS_OF_FILES = ("damaged: ", "truncated: ", "cut off: ", "silent: ", "too long: ")
-
-
-def how_to_send(modality: Modality, plain: str) -> str:
-    """A hint with examples. plain: see `Job`."""
-    file = modality.program.example if modality.program else "FILE"
-    end = PurePath(file).suffix
-    if plain == "tar":
-        return (
-            f"send a plain tar: tar cf - *{end} | curl --data-binary @- ADDRESS/predict-many; or a form: "
-            f"curl -F file=@a{end} -F file=@b{end} ADDRESS/predict-many; or JSON: "
-            f'{{"{modality.many}": [BASE64, ...]}}'
-        )
-    return (
-        f"send the file itself: curl --data-binary @{file} ADDRESS/predict; or a form: "
-        f'curl -F file=@{file} ADDRESS/predict; or JSON: {{"{modality.one}": BASE64}}; ADDRESS/docs shows each'
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,18 +205,14 @@ class Service:
         try:
             found = await self.decoders.decode(job, self.limits.request_seconds)
         except ExampleError as error:
-            raise RefusedError(
-                415, kind, error.message, hint=how_to_send(self.modality, job.plain)
-            ) from error
+            raise RefusedError(415, kind, error.message, hint=hint(self.modality, job.plain)) from error
         except DecoderError as error:
             raise RefusedError(503, "decoder", "this could not be decoded now", retry=1) from error
         finally:
             self._release(job)
         if not found.is_list and job.plain == "file" and found.examples[0].kept is None:
             reason = found.examples[0].reason
-            is_of_file = reason.startswith(FAULTS_OF_FILES)
-            hint = self.modality.repair if is_of_file else how_to_send(self.modality, job.plain)
-            raise RefusedError(415, kind, reason, hint=hint)
+            raise RefusedError(415, kind, reason, hint=hint(self.modality, job.plain, reason))
         return found
 
     async def rows(self, found: Contents, top: int) -> dict[str, Any]:
@@ -305,25 +284,3 @@ class Service:
             "max_body_bytes": self.limits.body_bytes,
             "max_pictures": MAX_EXAMPLES,
         }
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-    """The result of `work`, which is cancelled when the asker goes away or `seconds` are over."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
-            raise ClientDisconnect
-        raise RefusedError(503, "too_slow", "this took too long", retry=1)
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
