@@ -40,7 +40,7 @@ NOT_TYPED = {
 # What stands for something of the reader's own, and the small thing that it is here.
 OWN = {
     "PATH": "photos", "DATA": "photos", "RUN": "first", "OUT": "out", "WEIGHTS": "mixer_cifar:cifar10",
-    "mixer_b16:imagenet1k": "mixer_cifar:cifar10", "288x448": "24x40", "448": "48",
+    "clip.wav": "photo.jpg", "mixer_b16:imagenet1k": "mixer_cifar:cifar10", "288x448": "24x40", "448": "48",
 }  # fmt: skip
 OWN_WORD = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, OWN))})(?![A-Za-z0-9])")
 SHORT = ["--steps", "2", "--batch-size", "8", "--without-figures"]

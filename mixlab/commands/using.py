@@ -3,6 +3,7 @@
 torch is imported inside the commands that need it, so that help and usage errors come at once.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,13 @@ from mixlab.words import counted
 if TYPE_CHECKING:
     from mixlab.data.modality import Modality
 
+STDIN = "-"
+
 
 def predict(
     run: str,
     /,
-    *images: str,
+    *images: Annotated[str, Parameter(allow_leading_hyphen=True)],  # for "-"
     top: int = 5,
     csv: Path | None = None,
     min_confidence: float | None = None,
@@ -27,16 +30,16 @@ def predict(
     image_size: str | None = None,
     device: str = "auto",
 ) -> int:
-    """Say what is in images: files, whole folders or quoted globs.
+    """Say what is in images or sounds: files, whole folders or quoted globs; - is one from standard input.
 
-    Exit status: 0 if every image could be read, 1 if some could not; the others have their labels.
+    Exit status: 0 if every one could be read, 1 if some could not; the others have their labels.
 
     Parameters
     ----------
     run
         A run by name or path, a weights file of any known format, or a published name such as mixer_b16:imagenet1k.
     images
-        Image files, folders, or globs.
+        Files, folders, or globs; - reads one file from standard input.
     top
         How many labels for each image.
     csv
@@ -53,8 +56,7 @@ def predict(
     from mixlab.report.tables import show_predictions
     from mixlab.serving.predict import find_examples, load, mark_unsure, write_csv
 
-    if not images:
-        raise UsageError("there is no image to look at", where="IMAGE", hint="name files, a folder or a glob")
+    paths = _paths(images)
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise UsageError(
             f"a probability is between 0 and 1, got {min_confidence:g}",
@@ -67,8 +69,12 @@ def predict(
         classifier = load(find_weights(run), parse_size(image_size), device=device, progress=progress)
     skips = Skips()
     say_cautions(classifier.cautions)
-    found = find_examples(images, classifier.preprocess.modality, skips)
+    found: list[Any] = find_examples(paths, classifier.preprocess.modality, skips)
+    if STDIN in images:
+        found.append(sys.stdin.buffer)
     rows = classifier.predict(found, top=top, calibrated=not raw_probabilities)
+    if STDIN in images:
+        rows[-1]["path"] = STDIN
     num_bad = sum("error" in row for row in rows)
     if min_confidence is not None:
         mark_unsure(rows, min_confidence)
@@ -86,6 +92,25 @@ def predict(
         screen.say(_written(result, csv, classifier.preprocess.modality))
     emit(result)
     return 1 if num_bad else 0
+
+
+def _paths(arguments: tuple[str, ...]) -> list[str]:
+    """What `predict` was given but for "-". UsageError for nothing at all, and for what looks like an option."""
+    if not arguments:
+        raise UsageError(
+            "there is no image to look at",
+            where="IMAGE",
+            hint="name files, a folder or a glob, or - for one from standard input",
+        )
+    for one in arguments:
+        if one.startswith("-") and one != STDIN:
+            raise UsageError(
+                f'Unknown option: "{one}"',
+                hint="`mixlab predict --help` lists the options",
+            )
+    if arguments.count(STDIN) > 1:
+        raise UsageError("standard input is one file, and - is there twice", where="IMAGE")
+    return [one for one in arguments if one != STDIN]
 
 
 def _written(result: dict[str, Any], csv: Path, modality: "Modality") -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from mixlab.errors import ExampleError, UsageError, WeightsError, path_text
 
 MAX_BYTES = 64 * 1024**2  # of one file
+MOST_PARTS = 8  # along a side of what is hidden part by part
 
 
 def read_example_file(path: str | Path) -> bytes:
@@ -50,6 +51,19 @@ def array_digest(array: np.ndarray) -> str:
     digest = xxhash.xxh3_128(f"{array.shape} {array.dtype.str[1:]}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model takes in of one kept example, for a page.
+
+    picture: uint8 (H, W, 1 or 3). grid: rows and columns of its parts, which are hidden one after another to learn
+    which matter. seconds: what its width stands for, None where that is no time.
+    """
+
+    picture: np.ndarray
+    grid: tuple[int, int]
+    seconds: float | None = None
 
 
 class Preprocess(ABC):
@@ -130,6 +144,25 @@ class Preprocess(ABC):
         grey = (255 * (rows - low) / (high - low).clamp(min=1e-12)).round().to(torch.uint8)
         return list(grey[..., None].cpu().numpy())
 
+    def facts(self) -> dict[str, Any]:
+        """What people and programs may want to know of the input, for a server."""
+        return {"input_size": list(self.input_size), "channels": self.channels}
+
+    def view(self, kept: Tensor) -> View:
+        """One kept example, as a model takes it in."""
+        height, width = self.input_size
+        return View(self.render(kept[None])[0], (min(MOST_PARTS, height), min(MOST_PARTS, width)))
+
+    def hidden(self, kept: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """As `windows` of (1, ...): one kept example as often as there are `parts`, each time with that one hidden.
+
+        parts: numbers in the grid of `view`, row by row. Hidden is what is 0 in the input.
+        """
+        inputs = self.to_input(kept[None]).repeat_interleave(len(parts), 0)
+        for one, place in zip(inputs, grid_places(self.view(kept).grid, self.input_size, parts), strict=True):
+            one[place] = 0.0
+        return inputs, None
+
     def read(self, source: str | Path | bytes) -> np.ndarray:
         """A file or its bytes, kept. ExampleError if it is no example."""
         content = source if isinstance(source, bytes) else read_example_file(source)
@@ -172,6 +205,17 @@ class Program:
     example: str
 
 
+def grid_places(
+    grid: tuple[int, int], size: tuple[int, int], parts: Sequence[int]
+) -> list[tuple[Any, slice, slice]]:
+    """Where parts of a grid lie in an array (..., height, width): a part's number, row by row -> an index of it."""
+    rows, columns = (
+        np.linspace(0, side, count + 1).astype(int) for side, count in zip(size, grid, strict=True)
+    )
+    places = [divmod(part, grid[1]) for part in parts]
+    return [(..., slice(rows[y], rows[y + 1]), slice(columns[x], columns[x + 1])) for y, x in places]
+
+
 class Modality(ABC):
     """A kind of example. One object of it is registered.
 
@@ -181,6 +225,7 @@ class Modality(ABC):
     column: the type of its columns in Hugging Face `datasets`; column_names: what they are called, the usual first.
     recipes: those that `auto` means for few examples and for many; None for the defaults of all keys.
     program: how a package uses its model; None where there is no such program.
+    repair: what to do about a file that is damaged.
     split_lists: files beside class folders that list the paths of a split, by their names; beside: folders there that
     are no classes.
     """
@@ -196,6 +241,7 @@ class Modality(ABC):
     column_names: ClassVar[tuple[str, ...]] = ()
     recipes: ClassVar[tuple[str, str] | None] = None
     program: ClassVar[Program | None] = None
+    repair: ClassVar[str] = "the file itself is damaged: save it again"
     split_lists: ClassVar[Mapping[str, str]] = {}
     beside: ClassVar[frozenset[str]] = frozenset()
     preprocess_type: ClassVar[type[Preprocess]]
@@ -297,6 +343,10 @@ class Modality(ABC):
     def playable(self, example: np.ndarray, preprocess: Any) -> tuple[str, bytes] | None:
         """A decoded example to listen to in a browser: media type and a file; None where there is no such thing."""
         return None
+
+    def probe(self, preprocess: Any) -> bytes:
+        """A small file of one, by which a server tries whether any are decoded. UsageError where none is known."""
+        raise UsageError(f"the server is not made for weights that take {self.many}")
 
     def takes(self, item: Any) -> bool:
         """Whether `predict` takes this, beside paths, bytes and open files."""

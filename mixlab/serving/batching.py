@@ -11,20 +11,20 @@ import numpy as np
 
 
 class QueueFullError(Exception):
-    """More images wait than the server takes on."""
+    """More examples wait than the server takes on."""
 
 
 @dataclass
 class _Waiting:
-    pixels: np.ndarray
+    kept: np.ndarray
     answer: "asyncio.Future[Any]"
 
 
 class Batcher:
-    """Collects images for up to `max_wait` seconds, or until there are `max_batch`, and classifies them at once.
+    """Collects examples for up to `max_wait` seconds, or until there are `max_batch`, and classifies them at once.
 
-    classify: pixels uint8 (B, channels, height, width) -> an answer for each; it runs in a thread of its own.
-    Images whose asker has gone are left out. max_queue: how many may wait.
+    classify: examples as they are kept, (B, ...) -> an answer for each; it runs in a thread of its own.
+    Those whose asker has gone are left out. max_queue: how many may wait.
     """
 
     def __init__(
@@ -41,16 +41,20 @@ class Batcher:
         self.num_batches, self.num_pictures, self.busy_seconds = 0, 0, 0.0
 
     def check_room(self, count: int = 1) -> None:
-        """QueueFullError if `count` more images are too many."""
+        """QueueFullError if `count` more examples are too many."""
         if self.waiting.qsize() + count > self.max_queue:
             raise QueueFullError
 
-    async def ask(self, pixels: np.ndarray) -> Any:
-        """The answer for one image, uint8 (channels, height, width). QueueFullError if too many wait."""
+    async def ask(self, kept: np.ndarray) -> Any:
+        """The answer for one example. QueueFullError if too many wait."""
         self.check_room()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.waiting.put_nowait(_Waiting(pixels, answer))
-        return await answer  # a cancelled asker cancels it, and the image is left out
+        self.waiting.put_nowait(_Waiting(kept, answer))
+        return await answer  # a cancelled asker cancels it, and the example is left out
+
+    async def between(self, work: Callable[[], Any]) -> Any:
+        """The result of `work`, done in the model's thread between two batches; not if it is cancelled first."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -59,10 +63,10 @@ class Batcher:
             batch = await self._collect()
             if not batch:
                 continue
-            pixels = np.stack([one.pixels for one in batch])
+            kept = np.stack([one.kept for one in batch])
             began = time.perf_counter()
             try:
-                answers: list[Any] = await loop.run_in_executor(self.thread, self.classify, pixels)
+                answers: list[Any] = await loop.run_in_executor(self.thread, self.classify, kept)
             except asyncio.CancelledError:
                 raise
             except Exception as error:

@@ -1,7 +1,7 @@
-"""From the body of a request to pixels: an image, a form with files, JSON with base64, a tar.
+"""From the body of a request to examples: a file, a form with files, JSON with base64, a tar.
 
 All of it runs in the decoding processes (see `decoder`), since parsers of what strangers send are as exposed as
-decoders of images. What the bytes are counts for more than what the Content-Type says: clients name it carelessly.
+decoders of files. What the bytes are counts for more than what the Content-Type says: clients name it carelessly.
 """
 
 import asyncio
@@ -17,27 +17,26 @@ import python_multipart  # noqa: F401  so that its absence is noticed here: star
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from mixlab.data.images.formats import image_format
-from mixlab.data.modality import MAX_BYTES, Preprocess
-from mixlab.errors import ExampleError
+from mixlab.data.modality import MAX_BYTES, Modality, Preprocess
+from mixlab.errors import ExampleError, MixlabError
 
-MAX_PICTURES = 64  # of one request
+MAX_EXAMPLES = 64  # of one request
 MAX_NAME, MAX_PATH = 255, 4096  # characters of a name that is shown, of one that is read
 MAX_FIELD_BYTES = 1024  # of a form's field that is no file: none is wanted
 MAX_JSON_PARTS = (
-    10 * MAX_PICTURES
+    10 * MAX_EXAMPLES
 )  # objects, lists and commas: each costs many times its byte once it is read
-SNIFFED_BYTES = 16  # of a body, that tell whether it is an image
+SNIFFED_BYTES = 16  # of a body, that tell whether it is an example
 PIECE = 2**16  # bytes that the form's parser takes at a time
 FORM, JSON, CURL_TEXT = "multipart/form-data", "application/json", "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image of a request: its name there; its pixels uint8 (channels, height, width), or why there are none."""
+    """An example of a request: its name there; as `Preprocess` keeps it, or why it cannot be."""
 
     name: str
-    pixels: np.ndarray | None
+    kept: np.ndarray | None
     reason: str
 
 
@@ -45,23 +44,23 @@ class Decoded:
 class Contents:
     """What a body holds. is_list: whether it came as several, even if there is one only."""
 
-    pictures: list[Decoded]
+    examples: list[Decoded]
     is_list: bool
 
 
 def read_body(data: bytes, content_type: str, plain: str, preprocess: Preprocess) -> Contents:
-    """The images of a body. plain: what it is where it is neither a form nor JSON, `picture` or `tar`.
+    """The examples of a body. plain: what it is where it is neither a form nor JSON, `file` or `tar`.
 
-    ExampleError if it cannot be read at all; where only some images cannot, they have a reason.
+    ExampleError if it cannot be read at all; where only some cannot, they have a reason.
     """
     kind = content_type.partition(";")[0].strip().lower()
-    if not image_format(data[:SNIFFED_BYTES]):
+    if not preprocess.modality.claims(data[:SNIFFED_BYTES]):
         if kind == FORM:
             files = form_files(data, content_type)
             return Contents([_read(name, content, preprocess) for name, content in files], len(files) > 1)
         if _is_json(data, kind):
-            images, is_list = json_images(data)
-            return Contents([_read_text(name, text, preprocess) for name, text in images], is_list)
+            texts, is_list = json_texts(data, preprocess.modality)
+            return Contents([_read_text(name, text, preprocess) for name, text in texts], is_list)
     if plain == "tar":
         return Contents(
             [
@@ -73,7 +72,7 @@ def read_body(data: bytes, content_type: str, plain: str, preprocess: Preprocess
             True,
         )
     found = _read("", data, preprocess)
-    if found.pixels is None and kind == CURL_TEXT:
+    if found.kept is None and kind == CURL_TEXT:
         # `curl -d @photo.png` takes line breaks and zeros out of the file; nothing can put them back.
         found = Decoded(
             "",
@@ -95,8 +94,8 @@ def _read(name: str, data: bytes, preprocess: Preprocess) -> Decoded:
     name = safe_name(name)
     try:
         return Decoded(name, preprocess.read(data), "")
-    except ExampleError as error:
-        return Decoded(name, None, error.message)
+    except MixlabError as error:  # what the machine lacks too, such as a library
+        return Decoded(name, None, f"{error.message}{f' ({error.hint})' if error.hint else ''}")
     except MemoryError:
         return Decoded(name, None, "decoding it would take too much memory")
 
@@ -120,7 +119,7 @@ def form_files(data: bytes, content_type: str) -> list[tuple[str, bytes]]:
     async def parse() -> list[tuple[str, bytes]]:
         headers = Headers({"content-type": content_type})
         form = await _InMemory(
-            headers, pieces(), max_files=MAX_PICTURES, max_fields=MAX_PICTURES, max_part_size=MAX_FIELD_BYTES
+            headers, pieces(), max_files=MAX_EXAMPLES, max_fields=MAX_EXAMPLES, max_part_size=MAX_FIELD_BYTES
         ).parse()
         found = []
         for field, value in form.multi_items():
@@ -151,24 +150,28 @@ def _is_json(data: bytes, kind: str) -> bool:
     return 0 not in start and (kind == JSON or kind.endswith("+json") or start.lstrip().startswith(b"{"))
 
 
-def json_images(data: bytes) -> tuple[list[tuple[str, str]], bool]:
-    """Names and base64 of `{"image": base64}` or `{"images": [base64, ...]}`, and whether it was a list."""
-    wanted = 'JSON is {"image": BASE64} or {"images": [BASE64, ...]}'
+def json_texts(data: bytes, modality: Modality) -> tuple[list[tuple[str, str]], bool]:
+    """Names and base64 of `{"image": base64}` or `{"images": [base64, ...]}`, and whether it was a list.
+
+    The keys are the modality's `one` and `many`.
+    """
+    one, many = modality.one, modality.many
+    wanted = f'JSON is {{"{one}": BASE64}} or {{"{many}": [BASE64, ...]}}'
     if sum(data.count(char) for char in (b"{", b"[", b",")) > MAX_JSON_PARTS:
-        raise ExampleError(f"more in it than {MAX_PICTURES} images; {wanted}")
+        raise ExampleError(f"more in it than {MAX_EXAMPLES} {many}; {wanted}")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ExampleError(f"not JSON that can be read; {wanted}") from error
-    if not isinstance(found, dict) or len(found) != 1 or not found.keys() <= {"image", "images"}:
+    if not isinstance(found, dict) or len(found) != 1 or not found.keys() <= {one, many}:
         raise ExampleError(wanted)
-    is_list = "images" in found
-    texts = found["images"] if is_list else [found["image"]]
+    is_list = many in found
+    texts = found[many] if is_list else [found[one]]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ExampleError(f"an image is a string of base64; {wanted}")
-    if not 1 <= len(texts) <= MAX_PICTURES:
-        raise ExampleError(f"{len(texts)} images; one request has 1 to {MAX_PICTURES}")
-    return [(f"images[{i}]" if is_list else "image", text) for i, text in enumerate(texts)], is_list
+        raise ExampleError(f"each {one} is a string of base64; {wanted}")
+    if not 1 <= len(texts) <= MAX_EXAMPLES:
+        raise ExampleError(f"{len(texts)} {many}; one request has 1 to {MAX_EXAMPLES}")
+    return [(f"{many}[{i}]" if is_list else one, text) for i, text in enumerate(texts)], is_list
 
 
 def _read_text(name: str, text: str, preprocess: Preprocess) -> Decoded:
@@ -203,8 +206,8 @@ def tar_files(data: bytes) -> Iterator[tuple[str, bytes | None]]:
             for member in archive:
                 if member.isdir():
                     continue
-                if number == MAX_PICTURES:
-                    raise ExampleError(f"more than {MAX_PICTURES} files in the tar")
+                if number == MAX_EXAMPLES:
+                    raise ExampleError(f"more than {MAX_EXAMPLES} files in the tar")
                 number += 1
                 if len(member.name) > MAX_PATH:
                     raise ExampleError("a name in the tar is too long")

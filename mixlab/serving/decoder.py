@@ -1,7 +1,7 @@
-"""Images of strangers, decoded in processes of their own: what goes wrong there ends that process, nothing else.
+"""Files of strangers, decoded in processes of their own: what goes wrong there ends that process, nothing else.
 
 A process takes one job at a time through a pipe, has a limit of memory, and is replaced when it dies or takes too
-long. What comes back is read as JSON and raw pixels, never unpickled.
+long. What comes back is read as JSON and raw numbers, never unpickled.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class DecoderError(Exception):
 
 @dataclass
 class Job:
-    """A body to decode. plain: what it is where it is neither a form nor JSON, `picture` or `tar`.
+    """A body to decode. plain: what it is where it is neither a form nor JSON, `file` or `tar`.
 
     num_counted: its bytes that count as waiting, see `Service`.
     """
@@ -56,7 +56,7 @@ def _serve(pipe: Any, preprocess: Preprocess) -> None:
     """A decoding process, which says first who its parent is.
 
     In: JSON (Content-Type, and what the body is without one), the body.
-    Out: JSON (a reason, or a row for each image), then their pixels.
+    Out: JSON (a reason, or a row for each example), then the examples as they are kept.
     """
     _limit_memory()
     pipe.send_bytes(json.dumps(os.getppid()).encode())
@@ -64,9 +64,9 @@ def _serve(pipe: Any, preprocess: Preprocess) -> None:
     while True:
         try:
             content_type, plain = json.loads(pipe.recv_bytes())
-            head, pixels = _answer(pipe.recv_bytes(), content_type, plain, preprocess)
+            head, content = _answer(pipe.recv_bytes(), content_type, plain, preprocess)
             pipe.send_bytes(head)
-            pipe.send_bytes(pixels)
+            pipe.send_bytes(content)
         except (EOFError, OSError, MemoryError):
             return
 
@@ -81,9 +81,9 @@ def _answer(data: bytes, content_type: str, plain: str, preprocess: Preprocess) 
         return json.dumps({"refused": "decoding it would take too much memory"}).encode(), b""
     except Exception as error:  # parsers raise nearly every type there is
         return json.dumps({"refused": f"damaged: {type(error).__name__}"}).encode(), b""
-    rows = [[one.name, one.reason, one.pixels is not None] for one in found.pictures]
-    pixels = b"".join(one.pixels.tobytes() for one in found.pictures if one.pixels is not None)
-    return json.dumps({"pictures": rows, "is_list": found.is_list}).encode(), pixels
+    rows = [[one.name, one.reason, one.kept is not None] for one in found.examples]
+    content = b"".join(one.kept.tobytes() for one in found.examples if one.kept is not None)
+    return json.dumps({"examples": rows, "is_list": found.is_list}).encode(), content
 
 
 def _limit_memory() -> None:
@@ -96,7 +96,7 @@ class Process:
     """One decoding process and the pipe to it."""
 
     def __init__(self, context: Any, preprocess: Preprocess) -> None:
-        self.shape = preprocess.kept_shape
+        self.shape, self.dtype = preprocess.kept_shape, np.dtype(preprocess.kept_dtype)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, preprocess), daemon=True)
         self.theirs = theirs
@@ -113,7 +113,7 @@ class Process:
             self.theirs.close()
 
     def work(self, job: Job) -> Contents:
-        """The images, or ExampleError. DecoderError if it died; it must not be used again then.
+        """The examples, or ExampleError. DecoderError if it died; it must not be used again then.
 
         It may be stopped, or never read what it is sent: the caller kills it when its time is over.
         """
@@ -122,16 +122,16 @@ class Process:
             self.pipe.send_bytes(job.data)
             answer = json.loads(self.pipe.recv_bytes(MAX_ANSWER))
             content = self.pipe.recv_bytes()
-            number = len(content) // math.prod(self.shape)
-            pixels = np.frombuffer(bytearray(content), dtype=np.uint8).reshape(number, *self.shape)
+            number = len(content) // (math.prod(self.shape) * self.dtype.itemsize)
+            kept = np.frombuffer(bytearray(content), dtype=self.dtype).reshape(number, *self.shape)
         except (EOFError, OSError, ValueError) as error:
             raise DecoderError("a decoding process ended") from error
         if "refused" in answer:
             raise ExampleError(answer["refused"])
-        rows = iter(pixels)
+        rows = iter(kept)
         found = [
-            Decoded(name, next(rows) if has_pixels else None, reason)
-            for name, reason, has_pixels in answer["pictures"]
+            Decoded(name, next(rows) if is_good else None, reason)
+            for name, reason, is_good in answer["examples"]
         ]
         return Contents(found, answer["is_list"])
 
@@ -178,7 +178,7 @@ class Decoders:
         self.is_closed = False
 
     async def decode(self, job: Job, seconds: float) -> Contents:
-        """The images of a job. ExampleError: what is wrong with it. DecoderError: nobody knows."""
+        """The examples of a job. ExampleError: what is wrong with it. DecoderError: nobody knows."""
         end = time.monotonic() + seconds
         async with self.large if len(job.data) > LARGE_BYTES else contextlib.nullcontext():
             for _ in range(TRIES):

@@ -14,7 +14,7 @@ from mixlab.serving.metrics import Metrics
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PAGE_FILES = (
     "page.css", "language.js",
-    "page.js", "page_texts.js", "map.js", "results.js",
+    "page.js", "page_texts.js", "map.js", "results.js", "images.js", "sounds.js", "sound_texts.js", "recorder.js",
     "ui.js", "ui_texts.js", "chart.js", "compare.js",
 )  # fmt: skip
 # Without a token: nothing of the model or of a run.

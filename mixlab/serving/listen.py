@@ -231,7 +231,7 @@ def listen(server: uvicorn.Server) -> None:
     except SystemExit as error:  # how uvicorn says so
         if server.lifespan.should_exit:
             raise MixlabError(
-                "the processes that decode images did not start",
+                "the processes that decode files did not start",
                 hint="is there memory left? Try again when the machine is less busy",
             ) from error
         raise UsageError(

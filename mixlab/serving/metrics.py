@@ -15,13 +15,13 @@ class Metrics:
         own: dict[str, Any] = {"registry": self.registry, "namespace": "mixlab"}
         self.requests = Counter("requests", "Requests answered", ["path", "status"], **own)
         self.seconds = Histogram("request_seconds", "From a request to its answer", ["path"], **own)
-        self.pictures = Counter("pictures", "Images classified", **own)
+        self.pictures = Counter("pictures", "Images or sounds classified", **own)
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self.batch_size = Histogram(
-            "batch_size", "Images that went through the model at once", buckets=sizes, **own
+            "batch_size", "Images or sounds that went through the model at once", buckets=sizes, **own
         )
         self.batch_seconds = Histogram("batch_seconds", "Of the model for a batch", **own)
-        self.waiting = Gauge("waiting_pictures", "Images that wait for the model", **own)
+        self.waiting = Gauge("waiting_pictures", "Images or sounds that wait for the model", **own)
         self.waiting_bytes = Gauge("waiting_bytes", "Of bodies that are not decoded yet", **own)
         self.restarts = Gauge("decoder_restarts", "Decoding processes that had to be replaced", **own)
 

@@ -1,12 +1,13 @@
 """`mixlab serve`: a classifier over HTTP, for a page and for programs.
 
-    POST /predict        one image -> {"predictions": [...]}; several -> as /predict-many
-    POST /predict-many   at most 64 images -> what `mixlab predict --json` prints
-    POST /occlusion      one image -> how much each part of it matters for the best label
+    POST /predict        one file -> {"predictions": [...]}; several -> as /predict-many
+    POST /predict-many   at most 64 files -> what `mixlab predict --json` prints
+    POST /occlusion      one file -> how much each part of it matters for the best label
+    POST /view           one file -> what the model takes in of it, as a picture
     GET  /info /health /ready /metrics /openapi.json /docs, and the page at /
 
-An image is the body itself, a file of a form, or base64 in JSON; many are a plain tar, or the same (see `bodies`).
-Nothing is fetched from anywhere, no model is loaded at a person's wish, and images are decoded in processes of
+A file is the body itself, one of a form, or base64 in JSON; many are a plain tar, or the same (see `bodies`).
+Nothing is fetched from anywhere, no model is loaded at a person's wish, and files are decoded in processes of
 their own. Every answer but the page is JSON; errors are {"error": {"kind", "message"}}, at times with a "hint", and
 name no path of this machine.
 """
@@ -15,7 +16,7 @@ import asyncio
 import contextlib
 import importlib.resources
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from starlette.types import ASGIApp
 from mixlab.serving.batching import QueueFullError
 from mixlab.serving.bodies import Contents
 from mixlab.serving.guard import LOOPBACK, PAGE_FILES, Guard, RefusedError, busy, http_error, unexpected
-from mixlab.serving.service import Service, unless_gone
+from mixlab.serving.service import Service
 
 KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 MAX_TOP = 1000
@@ -42,11 +43,11 @@ def _top(request: Request) -> int:
     return int(text)
 
 
-def _only(found: Contents) -> np.ndarray:
-    """The pixels of the one image that a request was to have."""
-    if found.is_list or found.pictures[0].pixels is None:
-        raise RefusedError(415, "image", "this takes one image at a time")
-    return found.pictures[0].pixels
+def _only(found: Contents, one: str) -> np.ndarray:
+    """The one example that a request was to have, as it is kept. one: what it is called."""
+    if found.is_list or found.examples[0].kept is None:
+        raise RefusedError(415, one, f"this takes one {one} at a time")
+    return found.examples[0].kept
 
 
 def create_app(
@@ -60,11 +61,12 @@ def create_app(
     """The ASGI application. hosts: names that a Host header may have, without the port. token: what callers need.
     root_path: a prefix of all paths, such as `/mixlab`, whether or not the proxy before it takes it away.
     language: of the page, instead of the browser's; one of LANGUAGES."""
+    one = service.modality.one
 
     async def answered(
         request: Request, plain: str, work: Callable[[Contents], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
-        """What `work` makes of the images that a request has, within its time."""
+        """What `work` makes of the examples that a request has, within its time."""
         async with service.received(request, plain) as job:
 
             async def everything() -> dict[str, Any]:
@@ -82,16 +84,19 @@ def create_app(
         async def work(found: Contents) -> dict[str, Any]:
             if found.is_list:
                 return await service.rows(found, top)
-            return {"predictions": service.labels(await service.batcher.ask(_only(found)), top)}
+            return {"predictions": service.labels(await service.batcher.ask(_only(found, one)), top)}
 
-        return await answered(request, "picture", work)
+        return await answered(request, "file", work)
 
     async def predict_many(request: Request) -> dict[str, Any]:
         top = _top(request)
         return await answered(request, "tar", lambda found: service.rows(found, top))
 
     async def occlusion(request: Request) -> dict[str, Any]:
-        return await answered(request, "picture", lambda found: service.occlusion(_only(found)))
+        return await answered(request, "file", lambda found: service.occlusion(_only(found, one)))
+
+    async def view(request: Request) -> dict[str, Any]:
+        return await answered(request, "file", lambda found: service.view(_only(found, one)))
 
     facts: dict[str, Any] = {}
 
@@ -139,6 +144,7 @@ def create_app(
         Route("/predict", answer(predict), methods=["POST"]),
         Route("/predict-many", answer(predict_many), methods=["POST"]),
         Route("/occlusion", answer(occlusion), methods=["POST"]),
+        Route("/view", answer(view), methods=["POST"]),
         Route("/info", answer(info), methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/ready", answer(ready), methods=["GET"]),
@@ -150,6 +156,28 @@ def create_app(
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, hosts, token, service.metrics, root_path)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    """The result of `work`, which is cancelled when the asker goes away or `seconds` are over."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientDisconnect
+        raise RefusedError(503, "too_slow", "this took too long", retry=1)
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def page_routes(pages: Mapping[str, str], language: str | None) -> list[Route]:

@@ -1,45 +1,36 @@
-"""A classifier with what serves it: images decoded elsewhere, batches, limits of what is taken on."""
+"""A classifier with what serves it: files decoded elsewhere, batches, limits of what is taken on."""
 
 import asyncio
+import base64
 import contextlib
+import io
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from starlette.requests import ClientDisconnect, Request
+from PIL import Image
+from starlette.requests import Request
 
 from mixlab.cpu.cost import measure_cost
 from mixlab.cpu.inference import fast
-from mixlab.data.images.preprocess import for_images
-from mixlab.data.modality import MAX_BYTES
+from mixlab.data.modality import MAX_BYTES, mean_of_parts
 from mixlab.errors import ExampleError
 from mixlab.serving.batching import Batcher
-from mixlab.serving.bodies import MAX_PICTURES, Contents
+from mixlab.serving.bodies import MAX_EXAMPLES, Contents
 from mixlab.serving.decoder import DecoderError, Decoders, Job
 from mixlab.serving.guard import RefusedError, busy
+from mixlab.serving.hints import hint
 from mixlab.serving.metrics import Metrics
 from mixlab.serving.predict import Classifier
 from mixlab.version import __version__
 
-OCCLUSION_SIDE = 8  # parts along each side, at most
+HIDDEN_AT_ONCE = 8  # parts, so that others do not wait long
 DRAIN_SECONDS = 5.0  # from SIGTERM on, for what has to be decoded
 PROBE_AGE, PROBE_WAIT = 1.0, 0.8  # those who ask /ready wait a second, as a rule
-PROBE = bytearray.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63680000008200"
-    "8177cd72b60000000049454e44ae426082"
-)  # a PNG of one pixel
-HOW_TO_SEND = {
-    "picture": "send the file itself: curl --data-binary @photo.jpg ADDRESS/predict; or a form: "
-    'curl -F file=@photo.jpg ADDRESS/predict; or JSON: {"image": BASE64}; ADDRESS/docs shows each',
-    "tar": "send a plain tar: tar cf - *.jpg | curl --data-binary @- ADDRESS/predict-many; or a form: "
-    'curl -F file=@a.jpg -F file=@b.jpg ADDRESS/predict-many; or JSON: {"images": [BASE64, ...]}',
-}
-SEND_WHOLE = (
-    "the image itself is damaged: does it open in a viewer? Save it again as JPEG or PNG, and send that"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +38,8 @@ class Limits:
     """What one server takes on.
 
     body_bytes: of a request. read_seconds: to receive it. request_seconds: from then to the answer. probe_seconds:
-    for the image by which /ready tries whether any are decoded. max_queue:
-    images that may wait. max_batch, max_wait_seconds: see `Batcher`. decoders: processes that decode.
+    for the file by which /ready tries whether any are decoded. max_queue:
+    examples that may wait. max_batch, max_wait_seconds: see `Batcher`. decoders: processes that decode.
     max_requests: at a time, once their bodies are here. waiting_bytes: of all bodies that are here or on their way
     and not decoded yet.
     """
@@ -71,7 +62,9 @@ class Service:
     def __init__(self, classifier: Classifier, name: str, limits: Limits) -> None:
         self.classifier, self.name, self.limits = classifier, name, limits
         self.metrics = Metrics()
-        self.preprocess = for_images(classifier.preprocess, "the server")
+        self.preprocess = classifier.preprocess
+        self.modality = self.preprocess.modality
+        self.probe_file = self.modality.probe(self.preprocess)
         self.decoders = Decoders(self.preprocess, limits.decoders)
         self.model = fast(classifier.model)
         self.batcher = Batcher(
@@ -87,14 +80,23 @@ class Service:
         self.explaining = asyncio.Semaphore(1)
 
     @torch.inference_mode()
-    def classify(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """uint8 (B, channels, height, width) -> probabilities (K,) for each; in the batcher's thread."""
+    def classify(self, kept: np.ndarray) -> list[np.ndarray]:
+        """Kept examples (B, ...) -> probabilities (K,) for each; in the batcher's thread."""
         began = time.perf_counter()
-        image = self.classifier.preprocess.to_input(torch.from_numpy(pixels).to(self.classifier.device))
-        logits = self.model(image).float() / self.classifier.temperature
-        probabilities = logits.softmax(dim=1).cpu().numpy()
-        self.metrics.observe_batch(len(pixels), time.perf_counter() - began)
+        inputs, owner = self.preprocess.windows(torch.from_numpy(kept).to(self.classifier.device))
+        probabilities = self._probabilities(inputs, owner)
+        self.metrics.observe_batch(len(kept), time.perf_counter() - began)
         return list(probabilities)
+
+    @torch.inference_mode()
+    def _without(self, kept: torch.Tensor, parts: range) -> np.ndarray:
+        """Probabilities (len(parts), K) of one kept example with one part after another hidden."""
+        return self._probabilities(*self.preprocess.hidden(kept.to(self.classifier.device), parts))
+
+    def _probabilities(self, inputs: torch.Tensor, owner: torch.Tensor | None) -> np.ndarray:
+        logits = mean_of_parts(self.model(inputs).float(), owner) / self.classifier.temperature
+        found: np.ndarray = logits.softmax(dim=1).cpu().numpy()
+        return found
 
     def labels(self, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
         """The `top` labels, best first."""
@@ -135,7 +137,7 @@ class Service:
                 await asyncio.gather(self.batching, return_exceptions=True)
 
     async def check_ready(self) -> None:
-        """RefusedError unless an image that came now would be decoded: one was a moment ago, or a test one is."""
+        """RefusedError unless a file that came now would be decoded: one was a moment ago, or a test one is."""
         if self.is_draining:
             raise RefusedError(503, "draining", "the server is stopping", retry=5)
         if self.batching.done():
@@ -145,15 +147,17 @@ class Service:
         if time.monotonic() - self.decoders.last_answer < PROBE_AGE:
             return
         if self.probe is None or self.probe.done():
-            decoding = self.decoders.decode(Job(PROBE, "", "picture"), self.limits.probe_seconds)
+            decoding = self.decoders.decode(
+                Job(bytearray(self.probe_file), "", "file"), self.limits.probe_seconds
+            )
             self.probe = asyncio.ensure_future(decoding)
             self.probe.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
         await asyncio.wait([self.probe], timeout=PROBE_WAIT)
         if not self.probe.done() or self.probe.exception() is not None:
-            raise RefusedError(503, "decoder", "no process decodes images now", retry=1)
+            raise RefusedError(503, "decoder", f"no process decodes {self.modality.many} now", retry=1)
 
     @contextlib.asynccontextmanager
-    async def received(self, request: Request, plain: str = "picture") -> AsyncIterator[Job]:
+    async def received(self, request: Request, plain: str = "file") -> AsyncIterator[Job]:
         """The whole body, see `Job`, counted until it is decoded.
 
         RefusedError as soon as it is too large or comes too slowly, or too much waits.
@@ -189,7 +193,7 @@ class Service:
             job.num_counted += len(part)
             job.data += part
         if not job.data:
-            raise RefusedError(400, "empty", "the body is empty: send the image itself")
+            raise RefusedError(400, "empty", f"the body is empty: send the {self.modality.one} itself")
 
     def _release(self, job: Job) -> None:
         self.num_waiting_bytes -= job.num_counted
@@ -198,57 +202,65 @@ class Service:
             job.data.clear()
 
     async def contents(self, job: Job) -> Contents:
-        """What is in a body; RefusedError if it cannot be read, or is one image that cannot."""
+        """What is in a body; RefusedError if it cannot be read, or is one file that cannot."""
+        kind = self.modality.one
         try:
             found = await self.decoders.decode(job, self.limits.request_seconds)
         except ExampleError as error:
-            raise RefusedError(415, "image", error.message, hint=HOW_TO_SEND[job.plain]) from error
+            raise RefusedError(415, kind, error.message, hint=hint(self.modality, job.plain)) from error
         except DecoderError as error:
             raise RefusedError(503, "decoder", "this could not be decoded now", retry=1) from error
         finally:
             self._release(job)
-        if not found.is_list and job.plain == "picture" and found.pictures[0].pixels is None:
-            reason = found.pictures[0].reason
-            is_damaged = reason.startswith(("damaged: ", "truncated: "))
-            hint = SEND_WHOLE if is_damaged else HOW_TO_SEND[job.plain]
-            raise RefusedError(415, "image", reason, hint=hint)
+        if not found.is_list and job.plain == "file" and found.examples[0].kept is None:
+            reason = found.examples[0].reason
+            raise RefusedError(415, kind, reason, hint=hint(self.modality, job.plain, reason))
         return found
 
     async def rows(self, found: Contents, top: int) -> dict[str, Any]:
-        """What `mixlab predict --json` prints: a row for each image, in order, with labels or what is wrong."""
-        good = [picture.pixels for picture in found.pictures if picture.pixels is not None]
+        """What `mixlab predict --json` prints: a row for each example, in order, with labels or what is wrong."""
+        good = [one.kept for one in found.examples if one.kept is not None]
         self.batcher.check_room(len(good))
         answers = iter(await asyncio.gather(*map(self.batcher.ask, good)))
         rows = [
-            {"path": picture.name, "error": picture.reason}
-            if picture.pixels is None
-            else {"path": picture.name, "predictions": self.labels(next(answers), top)}
-            for picture in found.pictures
+            {"path": one.name, "error": one.reason}
+            if one.kept is None
+            else {"path": one.name, "predictions": self.labels(next(answers), top)}
+            for one in found.examples
         ]
         return {"images": rows, "num_ok": len(good), "num_bad": len(rows) - len(good)}
 
-    async def occlusion(self, pixels: np.ndarray) -> dict[str, Any]:
-        """How much the best label's probability falls where a part of the image is grey: a grid of numbers."""
-        height, width = pixels.shape[1:]
-        rows, columns = (min(OCCLUSION_SIDE, side) for side in (height, width))
-        edges = [
-            np.linspace(0, side, parts + 1).astype(int) for side, parts in ((height, rows), (width, columns))
-        ]
-        hidden = np.repeat(pixels[None], rows * columns, axis=0)
-        for number in range(rows * columns):
-            row, column = divmod(number, columns)
-            place = np.s_[:, edges[0][row] : edges[0][row + 1], edges[1][column] : edges[1][column + 1]]
-            hidden[number][place] = 128
+    async def view(self, kept: np.ndarray) -> dict[str, Any]:
+        """What the model takes in of one example, as a picture."""
+
+        def draw() -> dict[str, Any]:
+            view = self.preprocess.view(torch.from_numpy(kept))
+            height, width, channels = view.picture.shape
+            file = io.BytesIO()
+            Image.fromarray(view.picture[..., 0] if channels == 1 else view.picture).save(file, "PNG")
+            png = base64.b64encode(file.getvalue()).decode()
+            return {"png": png, "width": width, "height": height, "seconds": view.seconds}
+
+        return await asyncio.to_thread(draw)
+
+    async def occlusion(self, kept: np.ndarray) -> dict[str, Any]:
+        """How much the best label's probability falls where a part of the example is hidden: a grid of numbers."""
+        example = torch.from_numpy(kept)
+        view = self.preprocess.view(example)
+        rows, columns = view.grid
+        parts: list[np.ndarray] = []
         async with self.explaining:  # one at a time: others should not wait for it
-            whole = await self.batcher.ask(pixels)
-            self.batcher.check_room(len(hidden))
-            parts = await asyncio.gather(*(self.batcher.ask(picture) for picture in hidden))
+            whole = await self.batcher.ask(kept)
+            for start in range(0, rows * columns, HIDDEN_AT_ONCE):
+                some = range(start, min(start + HIDDEN_AT_ONCE, rows * columns))
+                parts += list(await self.batcher.between(partial(self._without, example, some)))
         best = int(whole.argmax())
         drop = np.array([whole[best] - part[best] for part in parts]).reshape(rows, columns)
         return {
             "label": self.classifier.class_names[best],
             "probability": float(whole[best]),
             "drop": [[round(float(value), 6) for value in row] for row in drop],
+            "seconds": view.seconds,
         }
 
     def metrics_text(self) -> bytes:
@@ -262,40 +274,15 @@ class Service:
     def info(self) -> dict[str, Any]:
         """What the model is, for /info and the page."""
         own = self.classifier
-        preprocess = self.preprocess
-        cost = measure_cost(own.model, preprocess.image_size, in_channels=preprocess.channels)
+        cost = measure_cost(own.model, self.preprocess.input_size, in_channels=self.preprocess.channels)
         return {
             "name": self.name,
             "version": __version__,
+            "modality": self.modality.name,
             "class_names": list(own.class_names),
-            "image_size": list(preprocess.image_size),
-            "channels": preprocess.channels,
-            "fit": preprocess.fit,
-            "crop_fraction": preprocess.crop_fraction,
+            **self.preprocess.facts(),
             "num_parameters": cost.num_parameters,
             "macs": cost.macs,
             "max_body_bytes": self.limits.body_bytes,
-            "max_pictures": MAX_PICTURES,
+            "max_pictures": MAX_EXAMPLES,
         }
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-    """The result of `work`, which is cancelled when the asker goes away or `seconds` are over."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
-            raise ClientDisconnect
-        raise RefusedError(503, "too_slow", "this took too long", retry=1)
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -202,11 +202,11 @@ def test_an_exported_model_takes_kept_sequences_and_has_the_same_logits(run, fol
     assert [CLASSES[i] for i in logits.argmax(axis=1)] == list(CLASSES)
 
 
-def test_the_server_says_at_the_door_that_it_shows_images_only(run):
+def test_the_server_says_at_the_door_what_it_is_not_made_for(run):
     pytest.importorskip("starlette")
     from mixlab.serving.service import Limits, Service
 
-    with pytest.raises(UsageError, match="the server is for images, and these weights take sequences"):
+    with pytest.raises(UsageError, match="the server is not made for weights that take sequences"):
         Service(mixlab.load(run[0]), "numbers", Limits())
 
 

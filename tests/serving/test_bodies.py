@@ -289,10 +289,10 @@ def test_what_is_read_is_what_was_sent():
         (body, headers["Content-Type"]),
         (json.dumps({"image": encoded(data)}).encode(), ""),
     ):
-        found = bodies.read_body(content, kind, "picture", preprocess)
+        found = bodies.read_body(content, kind, "file", preprocess)
         assert not found.is_list
         assert (
-            found.pictures[0].pixels == bodies.read_body(data, "", "picture", preprocess).pictures[0].pixels
+            found.examples[0].kept == bodies.read_body(data, "", "file", preprocess).examples[0].kept
         ).all()
     assert bodies.from_base64("-_-_") == b"\xfb\xff\xbf"
     with pytest.raises(ExampleError, match="not base64"):

@@ -124,7 +124,7 @@ def test_the_page_works_below_a_prefix(run, keeps_prefix, root_path):  # noqa: F
                 for address in re.findall(r'(?:href|src)="([^"]+)"', get(urljoin(start, page))):
                     if not address.startswith("data:"):
                         assert get(urljoin(urljoin(start, page), address))
-            for name in ("page.js", "map.js", "results.js", "page_texts.js"):
+            for name in [name for name in PAGE_FILES if name.endswith(".js")]:
                 for address in re.findall(r'from "([^"]+)"', get(urljoin(start, name))):
                     assert get(urljoin(urljoin(start, name), address))
             asked = re.findall(r'ask\("([^"]+)"', asset("page.js").decode())

@@ -100,7 +100,7 @@ def _by_library(content: bytes) -> Clip:
             rate, channels, name = file.samplerate, file.channels, file.format
     except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
         said = str(error).rpartition(": ")[2].strip() or type(error).__name__
-        raise ExampleError(f"no sound that can be read: {said[:120]}") from None
+        raise ExampleError(f"damaged: {name} that cannot be read ({said[:120]})") from None
     if not np.isfinite(values).all():
         raise ExampleError("damaged: some samples are no numbers")
     return Clip(as_int16(values.mean(axis=1)), rate, channels, name)

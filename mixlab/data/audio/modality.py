@@ -47,6 +47,7 @@ class Sounds(Modality):
     split_lists: ClassVar[Mapping[str, str]] = {"validation_list.txt": "val", "testing_list.txt": "test"}
     beside = frozenset(("_background_noise_",))
     program = Program("standalone_sound.py", ("numpy", "onnxruntime"), "clip.wav")
+    repair = "does the file play? Save it again as WAV or FLAC, and send that"
     preprocess_type = SoundPreprocess
 
     def claims(self, start: bytes) -> bool:
@@ -181,6 +182,9 @@ class Sounds(Modality):
     def playable(self, example: np.ndarray, preprocess: Any) -> tuple[str, bytes] | None:
         """The first LONGEST_PLAYED seconds."""
         return "audio/wav", as_wav(example[: round(LONGEST_PLAYED * preprocess.rate)], preprocess.rate)
+
+    def probe(self, preprocess: Any) -> bytes:
+        return as_wav(np.array([1, -1], dtype=np.int16), preprocess.rate)
 
     def samples(self, count: int, preprocess: Any) -> list[np.ndarray]:
         """Synthetic tones."""

@@ -5,7 +5,8 @@ the logarithm of that, shifted and scaled by fixed numbers, is what a model take
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from mixlab.data.audio.config import MOST_FRAMES, MOST_SECONDS, RATES
 from mixlab.data.audio.decode import FULL
-from mixlab.data.modality import Preprocess
+from mixlab.data.modality import Preprocess, View
 from mixlab.errors import WeightsError
 from mixlab.records import take
 
+MOST_STRETCHES = 16  # of time, that are hidden one after another
 LOWEST = 20.0  # Hz, below which there is no band
 # A sine of full loudness has a power of 1; the offset is 80 dB below it, so that silence is log(1e-8) = -18.4.
 LOG_OFFSET, MEAN, STD = 1e-8, -10.0, 4.0
@@ -93,16 +95,58 @@ class SoundPreprocess(Preprocess):
         return self.to_input(parts), owner
 
     def _windows(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+        starts, owner = self._starts(kept)
+        return cut(kept if owner is None else kept[owner], starts, self.length), owner
+
+    def _starts(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The first sample of each window, below 0 where a clip is shorter; and the windows' owners."""
         lengths, own = clip_lengths(kept), self.length
         spare = (lengths - own).clamp(min=0)
         counts = 1 + (spare + own // 2 - 1).div(max(own // 2, 1), rounding_mode="floor")
         if int(counts.max()) == 1:
-            return cut(kept, (lengths - own).div(2, rounding_mode="floor"), own), None
+            return (lengths - own).div(2, rounding_mode="floor"), None
         owner = torch.arange(len(kept), device=kept.device).repeat_interleave(counts)
         number = torch.arange(len(owner), device=kept.device) - (counts.cumsum(0) - counts)[owner]
         starts = (number * spare[owner]).div((counts[owner] - 1).clamp(min=1), rounding_mode="floor")
         starts = torch.where(counts[owner] == 1, (lengths - own).div(2, rounding_mode="floor")[owner], starts)
-        return cut(kept[owner], starts, own), owner
+        return starts, owner
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "rate": self.rate,
+            "seconds": self.length / self.rate,
+            "max_seconds": self.max_samples / self.rate,
+            "bands": self.bands,
+            "frames": self.frames,
+        }
+
+    def view(self, kept: Tensor) -> View:
+        """The log-mel picture of all that is heard: a shorter clip with the silence round it, a longer one whole."""
+        frames, begin = self._span(kept)
+        whole = replace(self, frames=frames)
+        span = cut(kept[None], torch.tensor([begin]), whole.length)
+        picture = self.render_input(whole.to_input(span))[0]
+        return View(picture, (1, min(MOST_STRETCHES, self.frames)), whole.length / self.rate)
+
+    def hidden(self, kept: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Stretches of frames at 0, as training blanks them (SpecAugment), in every window that has some of one."""
+        frames, begin = self._span(kept)
+        starts, _ = self._starts(kept[None])
+        inputs, _ = self.windows(kept[None])
+        firsts = (starts - begin).div(self.hop, rounding_mode="floor").tolist()
+        edges = np.linspace(0, frames, min(MOST_STRETCHES, self.frames) + 1).round().astype(int)
+        found = inputs.repeat(len(parts), 1, 1, 1)
+        for number, part in enumerate(parts):
+            for window, first in enumerate(firsts):
+                low, high = (min(max(edge - first, 0), self.frames) for edge in edges[part : part + 2])
+                found[number * len(inputs) + window, ..., low:high] = 0.0
+        return found, torch.arange(len(parts), device=kept.device).repeat_interleave(len(inputs))
+
+    def _span(self, kept: Tensor) -> tuple[int, int]:
+        """Frames of the picture of a clip, and the sample with which the first begins."""
+        spare = int(clip_lengths(kept[None])) - self.length
+        more = -(-max(spare, 0) // self.hop)
+        return self.frames + more, min(spare, 0) // 2
 
     def to_graph(self, kept: np.ndarray) -> np.ndarray:
         """(n, max_samples) -> all windows of them, int16 (m, length)."""

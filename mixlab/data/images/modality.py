@@ -49,6 +49,9 @@ class Images(Modality):
     column, column_names = "Image", ("image", "img", "picture", "jpg", "png")
     recipes = ("small_data", "small_images")
     program = Program("standalone.py", ("numpy", "onnxruntime", "pillow"), "photo.jpg")
+    repair = (
+        "the image itself is damaged: does it open in a viewer? Save it again as JPEG or PNG, and send that"
+    )
     preprocess_type = ImagePreprocess
 
     def claims(self, start: bytes) -> bool:
@@ -72,6 +75,9 @@ class Images(Modality):
         buffer = io.BytesIO()
         Image.fromarray(example[..., 0] if example.shape[2] == 1 else example).save(buffer, "png")
         return buffer.getvalue(), "png"
+
+    def probe(self, preprocess: Any) -> bytes:
+        return self.encode(np.zeros((1, 1, 3), dtype=np.uint8))[0]
 
     def suffix_of(self, content: bytes) -> str:
         name = describe(content)[3]

@@ -1,6 +1,7 @@
 """From a decoded image to the model's input: the one place where size, crop, mean and std are known."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mixlab.data.images.decode import GREY16_MAX
 from mixlab.data.images.permutation import PixelPermutation
-from mixlab.data.modality import Preprocess
+from mixlab.data.modality import Preprocess, grid_places
 from mixlab.errors import UsageError, WeightsError
 from mixlab.records import take, take_list
 
@@ -21,6 +22,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 MAX_SIDE = 4096  # pixels of a model's input; what is larger would fill the memory with a few images
 MAX_PATCHES = 2**16
 LARGEST_MEAN, SMALLEST_STD = 1e6, 1e-6  # on the scale of pixels / 255
+GREY = 128  # what hides a part
 LARGE = 64  # pixels of a side, from which on half a pixel does not matter
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -141,6 +143,21 @@ class ImagePreprocess(Preprocess):
     def render_input(self, inputs: Tensor) -> list[np.ndarray]:
         # Permuted pixels stay where they are: this is what the model sees.
         return self.render(replace(self, permutation=None).denormalize(inputs))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "image_size": list(self.image_size),
+            "channels": self.channels,
+            "fit": self.fit,
+            "crop_fraction": self.crop_fraction,
+        }
+
+    def hidden(self, kept: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Grey, before pixels are permuted: a part is one of the image."""
+        pixels = kept[None].repeat_interleave(len(parts), 0)
+        for one, place in zip(pixels, grid_places(self.view(kept).grid, self.image_size, parts), strict=True):
+            one[place] = GREY
+        return self.to_input(pixels), None
 
     def to_graph(self, kept: np.ndarray) -> np.ndarray:
         """(n, channels, height, width) -> (n, height, width, channels), as image libraries have them."""

@@ -1,6 +1,6 @@
 // The language of a page: --lang of the server, else what the browser prefers; and how numbers look in it.
 
-let texts = {}, now = "en";
+let texts = {}, now = "en", change = () => {};
 
 export const byId = id => document.getElementById(id);
 export const language = () => now;
@@ -10,18 +10,24 @@ export function text(key, ...values) {
   return typeof found === "function" ? found(...values) : found;
 }
 
-function speak(name, changed) {
+function speak(name) {
   now = document.documentElement.lang = byId("language").value = name;
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = text(element.dataset.text);
-  changed();
+  change();
 }
 
 // Speak in one of `tables` from now on; `changed` is called then, and whenever the reader takes another.
 export function startSpeaking(tables, changed) {
-  texts = tables;
+  [texts, change] = [{ ...tables }, changed];
   const wanted = [document.documentElement.dataset.language, ...navigator.languages];
-  byId("language").addEventListener("change", event => speak(event.target.value, changed));
-  speak(wanted.map(name => name.slice(0, 2)).find(name => name in tables) || "en", changed);
+  byId("language").addEventListener("change", event => speak(event.target.value));
+  speak(wanted.map(name => name.slice(0, 2)).find(name => name in tables) || "en");
+}
+
+// Say some things in other words, and more, from now on.
+export function alsoSay(tables) {
+  for (const [name, more] of Object.entries(tables)) texts[name] = { ...texts[name], ...more };
+  speak(now);
 }
 
 export const number = value => value.toLocaleString(now);

@@ -1,4 +1,4 @@
-// Which parts of an image mattered: how far the probability falls where a part of it is hidden.
+// Which parts of a picture mattered: how far the probability falls where a part of it is hidden.
 
 import { byId, make, text } from "./language.js";
 
@@ -9,10 +9,11 @@ const LEAST = SCALE[0][0];
 
 const colorOf = fall => (fall < 0 ? RISES : SCALE).findLast(([least]) => Math.abs(fall) >= least)?.[1];
 
-function sentence({ drop, label }) {
+function sentence({ drop, label, seconds }) {
   const all = drop.flat(), most = Math.max(...all), first = all.indexOf(most), columns = drop[0].length;
   if (most >= LEAST) {
-    return text("mapText", label, most, Math.floor(first / columns) + 1, drop.length, first % columns + 1, columns);
+    return text("mapText", label, most, Math.floor(first / columns) + 1, drop.length, first % columns + 1, columns,
+      seconds);
   }
   return text(Math.min(...all) <= -LEAST ? "mapRises" : "mapNone", label);
 }
@@ -38,12 +39,8 @@ function drawNumbers(drop) {
   }));
 }
 
-function place(drop, facts) {
-  // The model looks at the middle of the image, cut to its own shape, unless it takes all of it.
-  const image = byId("picture"), canvas = byId("map"), isWhole = facts.fit === "stretch";
-  const shape = facts.image_size[1] / facts.image_size[0], own = image.naturalWidth / image.naturalHeight;
-  const seen = isWhole ? [1, 1] : [Math.min(1, shape / own), Math.min(1, own / shape)];
-  const [width, height] = seen.map(part => 100 * part * (isWhole ? 1 : facts.crop_fraction));
+function place(drop, seen) {
+  const canvas = byId("map"), [width, height] = seen.map(part => 100 * part);
   Object.assign(canvas.style, {
     left: `${(100 - width) / 2}%`, top: `${(100 - height) / 2}%`, width: `${width}%`, height: `${height}%`,
   });
@@ -59,12 +56,13 @@ function place(drop, facts) {
   }));
 }
 
-// Lay `map`, an answer of /occlusion, over the image, which is loaded; null takes it away.
-export function drawMap(map, facts) {
+// Lay `map`, an answer of /occlusion, over the picture, which is loaded; null takes it away.
+// seen: the shares of its width and height that the model takes in.
+export function drawMap(map, seen) {
   byId("map").hidden = byId("map-legend").hidden = !map;
   byId("map-text").textContent = map ? sentence(map) : "";
   if (!map) return;
   drawScale();
   drawNumbers(map.drop);
-  place(map.drop, facts);
+  place(map.drop, seen);
 }

@@ -1,15 +1,19 @@
-// The page of `mixlab serve`: images in, labels out.
+// The page of `mixlab serve`: files in, labels out. What is different for each kind of file is in KINDS.
 
-import { byId, fileSize, make, percent, startSpeaking, text } from "./language.js";
+import { images } from "./images.js";
+import { alsoSay, byId, make, percent, startSpeaking, text } from "./language.js";
 import { drawMap } from "./map.js";
 import { TEXTS } from "./page_texts.js";
 import { addRow, csvText, drawCounts, drawTable, fillRow, pictures } from "./results.js";
+import { sounds } from "./sounds.js";
+
+const KINDS = { images, sounds };  // by the modality of the model
 
 const AT_ONCE = 4;  // requests
-const MOST = 1000;  // images, for a browser holds them all
+const MOST = 1000;  // files, for a browser holds them all
 const FIRST_CLASSES = 5;
 const MOST_TRIES = 5;  // where the server is busy
-let token = "", facts = null, shown = null;
+let token = "", facts = null, kind = null, shown = null;
 let held = [];  // files that came before the server said what it takes
 
 function say(message, isBad = false) {
@@ -21,7 +25,7 @@ function draw() {
   if (facts) drawFacts();
   if (shown) show(shown);
   pictures.forEach(fillRow);
-  drawCamera();
+  kind?.draw();
   drawTable();
 }
 
@@ -82,7 +86,13 @@ async function loadFacts() {
   byId("title").textContent = facts.name;
   document.title = `${facts.name} – mixlab`;
   byId("token-form").hidden = true;
-  drawFacts();
+  if (!kind) {
+    kind = KINDS[facts.modality];
+    kind.start(add, say, facts);
+    alsoSay(kind.texts);
+    byId("files").accept = kind.accept;
+    byId("drop").hidden = false;
+  }
   if (!pictures.length) say("");  // what was said of an image stays
   if (held.length) add(held.splice(0));
 }
@@ -90,7 +100,7 @@ async function loadFacts() {
 // Why a file is not sent, as a function that says it.
 function refusal({ blob }, isOneTooMany) {
   const { type, size } = blob, most = facts.max_body_bytes;
-  if (type && !type.startsWith("image/")) return () => text("noImage", type);  // without a type the server sees
+  if (type && !kind.isOne(type)) return () => text("noImage", type);  // without a type the server sees
   if (size > most) return () => text("tooLarge", size, most);
   return isOneTooMany ? () => text("tooMany", MOST) : undefined;
 }
@@ -117,7 +127,8 @@ async function add(files) {
     if (!error) room--;
     return { ...file, error, url: error ? "" : URL.createObjectURL(file.blob) };
   });
-  for (const picture of fresh) addRow(picture, shown => { show(shown); byId("one").scrollIntoView({ block: "start" }); });
+  const choose = picture => { show(picture); byId("one").scrollIntoView({ block: "start" }); };
+  for (const picture of fresh) addRow(picture, kind.thumbnail, choose);
   drawTable();
   const waiting = fresh.filter(picture => !picture.error), all = waiting.length;
   if (all) say(text("working", 0, all));
@@ -153,7 +164,6 @@ async function show(picture) {
   shown = picture;
   byId("one").hidden = false;
   byId("one-title").textContent = picture.name;
-  if (image.src !== picture.url) image.src = picture.url;
   image.alt = text("alt", picture.name, best.label, best.probability);
   byId("bars").replaceChildren(...picture.predictions.map(guess => {
     const item = make("li"), fill = make("span", undefined, { class: "fill" });
@@ -164,11 +174,18 @@ async function show(picture) {
   }));
   byId("explain").textContent = text(picture.map ? "hideMap" : "explain");
   drawMap(null);
-  const isSeen = await image.decode().then(() => true, () => false);  // no browser shows all that Pillow reads
+  let source = "";
+  try {
+    source = await kind.source(picture, ask);
+  } catch (error) {
+    say(error.message, true);
+  }
   if (picture !== shown) return;
-  const { size } = picture.blob;
-  byId("pixels").textContent = isSeen ? text("pixels", image.naturalWidth, image.naturalHeight, size) : fileSize(size);
-  drawMap(picture.map, facts);
+  if (image.src !== source) image.src = source;
+  const isSeen = await image.decode().then(() => true, () => false);
+  if (picture !== shown) return;
+  byId("pixels").textContent = kind.caption(picture, isSeen && image);
+  drawMap(picture.map, kind.seen(facts, image));
 }
 
 // Files of a drop, those in folders too. `transfer` forgets its items after the first await.
@@ -198,40 +215,6 @@ async function inside(reader) {
 
 const named = files => [...files].map(blob => ({ name: blob.name || text("cameraName"), blob }));
 
-const CAMERA_ERRORS = {
-  NotAllowedError: "cameraRefused", NotFoundError: "cameraMissing", OverconstrainedError: "cameraMissing",
-  NotReadableError: "cameraBusy",
-};
-
-function drawCamera() {
-  const isOn = Boolean(byId("video").srcObject);
-  byId("video").hidden = byId("shoot").hidden = !isOn;
-  byId("camera").textContent = text(isOn ? "stopCamera" : "camera");
-}
-
-async function startCamera() {
-  const video = byId("video");
-  if (!navigator.mediaDevices) return say(text("cameraInsecure"), true);
-  try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    say("");
-    drawCamera();
-    byId("shoot").disabled = true;  // until there is something to take
-    await video.play();
-    byId("shoot").disabled = false;
-  } catch (error) {
-    stopCamera();
-    const key = CAMERA_ERRORS[error.name];
-    say(key ? text(key) : text("cameraOther", error.message), true);
-  }
-}
-
-function stopCamera() {
-  for (const track of byId("video").srcObject?.getTracks() ?? []) track.stop();
-  byId("video").srcObject = null;
-  drawCamera();
-}
-
 byId("token-form").addEventListener("submit", event => {
   event.preventDefault();
   token = byId("token").value;
@@ -252,14 +235,6 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 document.addEventListener("paste", event => {
   if (event.clipboardData.files.length) add(named(event.clipboardData.files));
   else if (event.target.tagName !== "INPUT") say(text("noPaste"), true);
-});
-byId("camera").addEventListener("click", () => byId("video").srcObject ? stopCamera() : startCamera());
-byId("shoot").addEventListener("click", () => {
-  const video = byId("video"), canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-  canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob(blob => add([{ name: `${text("cameraName")}.jpg`, blob }]), "image/jpeg", 0.92);
-  stopCamera();
 });
 byId("explain").addEventListener("click", async () => {
   const picture = shown;

@@ -1,4 +1,4 @@
-// The table of all images: a row each, filled as its answer comes; counts of classes; a CSV file.
+// The table of all files: a row each, filled as its answer comes; counts of classes; a CSV file.
 
 import { byId, language, make, percent, text } from "./language.js";
 
@@ -6,14 +6,14 @@ const SHOWN_COUNTS = 20;  // classes; the others open on a click
 export const pictures = [];  // {name, blob, url, predictions, error, map, row}; error: a function that says it
 let sorting = { key: "", up: true };
 
-// Add a row. show: called when its image is chosen.
-export function addRow(picture, show) {
+// Add a row. thumbnail: makes what stands for a file; show: called when that is chosen.
+export function addRow(picture, thumbnail, show) {
   picture.row = make("tr");
   for (let i = 0; i < 4; i++) picture.row.insertCell();
   if (!picture.error) {
     const button = make("button", undefined, { type: "button" });
     button.disabled = true;
-    button.append(make("img", undefined, { src: picture.url, alt: "", loading: "lazy" }));
+    button.append(thumbnail(picture));
     button.addEventListener("click", () => show(picture));
     picture.row.cells[0].append(button);
   }

@@ -100,3 +100,28 @@ def test_its_picture_has_high_tones_above():
     (picture,) = OWN.render(torch.from_numpy(samples)[None])
     assert (picture.shape, picture.dtype) == ((40, 24, 1), np.uint8)
     assert picture[:10].max() > picture[20:].max() + 50
+
+
+@pytest.mark.parametrize("tokens", ["frames", "patches"])
+@pytest.mark.parametrize("length", [500, 2_080, 5_003])
+def test_a_stretch_is_blank_in_every_window_that_has_some_of_it(tokens, length):
+    own = replace(OWN, tokens=tokens)
+    kept = torch.from_numpy(own.keep(noise(length)))
+    view = own.view(kept)
+    frames = view.picture.shape[1]
+    assert view.seconds == pytest.approx((240 + 80 * (frames - 1)) / 8_000)
+    assert view.grid == (1, 16)
+    whole, _ = own.windows(kept[None])
+    hidden, owner = own.hidden(kept, range(16))
+    assert owner.tolist() == [part for part in range(16) for _ in range(len(whole))]
+    parts = hidden.view(16, *whole.shape)
+    is_blank = (parts == 0).flatten(2, 3).all(2)  # (16, windows, frames)
+    assert (is_blank | (parts == whole).flatten(2, 3).all(2)).all()
+    firsts = np.linspace(0, max(length - own.length, 0), len(whole)) / 80
+    for part in range(16):
+        low, high = (round(edge) for edge in (part * frames / 16, (part + 1) * frames / 16))
+        for window, first in enumerate(firsts):
+            found = np.flatnonzero(is_blank[part, window]) + first
+            inside = [one for one in np.arange(24) + first if low + 1 <= one < high - 1]
+            assert set(inside) <= set(found)
+            assert all(low - 1 <= one < high + 1 for one in found)
