@@ -43,7 +43,7 @@ from mixlab.report.screen import Screen
 from mixlab.report.tables import show_runs
 from mixlab.serving.predict import load
 from mixlab.serving.ui import describe_run, figures_of
-from mixlab.training import fit, outcome
+from mixlab.training import fit
 from mixlab.training.evaluate import evaluate
 from mixlab.training.run_folder import list_runs
 
@@ -71,21 +71,10 @@ def make_run(folder: Path) -> Path:
         path = folder / "data" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
-    with unpictured():
-        mixlab.train(str(folder / "data"), "digits", run=folder / "run", screen=QUIET, **OPTIONS)
+    mixlab.train(str(folder / "data"), "digits", run=folder / "run", screen=QUIET, figures=False, **OPTIONS)
     (folder / "run" / "figures").mkdir(exist_ok=True)
     (folder / "run" / "figures" / "curves.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     return folder / "run"
-
-
-@contextlib.contextmanager
-def unpictured() -> Any:
-    """Figures take most of the time of such a training, and are not what is tested."""
-    drawn, outcome._draw = outcome._draw, lambda *arguments: []
-    try:
-        yield
-    finally:
-        outcome._draw = drawn
 
 
 def files_of(run: Path) -> list[Path]:
@@ -298,7 +287,7 @@ def try_commands(run: Path, picture: Path, with_export: bool) -> dict[str, Any]:
         "card": lambda: _card(named, mixlab_open(named), "not stated", None).encode("utf-8", "replace"),
         "predict": lambda: json.dumps(load(run).predict([picture]), allow_nan=False),
         "evaluate": lambda: evaluate(run, threads=1, screen=QUIET),
-        "resume": lambda: mixlab.resume(run, screen=QUIET, with_pictures=False),
+        "resume": lambda: mixlab.resume(run, screen=QUIET, with_pictures=False, figures=False),
     }
     if with_export:
         pixels = [np.zeros((8, 8, 3), dtype=np.uint8)]
@@ -390,10 +379,7 @@ def work(task: tuple[int, int, int, Path]) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, _late)
     total: Counter[tuple[str, str]] = Counter()
     findings, peak = [], 0
-    with (
-        tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder,
-        unpictured(),
-    ):
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         for number in range(first, first + count):
             signal.alarm(60)
             result = try_one(seed, number, base, Path(folder) / "case")

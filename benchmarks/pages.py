@@ -76,6 +76,8 @@ HEADINGS = {
     "cifar10": "CIFAR-10 from scratch",
     "cifar10, 200 a class": "2,000 images of CIFAR-10",
     "digits": "Digits",
+    "hand signs": "A folder of photos: the digits 0 to 9 as hand signs, 2,062 photos, a tenth for the test",
+    "tones": "Tones, the synthetic sounds that come with mixlab",
 }
 ACCURACY_TITLES = {
     "recipe": "recipe", "model": "model", "machine": "machine", "budget": "budget", "accuracy": "accuracy, %",

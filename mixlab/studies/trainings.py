@@ -187,9 +187,7 @@ def describe_trainings(rows: list[Row]) -> str:
     return f"{len(rows)}; steps of each model: {steps}"
 
 
-def _check_same(
-    rows: list[Row], cells: Sequence[Cell], digests: dict[str, tuple[str, str]], out: Path
-) -> None:
+def _check_same(rows: list[Row], cells: Sequence[Cell], digests: dict[str, list[str]], out: Path) -> None:
     for cell in cells:
         row = _find(rows, cell)
         if row is not None and row["recipe"] not in digests[cell.folder_name]:
@@ -201,22 +199,28 @@ def _check_same(
             )
 
 
-def _digests(recipe: Recipe, minutes: float | None) -> tuple[str, str]:
+def _digests(recipe: Recipe, minutes: float | None) -> list[str]:
     """What decides the result of a cell, however the data's folder is spelt and whatever the machine has of cores.
 
-    The second is that of the same recipe as it was written until keys of it were retired (`keys.RETIRED`).
+    The others are those of the same recipe as it was written before, newest first.
     """
     same = to_toml(with_absolute_paths(replace(recipe, threads=None)))
-    first, second = (
+    return [
         hashlib.sha256(f"{text}minutes = {minutes}\n".encode()).hexdigest()[:12]
-        for text in (same, as_older(same))
-    )
-    return first, second
+        for text in (same, before_sounds(same), as_older(same))
+    ]
+
+
+def before_sounds(toml: str) -> str:
+    """A recipe's TOML as it was written when there were images only."""
+    return re.sub(r"(?ms)^\[audio\]\n.*?(?=^\[|\Z)", "", toml)
 
 
 def as_older(toml: str) -> str:
-    """A recipe's TOML as it was written when it had the retired keys."""
-    toml = re.sub(r"(?m)^(skip_nonfinite = .*)$", r"\1\ncoarse_share = 0.0\ncoarse_factor = 2", toml)
+    """A recipe's TOML as it was written when it had the retired keys (`keys.RETIRED`)."""
+    toml = re.sub(
+        r"(?m)^(skip_nonfinite = .*)$", r"\1\ncoarse_share = 0.0\ncoarse_factor = 2", before_sounds(toml)
+    )
     toml = re.sub(r"(?m)^(gsam_alpha = .*)$", r"\1\nsam_from = 0.0", toml)
     return toml.replace("\nstage_mixing =", "\ntoken_mix =")
 

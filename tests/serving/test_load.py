@@ -181,7 +181,7 @@ def test_a_server_without_decoders_does_not_start_and_says_why(run):  # noqa: F8
     service = Service(load(run, device="cpu"), "a-model", LIMITS)
     service.decoders = Decoders(service.classifier.preprocess, 1, process_type=Failing)
     app = create_app(service)
-    with pytest.raises(MixlabError, match="decode images did not start"):
+    with pytest.raises(MixlabError, match="decode files did not start"):
         listen(make_server(app, host="127.0.0.1", port=0))
 
 

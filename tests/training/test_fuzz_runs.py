@@ -17,8 +17,7 @@ def base(tmp_path_factory):
 
 
 def cases(base, place, numbers):
-    with fuzz_runs.unpictured():
-        return [fuzz_runs.try_one(7, number, base, place / "case") for number in numbers]
+    return [fuzz_runs.try_one(7, number, base, place / "case") for number in numbers]
 
 
 def test_mutated_run_folders_are_read_or_refused_and_nothing_is_lost(base, tmp_path):

@@ -48,7 +48,7 @@ def run(options: Options) -> Answer:
 
 
 def _preset_of(options: Options) -> Preset:
-    """The one that was asked for, or for sounds theirs. UsageError for the paper's models on sounds."""
+    """The preset that was given, or for sounds theirs. UsageError for the paper's models on sounds."""
     if examples_of(options) != SOUNDS.examples:
         return PRESETS[options.preset]
     if options.preset == "paper":
