@@ -1,5 +1,8 @@
 """`mixlab doctor` and `mixlab check` say what to do."""
 
+import tomllib
+from pathlib import Path
+
 from mixlab.commands.verdicts import EXTRAS, verdicts
 from mixlab.report.checks import check_advice
 
@@ -34,6 +37,11 @@ def test_whatever_is_slow_or_missing_comes_with_what_to_do():
     assert rows["packages"]["advice"] == "pip install simplejpeg"
     assert rows["extra export"]["advice"].endswith("pip install '.[export]'")
     assert set(EXTRAS) <= {what.removeprefix("extra ") for what in rows}
+
+
+def test_all_extras_that_users_can_install_are_looked_at():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev", "docs"}
 
 
 def test_each_finding_of_a_check_has_its_advice():

@@ -14,6 +14,9 @@ EXTRAS = {
     "hf": ("datasets", "data sets hf:NAME"),
     "shards": ("webdataset", "tar shards read by other programs"),
     "heic": ("pillow_heif", "images of phones, HEIC"),
+    "audio": ("soundfile", "sound files"),
+    "tensorboard": ("tensorboard", "curves in TensorBoard"),
+    "wandb": ("wandb", "curves in Weights & Biases"),
 }
 
 

@@ -20,9 +20,11 @@ from mixlab.cli import main
 from mixlab.data.images.samples import sample_images
 from mixlab.errors import WeightsError
 from mixlab.evaluation.calibration import fit_temperature
+from mixlab.evaluation.metrics import Predictions
 from mixlab.exports.package import write_package
 from mixlab.report.screen import Screen
 from mixlab.serving.service import Limits, Service
+from mixlab.training.calibrated import calibrated
 from mixlab.training.choose_split import choose_split
 from mixlab.training.evaluate import evaluate
 
@@ -77,6 +79,30 @@ def test_the_test_split_changes_nothing(run):
     assert fit_temperature(logits, torch.from_numpy(split.labels)) == pytest.approx(
         weights.temperature, rel=1e-3
     )
+
+
+def test_no_temperature_makes_a_hardly_trained_model_surer_than_it_is(run):
+    """Its first guess is always the same class, its second is the right one: the likelihood wants both much surer."""
+    label = np.arange(200) % 10
+    logits = np.zeros((200, 10), dtype=np.float32)
+    logits[np.arange(200), label] = 0.25
+    logits[:, 0] += 0.3
+    predicted = logits.argmax(1)
+    wanted = fit_temperature(torch.from_numpy(logits), torch.from_numpy(label))
+    assert wanted < 0.3
+    found = calibrated(
+        load_weights(run),
+        Predictions(
+            index=np.arange(200),
+            label=label,
+            predicted=predicted,
+            confidence=np.zeros(200),
+            loss=np.zeros(200),
+            top5=np.zeros(200),
+            logits=logits,
+        ),
+    )
+    assert found.temperature == 1.0
 
 
 def test_a_prediction_divides_the_logits_and_keeps_the_order(run, photo):
