@@ -78,18 +78,19 @@ def predict(
     num_bad = sum("error" in row for row in rows)
     if min_confidence is not None:
         mark_unsure(rows, min_confidence)
-    result = {"images": rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
+    modality = classifier.preprocess.modality
+    result = {modality.many: rows, "num_ok": len(rows) - num_bad, "num_bad": num_bad}
     if min_confidence is not None:
         result["num_unsure"] = sum(row.get("unsure", False) for row in rows)
     result["skipped"] = [one.to_json() for one in skips.result()]
     if csv is not None:
         write_csv(rows, csv)
     if csv is None or len(rows) == 1:
-        show_predictions(result, screen)
+        show_predictions(result, modality.one, modality.many, screen)
     if skips.counts:
         screen.say(describe_skipped(skips.result()))
     if csv is not None:
-        screen.say(_written(result, csv, classifier.preprocess.modality))
+        screen.say(_written(result, csv, modality))
     emit(result)
     return 1 if num_bad else 0
 

@@ -43,7 +43,8 @@ class Evaluation:
     (`calibration.find_thresholds`).
 
     real: the same predictions against several acceptable labels an image (`accuracy_of_any`), where that is wanted.
-    num_trained_on: images that the model was trained on; None where that is not known.
+    num_trained_on: images that the model was trained on; None where that is not known. modality: what is counted
+    as images here, by its name, which says many of them.
     """
 
     class_names: tuple[str, ...]
@@ -59,6 +60,7 @@ class Evaluation:
     thresholds: tuple[dict[str, float], ...] = ()
     real: dict[str, Any] | None = None
     num_trained_on: int | None = None
+    modality: str = "images"
 
     @property
     def confusion(self) -> np.ndarray:
@@ -136,6 +138,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """The object that `evaluate --json` prints."""
         values: dict[str, Any] = {
+            "modality": self.modality,
             "num_images": self.num_images,
             "num_correct": self.num_correct,
             "top1": self.top1,

@@ -82,7 +82,8 @@ def export(
             result = compare_kept(graph, runner, taken, BATCHES if batch is None else (batch,))
         files = [temporary] if temporary.is_file() else list(temporary.iterdir())
         result["num_bytes"] = sum(file.stat().st_size for file in files)
-        result = {"destination": str(destination), "to": to, "batch": batch, "input": name} | result
+        own_facts = {"destination": str(destination), "to": to, "batch": batch, "input": name}
+        result = own_facts | {"modality": preprocess.modality_name} | result
         keep_record(result)
     return result
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from mixlab.escape import visible
 from mixlab.language import tell
 from mixlab.report.screen import Screen, format_seconds
-from mixlab.words import with_article
+from mixlab.words import counted, with_article
 
 ENOUGH = 1000  # images, for shares that differ by tenths of a point
 NUM_ABSENT = 10  # classes without images, that are named
@@ -135,10 +135,11 @@ def show_study(result: dict[str, Any], screen: Screen) -> None:
 
 def show_export(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab export`."""
+    many = result["modality"]
     sizes = result.get("batches", [])
     batches = f" in batches of {', '.join(map(str, sizes))}" if sizes else ""
     screen.say(
-        f"compared on {result['num_pictures']} images{batches}: logits differ by {result['max_difference']:.2g} at "
+        f"compared on {result['num_pictures']} {many}{batches}: logits differ by {result['max_difference']:.2g} at "
         f"most (the largest is {result['largest_logit']:.3g}), {result['same_top1']} of "
         f"{result.get('num_compared', result['num_pictures'])} answers have the same top-1"
     )
@@ -160,11 +161,11 @@ def show_export(result: dict[str, Any], screen: Screen) -> None:
         screen.show(table)
         table = Table("", "float32", "int8")
         table.add_row(
-            f"accuracy, {found['judged_on']} ({found['num_judged']:,} images)",
+            f"accuracy, {found['judged_on']} ({found['num_judged']:,} {many})",
             *(f"{100 * found[k]:.2f} %" for k in ("top1_before", "top1_after")),
         )
         table.add_row(
-            f"accuracy, test ({found['num_test']:,} images)",
+            f"accuracy, test ({found['num_test']:,} {many})",
             *(f"{100 * found[k]:.2f} %" for k in ("test_before", "test_after")),
         )
         table.add_row(
@@ -173,7 +174,7 @@ def show_export(result: dict[str, Any], screen: Screen) -> None:
         table.add_row("speed, batches of 16", "1", f"{found['speed_ratio']:.2f} times")
         screen.show(table)
         if min(found["num_judged"], found["num_test"]) < ENOUGH:
-            screen.say(f"on fewer than {ENOUGH:,} images: a change of a point may be chance")
+            screen.say(f"on fewer than {ENOUGH:,} {many}: a change of a point may be chance")
     screen.say(f"written to {result['destination']}, {result['num_bytes'] / 2**20:.2f} MiB")
 
 
@@ -213,6 +214,7 @@ def show_runs(rows: list[dict[str, Any]], screen: Screen) -> None:
 
 def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab evaluate`."""
+    many = result["modality"]
     screen.say(
         f"accuracy {100 * result['top1']:.2f} % ({result['num_correct']:,} of {result['num_images']:,})"
     )
@@ -230,7 +232,7 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
             f"without it the calibration error is {100 * result['ece_raw']:.2f} points"
         )
     for row in result["coverage"]:
-        screen.say(describe_coverage(row, result["num_images"]))
+        screen.say(describe_coverage(row, result["num_images"], many))
     if "real" in result:
         real = result["real"]
         screen.say(
@@ -239,7 +241,7 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
             + (f", top-5 {percent(real['top5'])}" if has_top5 else "")
             + f"; {real['num_left_out']} without a label left out"
         )
-    table = Table("class", "images", "correct", "precision", "recall", "F1")
+    table = Table("class", many, "correct", "precision", "recall", "F1")
     shown = [row for row in result["per_class"] if row["num_images"]]
     for row in shown:
         counts = [str(row[key]) for key in ("num_images", "num_correct")]
@@ -250,8 +252,10 @@ def show_evaluation(result: dict[str, Any], screen: Screen) -> None:
     if len(shown) < len(result["per_class"]):
         absent = [row["label"] for row in result["per_class"] if not row["num_images"]]
         more = f" and {len(absent) - NUM_ABSENT} more" if len(absent) > NUM_ABSENT else ""
-        are = "class has no images here and is" if len(absent) == 1 else "classes have no images here and are"
-        screen.say(f"{len(absent)} {are} not shown: {', '.join(absent[:NUM_ABSENT])}{more}")
+        are, is_ = ("class has", "is") if len(absent) == 1 else ("classes have", "are")
+        screen.say(
+            f"{len(absent)} {are} no {many} here and {is_} not shown: {', '.join(absent[:NUM_ABSENT])}{more}"
+        )
     for file in result["bad"]:
         screen.say(f"not counted, unreadable: {file['path']}: {file['reason']}")
 
@@ -282,18 +286,19 @@ def describe_coverage(row: dict[str, Any], num_images: int, many: str = "images"
     )
 
 
-def show_predictions(result: dict[str, Any], screen: Screen) -> None:
-    """`mixlab predict`: all labels of one image, or a line for each of many."""
-    if len(result["images"]) > 1:
-        for row in result["images"]:
+def show_predictions(result: dict[str, Any], one: str, many: str, screen: Screen) -> None:
+    """`mixlab predict`: all labels of one example, or a line for each of many. one, many: the modality's words."""
+    rows = result[many]
+    if len(rows) > 1:
+        for row in rows:
             guesses = row.get("predictions", [])[:NUM_GUESSES]
             found = ", ".join(f"{guess['label']} {percent(guess['probability'])}" for guess in guesses)
             screen.say(f"{row['path']}: {found or 'unreadable: ' + row['error']}")
         if result["num_bad"]:
-            screen.say(f"{result['num_bad']} of {len(result['images'])} could not be read")
+            screen.say(f"{result['num_bad']} of {len(rows)} could not be read")
         return
-    table = Table("image", "label", "probability")
-    for row in result["images"]:
+    table = Table(one, "label", "probability")
+    for row in rows:
         if "error" in row:
             table.add_row(escape(row["path"]), escape(f"unreadable: {row['error']}"), "")
         for rank, guess in enumerate(row.get("predictions", [])):
@@ -302,4 +307,4 @@ def show_predictions(result: dict[str, Any], screen: Screen) -> None:
             table.add_row(name, label, percent(guess["probability"]))
     screen.show(table)
     if "num_unsure" in result:
-        screen.say(f"{result['num_unsure']} of {result['num_ok']} images are unsure")
+        screen.say(f"{result['num_unsure']} of {counted(result['num_ok'], one, many)} are unsure")

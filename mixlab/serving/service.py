@@ -228,7 +228,7 @@ class Service:
             else {"path": one.name, "predictions": self.labels(next(answers), top)}
             for one in found.examples
         ]
-        return {"images": rows, "num_ok": len(good), "num_bad": len(rows) - len(good)}
+        return {self.modality.many: rows, "num_ok": len(good), "num_bad": len(rows) - len(good)}
 
     async def view(self, kept: np.ndarray) -> dict[str, Any]:
         """What the model takes in of one example, as a picture."""

@@ -103,6 +103,7 @@ def evaluate(
         # Thresholds are of calibrated confidence.
         summarize(predictions, weights.class_names, weights.thresholds if calibrated else ()),
         num_trained_on=_num_trained_on(examples, predictions.index, known),
+        modality=source.modality.name,
     )
     _say_what_is_known(
         evaluation, source.modality.many, screen, is_known=known is not None or not has_record(Path(run))

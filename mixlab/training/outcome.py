@@ -85,7 +85,7 @@ def _test(run: Path, plan: Plan, weights: Weights, exchange: Exchange, session: 
         )
         known = None if plan.data.copies.num_unknown else plan.data.copies.num_in_train["test"]
         evaluation = summarize(predictions, weights.class_names, weights.thresholds)
-        evaluation = replace(evaluation, num_trained_on=known)
+        evaluation = replace(evaluation, num_trained_on=known, modality=plan.modality.name)
     bad = examples.bad + [file for files in world.gather(bad) for file in files]
     if world.is_main:
         add_bad_files(run, bad)

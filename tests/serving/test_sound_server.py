@@ -94,9 +94,9 @@ def test_forms_json_and_tars_of_sounds_are_read(sound_server, sound_run):
     ):
         status, _, answer = ask(port, "/predict-many?top=2", body)
         assert (status, answer["num_ok"], answer["num_bad"]) == (200, 2, 1)
-        same(answer["images"][0]["predictions"], expected[0])
-        same(answer["images"][2]["predictions"], expected[1])
-        assert answer["images"][1]["error"].startswith(("cut off", "no sound file"))
+        same(answer["sounds"][0]["predictions"], expected[0])
+        same(answer["sounds"][2]["predictions"], expected[1])
+        assert answer["sounds"][1]["error"].startswith(("cut off", "no sound file"))
     status, _, answer = ask(port, "/predict", json.dumps({"image": text}))
     assert (status, answer["error"]["message"]) == (
         415, 'JSON is {"sound": BASE64} or {"sounds": [BASE64, ...]}',
@@ -189,13 +189,13 @@ def test_predict_reads_one_file_from_standard_input(sound_run, tmp_path, capsys,
     monkeypatch.setattr(Context, "json", True)
     monkeypatch.setattr(sys, "stdin", Stdin(clip(2)))
     assert run_command(["predict", str(sound_run), "-", str(tmp_path / "a.wav")]) == 0
-    rows = json.loads(capsys.readouterr().out)["images"]
+    rows = json.loads(capsys.readouterr().out)["sounds"]
     assert [row["path"] for row in rows] == [str(tmp_path / "a.wav"), "-"]
     for row, one in zip(rows, expected, strict=True):
         same(row["predictions"], one)
     monkeypatch.setattr(sys, "stdin", Stdin(b""))
     assert run_command(["predict", str(sound_run), "-"]) == 1
-    assert "empty" in json.loads(capsys.readouterr().out)["images"][0]["error"]
+    assert "empty" in json.loads(capsys.readouterr().out)["sounds"][0]["error"]
 
 
 def test_predict_takes_no_other_name_with_a_hyphen():
