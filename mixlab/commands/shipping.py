@@ -45,7 +45,8 @@ def export(
 ) -> None:
     """Write a model for another runtime, preprocessing and class names inside, compared on real images.
 
-    The graph takes uint8 pixels at model size, (batch, height, width, channels), and gives logits.
+    The graph takes uint8 pixels at model size, (batch, height, width, channels), or int16 samples of sounds,
+    (batch, samples), and gives logits.
 
     Parameters
     ----------
@@ -56,8 +57,8 @@ def export(
     out
         What to write; by default the run's name with the target's ending.
     int8
-        ONNX only: 8-bit products, calibrated on the validation split, or a part of train where there is none;
-        accuracy and speed before and after.
+        ONNX and images only: 8-bit products, calibrated on the validation split, or a part of train where
+        there is none; accuracy and speed before and after.
     image_size
         Side, or HxW, in pixels: resample the Mixer to it first.
     batch
@@ -110,6 +111,7 @@ def export_run(
     OpenVINO the folder; by default the run's name. The rest is as for `mixlab export`. MixlabError, and no file, if
     what was written computes something else.
     """
+    from mixlab.data.images.preprocess import for_images
     from mixlab.device import num_cores, set_threads
     from mixlab.exports.export import ENDINGS
     from mixlab.exports.export import export as export_weights
@@ -119,6 +121,8 @@ def export_run(
         raise UsageError("8-bit products are for plain ONNX models with any batch", where="--int8")
     set_threads(threads)
     weights = open_named(run, image_size=image_size)
+    if int8:  # a sound's loudness spans more than 8 bits before its logarithm is taken
+        for_images(weights.preprocess, "8-bit products", "--int8")
     destination = Path(plain_name(run) + ENDINGS.get(to, "")) if out is None else Path(out)
     shown = _examples(run, weights, data, pictures, NUM_SCALED if resize_in_graph else NUM_PICTURES)
     if int8:

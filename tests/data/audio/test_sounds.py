@@ -161,6 +161,7 @@ def test_what_looks_at_pixels_refuses_weights_of_sounds(run, tmp_path):
     for work in (
         lambda: conduct(filters.STUDY, Options(subject=str(run[0]), out=tmp_path / "out")),
         lambda: permute_weights(open_weights(run[0]), seed=0),
+        lambda: mixlab.export(run[0], int8=True, out=tmp_path / "out"),
     ):
         with pytest.raises(UsageError, match="is for images, and these weights take sounds"):
             work()
