@@ -44,7 +44,7 @@ export function drawResults(runs) {
   const headings = ["run", "testAccuracy", "difference", "validationAccuracy", "parameters", "steps", "time", "speed"];
   fill(byId("results"), headings.map(key => text(key)), all.map(run => {
     const { test, num_parameters: parameters, images_per_second: speed } = run.result, { row } = run;
-    const counted = test?.num_images ? ` (${text("ofImages", test.num_correct, test.num_images)})` : "";
+    const counted = test?.num_images ? ` (${text("ofExamples", test.num_correct, test.num_images)})` : "";
     return [
       run.run, percent(row.test_top1, 2) + counted, difference(run), percent(row.validation_top1, 2),
       known(parameters, number), number(row.steps), duration(row.seconds), known(speed, value => number(Math.round(value))),
