@@ -19,8 +19,10 @@ FOREIGN_SUFFIXES = frozenset((".m4a", ".aac", ".wma", ".amr", ".3gp", ".caf"))
 MOST_VALUES = (
     2**25
 )  # samples of all channels in a file: some ten minutes of music, which decoded take 128 MiB
+LOUDEST = 8.0  # of samples that are fractions of 1: mixes go somewhat above 1, other scales far above
 FULL = 32768.0  # what a sample of 1.0 is in 16 bits
-_UNKNOWN_SIZE = 0xFFFFFF00  # what programs write as the size of a stream, and above
+_UNKNOWN_SIZE = 0x7FFF0000  # programs that write a stream name a size from here on
+_FEWEST = 0.95  # of the samples that a header states; of some MP3 files that is an estimate
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,27 @@ def decode(content: bytes) -> Clip:
     """
     if not content:
         raise ExampleError("empty: the file has no bytes")
-    if content[:4] == b"RIFF" and len(content) >= 8:
-        size = int.from_bytes(content[4:8], "little")
-        if size and size < _UNKNOWN_SIZE and size + 8 > len(content) + 1:
-            raise ExampleError(f"cut off: {len(content):,} bytes of {size + 8:,}")
+    size = _stated_size(content)
+    if size > len(content) + 1:
+        raise ExampleError(f"cut off: {len(content):,} bytes of {size:,}")
     clip = _plain_wav(content) or _by_library(content)
     if not len(clip.samples):
         raise ExampleError("empty: there is no sample in it")
     if clip.samples.min() == clip.samples.max():
         raise ExampleError("silent: all samples are the same")
     return clip
+
+
+def _stated_size(content: bytes) -> int:
+    """Bytes that the file should have by its own header; 0 where it does not say."""
+    start = content[:4]
+    if start == b".snd":
+        before, size = (int.from_bytes(content[at : at + 4], "big") for at in (4, 8))
+    elif start in (b"RIFF", b"RIFX", b"FORM"):
+        before, size = 8, int.from_bytes(content[4:8], "little" if start == b"RIFF" else "big")
+    else:
+        return 0
+    return before + size if 0 < size < _UNKNOWN_SIZE else 0
 
 
 def _plain_wav(content: bytes) -> Clip | None:
@@ -79,7 +92,7 @@ def _plain_wav(content: bytes) -> Clip | None:
             channels, rate = file.getnchannels(), file.getframerate()
             if file.getsampwidth() != 2 or not channels or not rate:
                 return None
-            _check_size(file.getnframes() * channels)
+            _check_size(min(file.getnframes() * channels, len(content) // 2))  # of a stream there are fewer
             raw = file.readframes(file.getnframes())
     except (wave.Error, EOFError):
         return None
@@ -97,12 +110,19 @@ def _by_library(content: bytes) -> Clip:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             _check_size(file.frames * file.channels)
             values = file.read(dtype="float32", always_2d=True)
-            rate, channels, name = file.samplerate, file.channels, file.format
+            rate, channels, name, stated = file.samplerate, file.channels, file.format, file.frames
     except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
         said = str(error).rpartition(": ")[2].strip() or type(error).__name__
         raise ExampleError(f"damaged: {name} that cannot be read ({said[:120]})") from None
+    if len(values) < _FEWEST * stated:
+        raise ExampleError(f"cut off: {len(values):,} samples of {stated:,}")
     if not np.isfinite(values).all():
         raise ExampleError("damaged: some samples are no numbers")
+    peak = float(np.abs(values).max(initial=0))
+    if peak > LOUDEST:
+        raise ExampleError(
+            f"samples of up to {peak:,.0f}, where 1 is the loudest: divide them, or save it with 16 bits"
+        )
     return Clip(as_int16(values.mean(axis=1)), rate, channels, name)
 
 

@@ -99,10 +99,28 @@ def test_samples_that_are_no_numbers_are_damage():
         decode(written(np.array([0.1, np.nan, 0.2] * 100), 8_000, format="WAV", subtype="FLOAT"))
 
 
-def test_a_file_that_names_more_samples_than_can_be_kept_is_refused_before_reading():
+@pytest.mark.parametrize("size", [0x7FFFF000, 0x80000000, 0xFFFFFFFF])  # as sox, arecord and ffmpeg write it
+def test_a_stream_whose_header_knows_no_size_is_read_to_its_end(size):
     content = bytearray(as_wav(sine(), 8_000))
-    content[4:8] = content[40:44] = (0xFFFFFFF0).to_bytes(
-        4, "little"
-    )  # as a program that streams may write it
+    content[4:8] = content[40:44] = size.to_bytes(4, "little")
+    assert np.array_equal(decode(bytes(content)).samples, sine())
+
+
+def test_a_file_with_more_samples_than_can_be_kept_is_refused_before_it_is_decoded():
     with pytest.raises(ExampleError, match="too long"):
-        decode(bytes(content))
+        decode(written(np.zeros((2**20, 33)), 8_000, format="WAV", subtype="PCM_U8"))
+
+
+@pytest.mark.parametrize("format", ["AIFF", "AU", "MP3", "FLAC"])
+def test_files_that_end_too_early_are_said_to(format):
+    content = written(sine(), 16_000, format=format)
+    with pytest.raises(ExampleError, match=r"cut off|damaged"):
+        decode(content[: len(content) * 3 // 4])
+
+
+def test_samples_on_another_scale_are_not_clipped_in_silence():
+    loud = written(sine().astype(float), 16_000, format="WAV", subtype="FLOAT")
+    with pytest.raises(ExampleError, match=r"up to 12,000, where 1 is the loudest"):
+        decode(loud)
+    a_little = written(1.5 * np.sin(np.arange(8_000) / 9), 16_000, format="WAV", subtype="FLOAT")
+    assert decode(a_little).samples.max() == 32767
