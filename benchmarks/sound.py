@@ -166,7 +166,11 @@ def mfcc_statistics(path: str, num: int = 20) -> np.ndarray:
 
 
 def differences(rows: list[dict[str, str]], split: str, first: str, second: str) -> str:
-    """Of the same test clips and seeds, in points, with the 95 % interval of their mean by Student's t."""
+    """Of the same test clips and seeds, in points, with the 95 % interval of their mean by Student's t.
+
+    A pair is a seed of the source's split. Where speakers are left out it is a speaker, over the seeds that both
+    models have: the seeds of one speaker are alike, and the question is how it goes with another speaker.
+    """
     from scipy.stats import t
 
     by_cell = {
@@ -174,16 +178,17 @@ def differences(rows: list[dict[str, str]], split: str, first: str, second: str)
         for row in rows
         if row["split"] == split
     }
-    pairs = [
-        value - by_cell[second, test, seed]
-        for (model, test, seed), value in by_cell.items()
-        if model == first and (second, test, seed) in by_cell
-    ]
+    pairs: dict[str, list[float]] = {}
+    for (model, test, seed), value in by_cell.items():
+        if model == first and (second, test, seed) in by_cell:
+            unit = test if split == "speakers" else seed
+            pairs.setdefault(unit, []).append(value - by_cell[second, test, seed])
     if len(pairs) < 2:
         return "too few pairs"
-    mean, spread = statistics.mean(pairs), statistics.stdev(pairs)
-    half = float(t.ppf(0.975, len(pairs) - 1)) * spread / math.sqrt(len(pairs))
-    return f"{mean:+.2f} points (95 % interval {mean - half:+.2f} to {mean + half:+.2f}, {len(pairs)} pairs)"
+    found = [statistics.mean(values) for values in pairs.values()]
+    mean, spread = statistics.mean(found), statistics.stdev(found)
+    half = float(t.ppf(0.975, len(found) - 1)) * spread / math.sqrt(len(found))
+    return f"{mean:+.2f} points (95 % interval {mean - half:+.2f} to {mean + half:+.2f}, {len(found)} pairs)"
 
 
 def summary(rows: list[dict[str, str]]) -> str:
