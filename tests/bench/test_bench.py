@@ -17,7 +17,7 @@ from mixlab.cpu.inference import FastMixer
 from mixlab.errors import UsageError
 from mixlab.models.catalog import create_model
 
-SMALL = {"image_size": (8, 8), "batch_size": 4, "threads": 1, "rounds": 2}
+SMALL = {"image_size": (8, 8), "batch_size": 4, "threads": 1, "rounds": 2, "gemm_side": 512}
 
 
 OWN = ("mixlab", "eager", "timm")  # others take seconds to make a graph
