@@ -77,6 +77,7 @@ HEADINGS = {
     "cifar10, 200 a class": "2,000 images of CIFAR-10",
     "digits": "Digits",
     "hand signs": "A folder of photos: the digits 0 to 9 as hand signs, 2,062 photos, a tenth for the test",
+    "spoken digits": "Spoken digits (Free Spoken Digit Dataset): 3,000 clips of six speakers, the source's own split",
     "tones": "Tones, the synthetic sounds that come with mixlab",
 }
 ACCURACY_TITLES = {

@@ -84,7 +84,8 @@ RECIPES: dict[str, NamedRecipe] = {
     "small_sounds": NamedRecipe(
         build=small_sounds,
         purpose="Hundreds to thousands of short sounds, such as spoken words, by a Mixer of frames",
-        result=f"{NOT_YET}: a model of its size, KW-MLP, gives 97.56 % on Speech Commands",
+        result=f"3,000 spoken digits: 99.40 +- 0.37 % (n=5), {QUICK}, commit b25eac1",
+        is_measured=True,
     ),
     "speech_commands": NamedRecipe(
         build=speech_commands,

@@ -14,7 +14,8 @@ def small_sounds() -> Recipe:
     """Hundreds to thousands of sounds of a second or two, by a Mixer whose tokens are frames.
 
     Of the size of KW-MLP (Morshed et al. 2022, arXiv 2110.07749), which has gated MLPs and gives 97.56 % on the 35
-    words of Speech Commands: with 96 frames 0.42 million parameters.
+    words of Speech Commands: with 96 frames 0.42 million parameters. Spoken digits of six speakers, who are in
+    training too: 99.40 +- 0.37 % (n=5), machine C of docs/results.md, commit b25eac1.
     """
     return Recipe(
         name="small_sounds",
