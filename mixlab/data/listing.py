@@ -5,6 +5,7 @@ folder once. Everything else is counted with a reason.
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -174,8 +175,17 @@ def files_below(folder: Path, modality: Modality, skips: Skips | None = None) ->
 
 def describe_skipped(skipped: Iterable[Skipped]) -> str:
     """`left out: 3 text (cat/notes.txt), 1 hidden (...)`; empty for nothing."""
-    parts = [f"{one.count:,} {word(one.reason)} ({one.examples[0]})" for one in skipped]
+    parts = [
+        tell("{n:,} {reason} ({path})", n=one.count, reason=_reason(one.reason), path=one.examples[0])
+        for one in skipped
+    ]
     return tell("left out: {parts}", parts=", ".join(parts)) if parts else ""
+
+
+def _reason(english: str) -> str:
+    """The reason in the language of now."""
+    other = re.fullmatch(r"no (.+) \((\..+)\)", english)
+    return tell("no {one} ({suffix})", one=other[1], suffix=other[2]) if other else word(english)
 
 
 def _has_own(names: set[str]) -> bool:

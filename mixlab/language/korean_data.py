@@ -7,6 +7,8 @@ SENTENCES = {
     "under more than one label: {n:,} {many}": "{many} {n:,}{unit}에 레이블이 둘 이상 붙어 있습니다",
     " (such as {paths})": " (예: {paths})",
     "left out: {parts}": "제외한 것: {parts}",
+    "{n:,} {reason} ({path})": "{reason} {n:,}개({path})",
+    "no {one} ({suffix})": "{one}이(가) 아닌 파일({suffix})",
 }
 # Of modalities and splits, and why files are left out.
 WORDS = {

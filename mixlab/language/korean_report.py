@@ -37,7 +37,7 @@ SENTENCES = {
         "{n} class names have characters that no font here can draw, such as {name}, which is {shown} in the figures; "
         "install a font that has them (Debian, Ubuntu: {packages})"
     ): (
-        "클래스 이름 {n}개에 이 컴퓨터의 글꼴로 그릴 수 없는 글자가 있습니다. 예를 들어 {name}의 이름은 그래프에 {shown}(으)로 나옵니다. "
+        "클래스 이름 {n}개에 이 컴퓨터의 글꼴로 그릴 수 없는 글자가 있습니다. 예를 들어 {name}은(는) 그래프에 {shown}(으)로 나옵니다. "
         "글꼴을 설치하면 됩니다(Debian, Ubuntu: {packages})"
     ),
     # values

@@ -45,7 +45,7 @@ export const SOUND_TEXTS = {
     scale: "그 구간을 가리면 확률이 달라지는 정도(%p):",
     mapText: (label, fall, row, rows, column, columns, length) => `"${label}" 예측에 가장 중요한 구간은 ` +
       `${seconds((column - 1) * length / columns)}초부터 ${seconds(column * length / columns)}초까지입니다. ` +
-      `가리면 확률이 ${(100 * fall).toFixed(1)}%p 줄어듭니다.`,
+      `가리면 확률이 ${(100 * fall).toFixed(1)}%p 낮아집니다.`,
     counts: "클래스별 소리 수",
     alt: (name, label, share) => `${name}의 로그 멜 그림: ${label}, ${percent(share)}`,
     clip: (length, bytes) => `모델이 듣는 것: 왼쪽에서 오른쪽으로 ${seconds(length)}초, 위가 높은 소리, 밝을수록 큰 소리, ` +
@@ -54,8 +54,8 @@ export const SOUND_TEXTS = {
     record: "녹음하기", stopRecording: "녹음 끝내기", recordingName: "녹음",
     recording: most => `녹음하고 있습니다. 모델은 그만큼만 들으므로 ${seconds(most)}초 뒤에 저절로 멈춥니다.`,
     microphoneMissing: "마이크를 찾지 못했습니다.", microphoneBusy: "다른 프로그램이 마이크를 쓰고 있습니다.",
-    microphoneRefused: "마이크가 거부되었습니다. 브라우저에서 이 페이지에 마이크를 허용한 뒤 다시 해 보세요.",
-    microphoneInsecure: "브라우저는 https나 localhost에서만 마이크를 내줍니다. 대신 파일을 고르세요.",
+    microphoneRefused: "마이크 사용이 거부되었습니다. 브라우저에서 이 페이지에 마이크를 허용한 뒤 다시 해 보세요.",
+    microphoneInsecure: "브라우저에서는 https나 localhost에서만 마이크를 쓸 수 있습니다. 대신 파일을 고르세요.",
     microphoneOther: why => `마이크를 쓸 수 없습니다: ${why}`,
     kinds: {  // of the server's errors, which are in English
       sound: "읽을 수 없는 소리입니다", too_large: "너무 큽니다", too_slow: "시간이 너무 오래 걸렸습니다",
