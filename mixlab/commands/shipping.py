@@ -18,12 +18,13 @@ from mixlab.commands.context import (
     parse_size,
     plain_name,
 )
-from mixlab.errors import UsageError, path_text
+from mixlab.errors import ExampleError, UsageError, path_text
 
 if TYPE_CHECKING:
     import numpy as np
 
     from mixlab.checkpoint.store import Weights
+    from mixlab.data.modality import Preprocess
 
 NUM_PICTURES, NUM_SCALED = 64, 1000  # to compare an export on: of a plain graph, and of one that scales
 NUM_TRAIN = 2000  # to calibrate on where nothing was held out
@@ -176,14 +177,13 @@ def _examples(
     """Real examples, as they are decoded: of a folder, of the test split, or such as libraries bring."""
     import numpy as np
 
-    from mixlab.data.modality import read_example_file
     from mixlab.data.reading import read_example
     from mixlab.serving.predict import find_examples
 
     preprocess = weights.preprocess
     if folder is not None:
         paths = find_examples([str(folder)], preprocess.modality)[:count]
-        return [preprocess.modality.decode(read_example_file(path), preprocess) for path in paths]
+        return [_decoded(path, preprocess) for path in paths]
     try:
         split = _split(run, weights, data, "test")
     except UsageError:
@@ -192,6 +192,15 @@ def _examples(
         return preprocess.modality.samples(count, preprocess)
     places = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
     return [read_example(split, int(i), preprocess) for i in places]
+
+
+def _decoded(path: str, preprocess: "Preprocess") -> "np.ndarray":
+    from mixlab.data.modality import read_example_file
+
+    try:
+        return preprocess.modality.decode(read_example_file(path), preprocess)
+    except ExampleError as error:
+        raise UsageError(error.message, where=path, hint="leave the file out") from None
 
 
 def _split(run: str, weights: "Weights", data: str | None, name: str) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor
 from mixlab.errors import ExampleError, UsageError, WeightsError, path_text
 
 MAX_BYTES = 64 * 1024**2  # of one file
+MOST_TOGETHER = 256  # parts of long examples that a model takes at once
 MOST_PARTS = 8  # along a side of what is hidden part by part
 
 
@@ -357,10 +358,14 @@ class Modality(ABC):
         return []
 
 
-def mean_of_parts(outputs: Tensor, owner: Tensor | None) -> Tensor:
-    """(n, ...) of inputs -> (B, ...) of the examples they are parts of; owner: as `Preprocess.windows` gives it."""
+def mean_of_parts(model: Callable[[Tensor], Tensor], inputs: Tensor, owner: Tensor | None) -> Tensor:
+    """What `model` says, float32 (B, ...), of the examples that `inputs` are parts of.
+
+    owner: as `Preprocess.windows` gives it. Where a few examples have many parts, MOST_TOGETHER go in at a time.
+    """
     if owner is None:
-        return outputs
+        return model(inputs).float()
+    outputs = torch.cat([model(some).float() for some in inputs.split(MOST_TOGETHER)])
     counts = owner.bincount()
     sums = outputs.new_zeros(len(counts), *outputs.shape[1:]).index_add_(0, owner.to(outputs.device), outputs)
     return sums / counts.to(sums).view(-1, *[1] * (outputs.ndim - 1))

@@ -84,19 +84,19 @@ def items_of_workers(
                 raise  # an error of the worker's own code
             if hung.is_set():
                 raise DataError(
-                    f"the processes that read the images gave none for {timeout_seconds:.0f} s at step {step}",
+                    f"the processes that read the examples gave none for {timeout_seconds:.0f} s at step {step}",
                     hint="does the storage of the data set answer? --timeout-seconds waits longer",
                 ) from error
             if any(worker.exitcode == IMPORTED_AGAIN for worker in workers):
                 raise UsageError(
-                    "the processes that read the images import this script first, and it would train again in each",
+                    "the processes that read the examples import this script first, and it would train again in each",
                     where=str(getattr(sys.modules["__main__"], "__file__", "the main script")),
                     hint='put the call under `if __name__ == "__main__":`, or give data__num_workers=0',
                 ) from None
             deaths += 1
             if deaths > max_deaths:
                 raise DataError(
-                    f"the processes that read the images died {deaths} times: {' '.join(str(error).split())[:200]}",
+                    f"the processes that read the examples died {deaths} times: {' '.join(str(error).split())[:200]}",
                     hint="is memory running out? --num-workers 0 reads them in the training process",
                 ) from error
         finally:

@@ -39,7 +39,7 @@ def classify(
     quick = fast(model.eval())
     parts = []
     for batch in batches:
-        logits = mean_of_parts(quick(batch.inputs.to(device)).float().cpu(), batch.owner)[: len(batch.label)]
+        logits = mean_of_parts(quick, batch.inputs.to(device), batch.owner).cpu()[: len(batch.label)]
         log_probs = F.log_softmax(logits, dim=1)
         raw_confidence, predicted = log_probs.exp().max(dim=1)
         confidence = (logits / temperature).softmax(dim=1).amax(dim=1) if temperature != 1 else raw_confidence
@@ -59,7 +59,7 @@ def classify(
     model.train(was_training)
     parts = [part for found in gather(parts) for part in found]
     if not any(len(part[0]) for part in parts):
-        raise DataError("there are no readable images to evaluate")
+        raise DataError("there are no readable examples to evaluate")
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0], kind="stable")
     columns = [column[order] for column in columns]

@@ -93,7 +93,7 @@ def few_shot_accuracy(
     missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
     if len(missing):
         raise DataError(
-            f"{len(missing)} of {num_classes} classes have no training image, the first is class {missing[0]}"
+            f"{len(missing)} of {num_classes} classes have no training example, the first is class {missing[0]}"
         )
     if any(shot < 1 for shot in shots) or not shots or not seeds:
         raise UsageError(f"shots must be numbers above 0, got {list(shots)}", where="shots")
@@ -115,12 +115,14 @@ def extract_features(
     model.eval()
     found, labels = [], []
     for batch in batches:
-        features = mean_of_parts(_features(model, batch.inputs.to(device)).float().cpu(), batch.owner)
+        features = mean_of_parts(
+            lambda inputs: _features(model, inputs), batch.inputs.to(device), batch.owner
+        ).cpu()
         found.append(features.numpy())
         labels.append(batch.label.numpy())
     model.train(was_training)
     if not found:
-        raise DataError("there are no readable images to take features from")
+        raise DataError("there are no readable examples to take features from")
     return np.concatenate(found), np.concatenate(labels)
 
 

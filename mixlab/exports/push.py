@@ -7,6 +7,7 @@ from typing import Any
 
 from mixlab.checkpoint.convert import convert
 from mixlab.checkpoint.store import Weights
+from mixlab.data.images.preprocess import ImagePreprocess
 from mixlab.errors import MixlabError, UsageError
 from mixlab.files import write_atomically, written_whole
 from mixlab.models.catalog import MIXER, family_of
@@ -17,12 +18,14 @@ def write_repository(
 ) -> dict[str, Any]:
     """A folder as a Hub repository has it: weights, config.json, README.md. What `mixlab push --json` prints.
 
-    format: of `convert`, that makes folders; None takes mixlab-timm for a plain Mixer, which timm loads once mixlab
-    is installed, and mixlab for others.
+    format: of `convert`, that makes folders; None takes mixlab-timm for a plain Mixer of images, which timm loads
+    once mixlab is installed, and mixlab for others.
     """
     if folder.exists():
         raise UsageError("it exists already", where=str(folder), hint="choose another --folder")
-    format = format or ("mixlab-timm" if family_of(weights.model, exactly=True) is MIXER else "mixlab")
+    is_known_to_timm = family_of(weights.model, exactly=True) is MIXER
+    is_known_to_timm = is_known_to_timm and isinstance(weights.preprocess, ImagePreprocess)
+    format = format or ("mixlab-timm" if is_known_to_timm else "mixlab")
     if format not in ("mixlab", "mixlab-timm", "timm"):
         raise UsageError(f"{format} is no folder", where="--format", hint="mixlab, mixlab-timm or timm")
     with written_whole(folder) as temporary:

@@ -1,7 +1,7 @@
 """What is in sounds, by a model that mixlab exported: python predict.py clip.wav ...
 
 Needs onnxruntime and numpy; model.onnx beside this file has its class names and the log-mel picture inside. Takes
-WAV files of 16 bits; others are turned into such by `ffmpeg -i clip.mp3 -c:a pcm_s16le clip.wav`.
+WAV files of 16 bits; others are turned into such by `ffmpeg -i clip.mp3 -ac 1 -c:a pcm_s16le clip.wav`.
 """
 
 import json
@@ -21,13 +21,21 @@ def read_sound(path: str, preprocess: dict) -> np.ndarray:
     with wave.open(path, "rb") as file:
         if file.getsampwidth() != 2:
             raise ValueError(f"{8 * file.getsampwidth()} bits a sample: only WAV files of 16 bits are read")
-        rate, channels = file.getframerate(), file.getnchannels()
-        values = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-    values = values[: len(values) // channels * channels].reshape(-1, channels)
+        rate, channels, stated = file.getframerate(), file.getnchannels(), file.getnframes()
+        if not 1000 <= rate <= 768000:
+            raise ValueError(f"damaged: {rate:,} samples a second")
+        content = file.readframes(stated)
+    count = len(content) // (2 * channels)
+    if count < stated < 0x7FFF0000 // (2 * channels):  # a stream, whose length was not known, states more
+        raise ValueError(f"cut off: {count:,} samples of {stated:,}")
+    values = np.frombuffer(content, dtype="<i2", count=count * channels).reshape(-1, channels)
     sound = values[:, 0] if channels == 1 else np.rint(values.mean(axis=1)).astype(np.int16)
     if not len(sound):
         raise ValueError("empty: there is no sample in it")
-    sound = resample(sound, rate, preprocess["rate"])[: preprocess["max_samples"]]
+    sound = resample(sound, rate, preprocess["rate"])
+    if sound.min() == sound.max():
+        raise ValueError("silent: all samples are the same")
+    sound = sound[: preprocess["max_samples"]]
     loud = np.flatnonzero(sound)
     sound = sound[: loud[-1] + 1] if len(loud) else sound[:1]  # zeros at the end are what is not there
     length = preprocess["window"] + (preprocess["frames"] - 1) * preprocess["hop"]

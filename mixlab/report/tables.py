@@ -110,7 +110,7 @@ def show_conversion(result: dict[str, Any], screen: Screen) -> None:
         if compared:
             what = compared.get("numerics", "against these weights as they were trained")
             screen.say(
-                f"{title}: {what}; on {compared['num_probes']} random images the logits differ by "
+                f"{title}: {what}; on {compared['num_probes']} random inputs the logits differ by "
                 f"{compared['max_difference']:.2g} at most (the largest is {compared['largest_logit']:.2g}), and "
                 f"{compared['same_top1']} have the same top-1"
             )
@@ -185,13 +185,13 @@ def show_permutation(result: dict[str, Any], screen: Screen) -> None:
 
 def show_few_shot(result: dict[str, Any], screen: Screen) -> None:
     """`mixlab fewshot`."""
-    table = Table("images of each class", "accuracy (mean of seeds)", "lowest", "highest")
+    table = Table("examples of each class", "accuracy (mean of seeds)", "lowest", "highest")
     for row in result["shots"]:
         values = [percent(row[key]) for key in ("top1", "lowest", "highest")]
         table.add_row(str(row["shots"]), *values)
     screen.show(table)
     screen.say(
-        f"{result['num_features']} features, {result['num_classes']} classes, {result['num_test']} test images, "
+        f"{result['num_features']} features, {result['num_classes']} classes, {result['num_test']} test examples, "
         f"{result['num_seeds']} seeds, l2 {result['l2']:g}"
     )
 

@@ -4,7 +4,9 @@ from pathlib import PurePath
 
 from mixlab.data.modality import Modality
 
-FAULTS_OF_FILES = ("damaged: ", "truncated: ", "cut off: ", "silent: ", "too long: ")
+FAULTS_OF_FILES = (
+    "damaged: ", "truncated: ", "cut off: ", "silent", "too long: ", "empty: ", "no sound file", "samples of up to",
+)  # fmt: skip
 
 
 def hint(modality: Modality, plain: str, reason: str = "") -> str:

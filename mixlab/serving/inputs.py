@@ -67,7 +67,8 @@ def _is_list(given: Any) -> bool:
 def _refused(item: Any, modality: Modality, number: int | None = None) -> UsageTypeError:
     kind = f"an array of {item.dtype}" if isinstance(item, np.ndarray) else type(item).__name__
     at = "" if number is None else f" at position {number}"
-    hint = "a tensor uint8 (C, H, W) becomes one by x.permute(1, 2, 0).numpy()" if kind == "Tensor" else None
+    is_tensor = kind == "Tensor" and modality.taken
+    hint = "a tensor uint8 (C, H, W) becomes one by x.permute(1, 2, 0).numpy()" if is_tensor else None
     return UsageTypeError(f"predict takes {_taken(modality)}; got {kind}{at}", where="images", hint=hint)
 
 

@@ -103,7 +103,7 @@ class Classifier:
         self, model: nn.Module, kept: np.ndarray, top: int, temperature: float
     ) -> list[list[dict[str, Any]]]:
         inputs, owner = self.preprocess.windows(torch.from_numpy(kept).to(self.device))
-        logits = mean_of_parts(model(inputs).float(), owner)
+        logits = mean_of_parts(model, inputs, owner)
         probabilities = (logits / temperature).softmax(dim=1).cpu()
         values, labels = probabilities.topk(min(top, len(self.class_names)), dim=1)
         return [

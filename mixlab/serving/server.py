@@ -16,17 +16,20 @@ import asyncio
 import contextlib
 import importlib.resources
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from mixlab.data.modality import Modality
 from mixlab.serving.batching import QueueFullError
 from mixlab.serving.bodies import Contents
 from mixlab.serving.guard import LOOPBACK, PAGE_FILES, Guard, RefusedError, busy, http_error, unexpected
@@ -116,6 +119,9 @@ def create_app(
         text = service.metrics_text()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(docs_for(service.modality))
+
     async def openapi(request: Request) -> Response:
         spec = json.loads(asset("openapi.json"))
         return JSONResponse(spec | {"servers": [{"url": root_path}]} if root_path else spec)
@@ -150,7 +156,8 @@ def create_app(
         Route("/ready", answer(ready), methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
-        *page_routes({"/": "page.html", "/docs": "docs.html"}, language),
+        *page_routes({"/": "page.html"}, language),
+        Route("/docs", docs, methods=["GET"]),
     ]
     handlers: dict[Any, Any] = {HTTPException: http_error, Exception: unexpected}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
@@ -193,6 +200,25 @@ def page_routes(pages: Mapping[str, str], language: str | None) -> list[Route]:
         return Response(content, headers={"Content-Type": f"{kind}; charset=utf-8"})
 
     return [Route(path, page, methods=["GET"]) for path in files]
+
+
+def docs_for(modality: Modality) -> str:
+    """The page for programs, whose examples are requests that a model of this modality answers."""
+    text = asset("docs.html").decode()
+    if modality.name == "images":
+        return text
+    example = modality.program.example if modality.program else "FILE"
+    words = {
+        "photo.jpg": example,
+        ".jpg": PurePath(example).suffix,
+        "images": modality.many,
+        "image": modality.one,
+    }
+
+    def of_modality(found: re.Match[str]) -> str:
+        return re.sub("|".join(map(re.escape, words)), lambda word: words[word[0]], found[0])
+
+    return re.sub("<pre.*?</pre>", of_modality, text, flags=re.DOTALL)
 
 
 def asset(name: str) -> bytes:

@@ -94,7 +94,7 @@ class Service:
         return self._probabilities(*self.preprocess.hidden(kept.to(self.classifier.device), parts))
 
     def _probabilities(self, inputs: torch.Tensor, owner: torch.Tensor | None) -> np.ndarray:
-        logits = mean_of_parts(self.model(inputs).float(), owner) / self.classifier.temperature
+        logits = mean_of_parts(self.model, inputs, owner) / self.classifier.temperature
         found: np.ndarray = logits.softmax(dim=1).cpu().numpy()
         return found
 

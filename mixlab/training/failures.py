@@ -13,7 +13,7 @@ class NonFiniteError(TrainingError):
     def __init__(self, what: str, message: str) -> None:
         super().__init__(
             message,
-            where=f"the batch's images are in {NONFINITE_NAME} of the run",
+            where=f"the batch's examples are in {NONFINITE_NAME} of the run",
             hint="lower --optimizer.lr, or lengthen the warm-up; --skip-nonfinite N leaves out up to N such batches; "
             "the last checkpoint is from before",
         )

@@ -52,7 +52,7 @@ def few_shot(
     present = np.unique(labels["train"])
     if len(present) < num_classes:
         absent = source.class_names[int(np.setdiff1d(np.arange(num_classes), present)[0])]
-        raise DataError(f"class {absent} has no readable training image", where=source.name)
+        raise DataError(f"class {absent} has no readable training example", where=source.name)
     table = few_shot_accuracy(
         features["train"],
         labels["train"],

@@ -118,7 +118,7 @@ def check_unchanged(names: Sequence[str], noted: Sequence[str], found: Sequence[
     changed = [name for name, old, new in zip(names, noted, found, strict=True) if old and new and old != new]
     if changed:
         raise DataError(
-            f"{len(changed)} of the run's images are not what they were, the first is {changed[0]}",
+            f"{len(changed)} of the run's examples are not what they were, the first is {changed[0]}",
             where=where,
             hint="bring the old ones back, or begin a new run on what there is now",
         )

@@ -91,15 +91,22 @@ def begin(recipe: Recipe, class_names: tuple[str, ...], num_images: int) -> Teac
             hint="take the weights from before `mixlab permute`",
         )
     its_size, our_size = ("x".join(map(str, size)) for size in (own.input_size, data.image_size or ()))
+    our_rate = getattr(recipe.part_of(own.modality), "rate", None)  # of sounds, which are kept at it
     for key, its, ours in (
+        ("rate", own.facts().get("rate"), our_rate),
         ("channels", own.channels, data.channels),
         ("image-size", its_size, our_size),
     ):
         if its != ours:
+            same = (
+                f"--{key} {its}"
+                if key == "rate" or our_rate is None
+                else "the teacher's --seconds and --bands"
+            )
             raise UsageError(
                 f"the {key.replace('-', ' ')} of the teacher is {its}, of the training {ours}",
                 where=name,
-                hint=f"train with --{key} {its}, or take another teacher",
+                hint=f"train with {same}, or take another teacher",
             )
     number = numbers_by_name(weights.class_names)
     unknown = [word for word in class_names if word not in number]

@@ -89,7 +89,7 @@ def test_a_class_without_images_has_no_recall():
 
 
 def test_no_images_is_an_error_and_not_a_division_by_zero():
-    with pytest.raises(DataError, match="no readable images"):
+    with pytest.raises(DataError, match="no readable examples"):
         classify(Table(torch.zeros(0, 2)), [], torch.device("cpu"))
 
 

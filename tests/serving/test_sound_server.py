@@ -1,8 +1,11 @@
 """`mixlab serve` and `predict -` with a model of sounds: every kind of file, forms, damaged files, what matters."""
 
 import base64
+import html
 import io
 import json
+import re
+import subprocess
 import sys
 
 import numpy as np
@@ -109,8 +112,8 @@ def test_forms_json_and_tars_of_sounds_are_read(sound_server, sound_run):
         (clip()[:1_000], "cut off: 1,000 bytes", "does the file play"),
         (as_wav(np.zeros(800), RATE), "silent", "does the file play"),
         (b"RIFF\0\0\0\0WAVEfmt ", "damaged: WAV", "does the file play"),
-        (picture(), "no sound file of a known kind", "curl --data-binary @clip.wav"),
-        (b"hello", "no sound file of a known kind", '{"sound": BASE64}'),
+        (picture(), "no sound file of a known kind", "Save it again as WAV or FLAC"),
+        (b"hello", "no sound file of a known kind", "Save it again as WAV or FLAC"),
     ],
 )
 def test_what_is_no_sound_is_refused_with_what_to_do(sound_server, body, message, hint):
@@ -120,6 +123,30 @@ def test_what_is_no_sound_is_refused_with_what_to_do(sound_server, body, message
     assert (status, answer["error"]["kind"]) == (415, "sound")
     assert answer["error"]["message"].startswith(message)
     assert hint in answer["error"]["hint"]
+
+
+def test_the_examples_for_programs_are_of_sounds(sound_server, tmp_path):
+    status, _, answer = ask(sound_server[0], "/docs")
+    text = html.unescape(answer.decode())
+    assert status == 200
+    blocks = re.findall(r'<pre tabindex="0"(?: data-run="\w+ (\w+)")?>(.*?)</pre>', text, re.DOTALL)
+    assert len(blocks) > 10
+    assert not any(word in block for _, block in blocks for word in ("jpg", "image", "photo"))
+    (tmp_path / "clip.wav").write_bytes(clip(1))
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(clip(2))
+    shells = [
+        block
+        for _, block in re.findall(r'<pre tabindex="0" data-run="bash (\w+)">(.*?)</pre>', text, re.DOTALL)
+    ]
+    assert len(shells) >= 5
+    for block in shells:
+        command = block.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{sound_server[0]}")
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0
+        assert json.loads(done.stdout).keys() & {"predictions", "sounds", "drop"}, done.stdout
 
 
 def test_what_matters_is_the_fall_where_a_stretch_of_frames_is_blank(sound_server, sound_run):

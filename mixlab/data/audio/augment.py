@@ -46,9 +46,11 @@ def moved(kept: Tensor, draws: np.ndarray, config: AudioConfig, length: int) -> 
     starts = torch.where(spare > 0, place * spare, spare / 2 + (2 * place - 1) * config.shift * length)
     if not config.speed:
         starts = starts.floor()  # whole samples: nothing is lost
-    places = ((starts[:, None] + torch.arange(length)) * speed[:, None]).float()
+    places = (starts[:, None] + torch.arange(length)) * speed[
+        :, None
+    ]  # float64: of a long clip they are large
     before = places.floor()
-    share = places - before
+    share = (places - before).float()
     padded = F.pad(kept, (1, 2))  # so that what is outside is zero
     at = (before.long() + 1).clamp(0, kept.shape[1] + 1)
     left = padded.gather(1, at).float()
@@ -88,7 +90,9 @@ def noise_bank(folder: str | None, rate: int) -> Tensor:
                     clip = decode(read_example_file(path))
                 except ExampleError as error:
                     raise UsageError(error.message, where=f"audio.noise_folder, {path}") from None
-                parts.append(resample(clip.samples, clip.rate, rate).astype(np.float64))
+                sound = resample(clip.samples, clip.rate, rate).astype(np.float64)
+                if sound.any():  # not where all of it is above what this rate holds
+                    parts.append(sound)
         if not parts:
             raise UsageError("there are no sounds in this folder", where=f"audio.noise_folder {folder}")
     return torch.from_numpy(np.concatenate([part / np.sqrt(np.mean(part**2)) for part in parts])).float()

@@ -11,6 +11,7 @@ WINDOW_SECONDS, HOP_SECONDS = 0.030, 0.010  # of a frame, and from one to the ne
 RATES = (4_000, 48_000)
 MOST_SECONDS = 120.0
 MOST_FRAMES = 4096
+MOST_HEARD = MOST_FRAMES * HOP_SECONDS + WINDOW_SECONDS  # at once
 UNIT = 8  # frames come in multiples of it, so that square patches fit
 
 
@@ -55,11 +56,11 @@ class AudioConfig:
     def __post_init__(self) -> None:
         if self.rate is not None and not RATES[0] <= self.rate <= RATES[1]:
             raise UsageError(f"rate must be {RATES[0]} to {RATES[1]}, got {self.rate}", where="audio.rate")
-        for key in ("seconds", "max_seconds"):
+        for key, most in (("seconds", MOST_HEARD), ("max_seconds", MOST_SECONDS)):
             value = getattr(self, key)
-            if value is not None and not 2 * WINDOW_SECONDS <= value <= MOST_SECONDS:
+            if value is not None and not 2 * WINDOW_SECONDS <= value <= most:
                 raise UsageError(
-                    f"{key} must be {2 * WINDOW_SECONDS:g} to {MOST_SECONDS:g}, got {value:g}",
+                    f"{key} must be {2 * WINDOW_SECONDS:g} to {most:g}, got {value:g}",
                     where=f"audio.{key}",
                 )
         if (

@@ -19,6 +19,7 @@ FOREIGN_SUFFIXES = frozenset((".m4a", ".aac", ".wma", ".amr", ".3gp", ".caf"))
 MOST_VALUES = (
     2**25
 )  # samples of all channels in a file: some ten minutes of music, which decoded take 128 MiB
+RATES = (1_000, 768_000)  # samples a second that a file may have
 LOUDEST = 8.0  # of samples that are fractions of 1: mixes go somewhat above 1, other scales far above
 FULL = 32768.0  # what a sample of 1.0 is in 16 bits
 _UNKNOWN_SIZE = 0x7FFF0000  # programs that write a stream name a size from here on
@@ -48,9 +49,10 @@ def sound_format(start: bytes) -> str | None:
     for signature, name in ((b"fLaC", "FLAC"), (b"OggS", "OGG"), (b"ID3", "MP3"), (b".snd", "AU")):
         if start.startswith(signature):
             return name
-    # A frame of MPEG audio: eleven bits set, then a version and a layer that exist.
+    # A frame of MPEG audio: eleven bits set, then a version and a layer that exist. Layer I, which no program writes,
+    # would begin as text in UTF-16 does.
     is_mpeg = len(start) > 2 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0
-    if is_mpeg and start[1] & 0x18 != 0x08 and start[1] & 0x06 and start[2] & 0xF0 != 0xF0:
+    if is_mpeg and start[1] & 0x18 != 0x08 and start[1] & 0x06 in (2, 4) and start[2] & 0xF0 != 0xF0:
         return "MP3"
     return None
 
@@ -66,6 +68,8 @@ def decode(content: bytes) -> Clip:
     if size > len(content) + 1:
         raise ExampleError(f"cut off: {len(content):,} bytes of {size:,}")
     clip = _plain_wav(content) or _by_library(content)
+    if not RATES[0] <= clip.rate <= RATES[1]:
+        raise ExampleError(f"damaged: {clip.rate:,} samples a second, not {RATES[0]:,} to {RATES[1]:,}")
     if not len(clip.samples):
         raise ExampleError("empty: there is no sample in it")
     if clip.samples.min() == clip.samples.max():
@@ -128,7 +132,7 @@ def _by_library(content: bytes) -> Clip:
 
 def _soundfile(format: str | None) -> Any:
     if format is None:
-        raise ExampleError("no sound file of a known kind (WAV, FLAC, OGG, MP3, AIFF)")
+        raise ExampleError("no sound file of a known kind (WAV, FLAC, OGG, MP3, AIFF, AU)")
     try:
         import soundfile
     except (ImportError, OSError):  # OSError: without its C library

@@ -145,7 +145,8 @@ class Sounds(Modality):
             bands=preprocess.bands,
             tokens=preprocess.tokens,
             seconds=settings.seconds or preprocess.length / preprocess.rate,
-            max_seconds=settings.max_seconds or preprocess.max_samples / preprocess.rate,
+            max_seconds=settings.max_seconds
+            or max(preprocess.max_samples / preprocess.rate, settings.seconds or 0.0),
         )
         return replace(data, image_size=_size(settings), channels=preprocess.channels), settings
 
@@ -196,7 +197,12 @@ EMBEDDED: dict[str, Callable[[], Source]] = {"tones": lambda: open_tones(SOUNDS)
 
 
 def _at_rate(clip: Clip, preprocess: Any) -> np.ndarray:
-    return clip.samples if preprocess is None else resample(clip.samples, clip.rate, preprocess.rate)
+    if preprocess is None:
+        return clip.samples
+    samples = resample(clip.samples, clip.rate, preprocess.rate)
+    if samples.min() == samples.max():
+        raise ExampleError(f"silent at {preprocess.rate:,} samples a second: all of it is in higher tones")
+    return samples
 
 
 def _check_keys(data: Any) -> None:
@@ -227,14 +233,17 @@ def _as_heard(settings: AudioConfig, clips: list[Clip]) -> AudioConfig:
     rates = Counter(clip.rate for clip in clips).most_common(1)
     rate = settings.rate or min(rates[0][0] if rates else HIGHEST_RATE, HIGHEST_RATE)
     lengths = [clip.seconds for clip in clips] or [1.0]
-    seconds = settings.seconds or min(float(np.quantile(lengths, 0.95)), LONGEST_SECONDS)
-    seconds = num_samples(num_frames(seconds, rate), rate) / rate
+    wanted = settings.seconds or min(float(np.quantile(lengths, 0.95)), LONGEST_SECONDS)
+    seconds = num_samples(num_frames(wanted, rate), rate) / rate
+    at_most = settings.max_seconds
+    if at_most is not None and at_most >= wanted:
+        at_most = max(at_most, seconds)  # whole frames may be somewhat longer than what was wanted
     longest = min(max(max(lengths), 2 * seconds), LONGEST_KEPT)
     return replace(
         settings,
         rate=rate,
         seconds=round(seconds, 6),
-        max_seconds=settings.max_seconds or round(min(max(longest, seconds), MOST_SECONDS), 6),
+        max_seconds=at_most or round(min(max(longest, seconds), MOST_SECONDS), 6),
     )
 
 

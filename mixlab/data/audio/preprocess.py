@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixlab.data.audio.config import MOST_FRAMES, MOST_SECONDS, RATES
 from mixlab.data.audio.decode import FULL
-from mixlab.data.modality import Preprocess, View
+from mixlab.data.modality import MOST_TOGETHER, Preprocess, View
 from mixlab.errors import WeightsError
 from mixlab.records import take
 
@@ -92,7 +92,8 @@ class SoundPreprocess(Preprocess):
     def windows(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
         """Clips longer than the model's input in windows that overlap by half, the rest in its middle."""
         parts, owner = self._windows(kept)
-        return self.to_input(parts), owner
+        # A few at a time: the frames of a second of sound take fifty times its memory.
+        return torch.cat([self.to_input(some) for some in parts.split(MOST_TOGETHER)]), owner
 
     def _windows(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
         starts, owner = self._starts(kept)

@@ -10,6 +10,7 @@ const MICROPHONE_ERRORS = {
 const AS_IT_IS = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const HEADER = 44;  // bytes of a WAV file before its samples
 let stopRecording = null;  // while one is made
+let isAsking = false;  // while the browser asks a person for the microphone
 
 // A WAV file of one channel of 16 bits. pieces: Float32Arrays of samples from -1 to 1.
 export function wavOf(pieces, rate) {
@@ -44,6 +45,8 @@ function drawMicrophone() {
 // Samples come from the browser's audio thread: what MediaRecorder writes, WebM, the server does not read.
 async function record(facts, add, say) {
   if (!navigator.mediaDevices) return say(text("microphoneInsecure"), true);
+  if (isAsking) return;
+  isAsking = true;
   let stream, context;
   const close = () => {
     for (const track of stream?.getTracks() ?? []) track.stop();
@@ -76,6 +79,8 @@ async function record(facts, add, say) {
     close();
     const key = MICROPHONE_ERRORS[error.name];
     say(key ? text(key) : text("microphoneOther", error.message), true);
+  } finally {
+    isAsking = false;
   }
 }
 

@@ -118,6 +118,19 @@ def test_files_that_end_too_early_are_said_to(format):
         decode(content[: len(content) * 3 // 4])
 
 
+def test_a_rate_that_no_recorder_has_is_damage_and_asks_for_no_memory():
+    for rate in (1, 4_294_967_295):
+        content = bytearray(as_wav(sine(), 8_000))
+        content[24:28] = rate.to_bytes(4, "little")
+        with pytest.raises(ExampleError, match=r"damaged: .* samples a second"):
+            decode(bytes(content))
+
+
+def test_text_of_windows_is_no_mp3():
+    assert sound_format("notes".encode("utf-16")[:16]) is None
+    assert sound_format(bytes.fromhex("fffb90c4")) == "MP3"
+
+
 def test_samples_on_another_scale_are_not_clipped_in_silence():
     loud = written(sine().astype(float), 16_000, format="WAV", subtype="FLOAT")
     with pytest.raises(ExampleError, match=r"up to 12,000, where 1 is the loudest"):

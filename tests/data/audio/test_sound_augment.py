@@ -76,7 +76,12 @@ def test_noise_is_as_loud_as_said_and_in_as_many():
 
 def test_noise_comes_from_a_folder(tmp_path):
     (tmp_path / "hum.wav").write_bytes(as_wav(clips(8_000)[0].numpy(), RATE))
+    beyond = as_wav(
+        np.tile(np.array([1, -1], dtype=np.int16), 5_000), 48_000
+    )  # nothing of it is left at RATE
+    (tmp_path / "beyond.wav").write_bytes(beyond)
     bank = noise_bank(str(tmp_path), RATE)
+    assert torch.isfinite(bank).all()
     assert abs(tone_of(bank.numpy()) - 500) < 2
     with pytest.raises(UsageError, match="no sounds in this folder"):
         noise_bank(str(tmp_path / "none"), RATE)

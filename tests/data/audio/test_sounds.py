@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import re
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from mixlab.data.audio.decode import as_wav, decode
 from mixlab.data.audio.modality import SOUNDS
 from mixlab.data.audio.tones import CLASS_NAMES, tone
 from mixlab.data.check import check
+from mixlab.data.modality import MOST_TOGETHER, mean_of_parts
 from mixlab.data.sources import open_source
 from mixlab.errors import DataError, UsageError
 from mixlab.exports.card import write_card
 from mixlab.exports.export import export, open_exported
 from mixlab.exports.package import write_package
+from mixlab.exports.push import write_repository
 from mixlab.recipes import RECIPES
 from mixlab.report.screen import Screen
 from mixlab.studies.harness import Options, conduct
@@ -168,6 +171,50 @@ def test_what_looks_at_pixels_refuses_weights_of_sounds(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_that_hears_another_rate_is_refused(folder, run, tmp_path):
+    with pytest.raises(UsageError, match="the rate of the teacher is 8000, of the training 16000"):
+        mixlab.train(
+            folder, "small_sounds", run=tmp_path / "run", audio__rate=16_000, distill__teacher=str(run[0]), steps=1,
+            **OPTIONS,
+        )  # fmt: skip
+
+
+def test_lengths_are_taken_as_they_were_meant(folder, run, tmp_path):
+    """The model hears whole frames, somewhat more than was asked for; weights that heard less may hear more."""
+    for name, keys in (
+        ("equal", {"audio__seconds": 0.5, "audio__max_seconds": 0.5}),
+        ("longer", {"audio__seconds": 3.0, "init_from": str(run[0])}),
+    ):
+        mixlab.train(
+            folder, "small_sounds", run=tmp_path / name, steps=1, figures=False, **keys, **OPTIONS | PLAIN
+        )
+        own = open_weights(tmp_path / name).preprocess
+        assert own.max_samples >= own.length >= keys["audio__seconds"] * own.rate - own.hop
+
+
+def test_a_clip_whose_tones_are_all_too_high_is_silent(run):
+    high = as_wav(np.tile(np.array([1, -1], dtype=np.int16), 12_000), 48_000)
+    assert "silent at 8,000" in mixlab.load(run[0]).predict(high)[0]["error"]
+
+
+def test_parts_of_long_clips_go_through_the_model_a_few_at_a_time(run):
+    classifier, seen = mixlab.load(run[0], device="cpu"), []
+    preprocess = dataclasses.replace(classifier.preprocess, max_samples=300 * classifier.preprocess.length)
+    kept = torch.from_numpy(np.stack([preprocess.keep(np.tile(tone(3, 8_000), 200)) for _ in range(4)]))
+    inputs, owner = preprocess.windows(kept)
+    assert len(inputs) > 3 * MOST_TOGETHER
+
+    def model(part):
+        seen.append(len(part))
+        return classifier.model(part)
+
+    with torch.inference_mode():
+        found = mean_of_parts(model, inputs, owner)
+        assert max(seen) == MOST_TOGETHER
+        expected = torch.stack([classifier.model(inputs[owner == i]).mean(0) for i in range(4)])
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.slow  # a training of 120 steps
 def test_squares_of_the_picture_are_tokens_too(folder, tmp_path):
     options = OPTIONS | PLAIN | {"steps": 120, "audio__tokens": "patches"}
@@ -213,6 +260,27 @@ def test_a_package_says_the_same_without_mixlab(run, folder, tmp_path):
         best = row["predictions"][0]
         label, percent = line.rpartition("wav: ")[2].split(", ")[0].split(" ")[:2]
         assert (label, float(percent)) == (best["label"], pytest.approx(100 * best["probability"], abs=0.2))
+    whole = clips[0].read_bytes()
+    bad = {
+        "silent": as_wav(np.zeros(800), 8_000),
+        "cut off": whole[: len(whole) // 2],
+        "damaged: 0 samples": whole[:24] + bytes(4) + whole[28:],
+    }
+    for number, content in enumerate(bad.values()):
+        (tmp_path / f"{number}.wav").write_bytes(content)
+    streamed = whole[:4] + b"\xff\xff\xff\xff" + whole[8:40] + b"\xff\xff\xff\xff" + whole[44:]
+    (tmp_path / "streamed.wav").write_bytes(streamed)
+    files = [tmp_path / f"{number}.wav" for number in range(len(bad))] + [tmp_path / "streamed.wav"]
+    done = subprocess.run([*program[:3], *map(str, files)], capture_output=True, text=True)
+    assert done.returncode == 1
+    for said, why in zip(done.stderr.splitlines(), bad, strict=True):
+        assert why in said
+    assert done.stdout.partition("wav: ")[2].strip() == lines[0].partition("wav: ")[2].strip()
+
+
+def test_the_folder_for_the_hub_is_in_mixlabs_own_format(run, tmp_path):
+    assert write_repository(open_weights(run[0]), tmp_path / "hub", "card")["format"] == "mixlab"
+    assert open_weights(tmp_path / "hub").preprocess == open_weights(run[0]).preprocess
 
 
 def test_speech_commands_lists_say_what_is_tested(tmp_path):
