@@ -8,7 +8,7 @@ from rich.table import Table
 from mixlab.escape import visible
 from mixlab.language import tell
 from mixlab.report.screen import Screen, format_seconds
-from mixlab.words import counted, with_article
+from mixlab.words import with_article
 
 ENOUGH = 1000  # images, for shares that differ by tenths of a point
 NUM_ABSENT = 10  # classes without images, that are named
@@ -307,4 +307,4 @@ def show_predictions(result: dict[str, Any], one: str, many: str, screen: Screen
             table.add_row(name, label, percent(guess["probability"]))
     screen.show(table)
     if "num_unsure" in result:
-        screen.say(f"{result['num_unsure']} of {counted(result['num_ok'], one, many)} are unsure")
+        screen.say(f"{result['num_unsure']} of {result['num_ok']} {many} are unsure")

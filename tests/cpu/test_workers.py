@@ -240,7 +240,12 @@ def test_a_process_that_was_killed_is_an_error_and_the_next_batch_begins_others(
 
 
 def test_a_process_that_is_killed_while_it_computes_is_an_error_too():
-    cores = cores_of(model(), apart=True, loss=dies_elsewhere)
+    for _ in range(9):
+        try:
+            cores = cores_of(model(), apart=True, loss=dies_elsewhere)
+            break
+        except TrainingError:  # it began so soon that it took part, and died, in what makes it ready
+            continue
     with pytest.raises(TrainingError, match="has ended"):
         cores.backward(*batch(16), dies_elsewhere)
     assert cores._job is None
