@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mixlab.data.modality import Modality
+from mixlab.data.modality import MODALITIES, Modality
 from mixlab.serving.batching import QueueFullError
 from mixlab.serving.bodies import Contents
 from mixlab.serving.guard import LOOPBACK, PAGE_FILES, Guard, RefusedError, busy, http_error, unexpected
@@ -123,7 +123,7 @@ def create_app(
         return HTMLResponse(docs_for(service.modality))
 
     async def openapi(request: Request) -> Response:
-        spec = json.loads(asset("openapi.json"))
+        spec = spec_for(service.modality)
         return JSONResponse(spec | {"servers": [{"url": root_path}]} if root_path else spec)
 
     def answer(
@@ -219,6 +219,26 @@ def docs_for(modality: Modality) -> str:
         return re.sub("|".join(map(re.escape, words)), lambda word: words[word[0]], found[0])
 
     return re.sub("<pre.*?</pre>", of_modality, text, flags=re.DOTALL)
+
+
+def spec_for(modality: Modality) -> dict[str, Any]:
+    """The OpenAPI description, without the bodies and answers of other modalities."""
+    others = {word for one in MODALITIES.values() if one is not modality for word in (one.one, one.many)}
+
+    def is_other(schema: Any) -> bool:
+        names = schema.get("required") if isinstance(schema, dict) else None
+        return isinstance(names, list) and bool(others & set(names))
+
+    def own(value: Any) -> Any:
+        if isinstance(value, list):
+            return [own(one) for one in value if not is_other(one)]
+        if not isinstance(value, dict):
+            return value
+        kept = {key: own(one) for key, one in value.items() if key not in others}
+        return {key: one for key, one in kept.items() if (key, one) != ("example", {})}
+
+    found: dict[str, Any] = own(json.loads(asset("openapi.json")))
+    return found
 
 
 def asset(name: str) -> bytes:

@@ -149,6 +149,19 @@ def test_the_examples_for_programs_are_of_sounds(sound_server, tmp_path):
         assert json.loads(done.stdout).keys() & {"predictions", "sounds", "drop"}, done.stdout
 
 
+def test_the_openapi_description_has_the_keys_of_sounds_only(sound_server):
+    status, _, spec = ask(sound_server[0], "/openapi.json")
+    text = json.dumps(spec)
+    assert status == 200
+    assert '"sounds"' in text
+    assert '["sound"]' in text
+    assert '["image"]' not in text
+    answers = spec["components"]["schemas"]["Answers"]
+    assert (answers["anyOf"], list(answers["properties"])) == (
+        [{"required": ["sounds"]}], ["sounds", "num_ok", "num_bad"],
+    )  # fmt: skip
+
+
 def test_what_matters_is_the_fall_where_a_stretch_of_frames_is_blank(sound_server, sound_run):
     port, _ = sound_server
     data = clip(6)[: 44 + 2 * PREPROCESS.length]
