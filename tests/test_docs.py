@@ -27,7 +27,8 @@ PAGES = [
 NOT_TYPED = {
     "git clone": "the network", "pip install": "the network",
     "-m venv": ".ci/run makes one for the wheel", "make ": "continuous integration does",
-    "export TORCH": "a variable of the shell", "export MIXLAB": "the same", "torchrun": "tests/training/test_torchrun.py",
+    "export TORCH": "a variable of the shell", "export MIXLAB": "the same",
+    "torchrun": "tests/training/test_torchrun.py",
     "benchmarks": "hours; tests/recipes/test_transfer.py", "hf:": "tests/data/test_hub.py",
     "mixlab serve": "tests/serving/test_server.py", "mixlab ui": "tests/serving/test_ui.py",
     "mixlab study shuffle": "hours; --smoke in tests/studies", "mixlab study compare": "the same",
