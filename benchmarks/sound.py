@@ -246,9 +246,8 @@ def speeds(folder: Path, runs: Path, rounds: int) -> None:
     set_threads(None)
     preprocess = open_weights(trained["mixer"]).preprocess
     examples = load_examples(open_source(str(table)).splits["train"], preprocess)
-    settings = recipes.find_recipe(
-        str(trained["mixer"] / "recipe.toml")
-    ).audio  # with what followed from the data
+    # The run's own recipe, with what followed from the data.
+    settings = recipes.find_recipe(str(trained["mixer"] / "recipe.toml")).audio
     dataset = TrainingDataset(examples=examples, augment=settings, batch_size=64, seed=0)
     loaded = []
     for _ in range(rounds):

@@ -359,15 +359,17 @@ class Modality(ABC):
 
 
 def mean_of_parts(model: Callable[[Tensor], Tensor], inputs: Tensor, owner: Tensor | None) -> Tensor:
-    """What `model` says, float32 (B, ...), of the examples that `inputs` are parts of.
+    """What `model` says, float32 (B, ...) on the CPU, of the examples that `inputs` are parts of.
 
-    owner: as `Preprocess.windows` gives it. Where a few examples have many parts, MOST_TOGETHER go in at a time.
+    On the CPU, since sums of parts have no fixed order on a GPU. owner: as `Preprocess.windows` gives it. Where a few
+    examples have many parts, MOST_TOGETHER go in at a time.
     """
     if owner is None:
-        return model(inputs).float()
-    outputs = torch.cat([model(some).float() for some in inputs.split(MOST_TOGETHER)])
+        return model(inputs).float().cpu()
+    outputs = torch.cat([model(some).float().cpu() for some in inputs.split(MOST_TOGETHER)])
+    owner = owner.cpu()
     counts = owner.bincount()
-    sums = outputs.new_zeros(len(counts), *outputs.shape[1:]).index_add_(0, owner.to(outputs.device), outputs)
+    sums = outputs.new_zeros(len(counts), *outputs.shape[1:]).index_add_(0, owner, outputs)
     return sums / counts.to(sums).view(-1, *[1] * (outputs.ndim - 1))
 
 

@@ -39,7 +39,7 @@ def classify(
     quick = fast(model.eval())
     parts = []
     for batch in batches:
-        logits = mean_of_parts(quick, batch.inputs.to(device), batch.owner).cpu()[: len(batch.label)]
+        logits = mean_of_parts(quick, batch.inputs.to(device), batch.owner)[: len(batch.label)]
         log_probs = F.log_softmax(logits, dim=1)
         raw_confidence, predicted = log_probs.exp().max(dim=1)
         confidence = (logits / temperature).softmax(dim=1).amax(dim=1) if temperature != 1 else raw_confidence

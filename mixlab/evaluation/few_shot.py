@@ -117,7 +117,7 @@ def extract_features(
     for batch in batches:
         features = mean_of_parts(
             lambda inputs: _features(model, inputs), batch.inputs.to(device), batch.owner
-        ).cpu()
+        )
         found.append(features.numpy())
         labels.append(batch.label.numpy())
     model.train(was_training)

@@ -23,9 +23,10 @@ def write_repository(
     """
     if folder.exists():
         raise UsageError("it exists already", where=str(folder), hint="choose another --folder")
-    is_known_to_timm = family_of(weights.model, exactly=True) is MIXER
-    is_known_to_timm = is_known_to_timm and isinstance(weights.preprocess, ImagePreprocess)
-    format = format or ("mixlab-timm" if is_known_to_timm else "mixlab")
+    is_plain = family_of(weights.model, exactly=True) is MIXER and isinstance(
+        weights.preprocess, ImagePreprocess
+    )
+    format = format or ("mixlab-timm" if is_plain else "mixlab")
     if format not in ("mixlab", "mixlab-timm", "timm"):
         raise UsageError(f"{format} is no folder", where="--format", hint="mixlab, mixlab-timm or timm")
     with written_whole(folder) as temporary:

@@ -104,7 +104,7 @@ class Classifier:
     ) -> list[list[dict[str, Any]]]:
         inputs, owner = self.preprocess.windows(torch.from_numpy(kept).to(self.device))
         logits = mean_of_parts(model, inputs, owner)
-        probabilities = (logits / temperature).softmax(dim=1).cpu()
+        probabilities = (logits / temperature).softmax(dim=1)
         values, labels = probabilities.topk(min(top, len(self.class_names)), dim=1)
         return [
             [

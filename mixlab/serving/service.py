@@ -95,7 +95,7 @@ class Service:
 
     def _probabilities(self, inputs: torch.Tensor, owner: torch.Tensor | None) -> np.ndarray:
         logits = mean_of_parts(self.model, inputs, owner) / self.classifier.temperature
-        found: np.ndarray = logits.softmax(dim=1).cpu().numpy()
+        found: np.ndarray = logits.softmax(dim=1).numpy()
         return found
 
     def labels(self, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:

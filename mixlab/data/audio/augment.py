@@ -46,9 +46,8 @@ def moved(kept: Tensor, draws: np.ndarray, config: AudioConfig, length: int) -> 
     starts = torch.where(spare > 0, place * spare, spare / 2 + (2 * place - 1) * config.shift * length)
     if not config.speed:
         starts = starts.floor()  # whole samples: nothing is lost
-    places = (starts[:, None] + torch.arange(length)) * speed[
-        :, None
-    ]  # float64: of a long clip they are large
+    # In float64: late in a long clip a place takes the digits that its share needs.
+    places = (starts[:, None] + torch.arange(length)) * speed[:, None]
     before = places.floor()
     share = (places - before).float()
     padded = F.pad(kept, (1, 2))  # so that what is outside is zero
